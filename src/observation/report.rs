@@ -1,0 +1,286 @@
+//! The report: what one member process has seen, `POST /v1/observations`, one body for all its pools.
+//!
+//! Counters are cumulative since the process's `boot`, so a lost report loses nothing; a new `boot` starts them
+//! again at zero. Readings carry their age, not a time of day: no two machines' clocks are compared.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::quota::{Cost, Grantee, Meter, PoolId, Unit};
+
+/// The report format written and understood here.
+pub const REPORT_SCHEMA: u32 = 1;
+/// Largest report body, in bytes.
+pub const REPORT_BYTES_MAX: usize = 1024 * 1024;
+
+/// Why a report was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// Larger than [`REPORT_BYTES_MAX`].
+    #[error("report of {0} bytes: at most {REPORT_BYTES_MAX}")]
+    TooLarge(usize),
+    /// Not the JSON of a report.
+    #[error("report is not valid: {0}")]
+    Json(#[from] serde_json::Error),
+    /// Another format than this one.
+    #[error("report schema {0}: expected {REPORT_SCHEMA}")]
+    Schema(u32),
+    /// A number that cannot be: negative, or not finite.
+    #[error("report field {field} is {value}: expected a finite number, 0 or more")]
+    Number {
+        /// Which field.
+        field: &'static str,
+        /// What it held.
+        value: f64,
+    },
+}
+
+/// One process's report.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`REPORT_SCHEMA`].
+    pub schema: u32,
+    /// The member's name, unique among live processes.
+    pub instance: String,
+    /// Random per process start; counters are cumulative since it.
+    pub boot: String,
+    /// Per pool.
+    pub pools: BTreeMap<PoolId, PoolReport>,
+}
+
+/// What a member saw of one pool.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct PoolReport {
+    /// The newest-sent reading of each meter, none older than 60 s.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub meters: BTreeMap<Meter, MeterReport>,
+    /// Long holds the provider asked for (over 60 s), in ms from now.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hold_ms: BTreeMap<Meter, u64>,
+    /// Per tenant; `@default` gathers the undeclared ones.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tenants: BTreeMap<Grantee, TenantReport>,
+}
+
+/// A [`MeterReading`](super::MeterReading) on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MeterReport {
+    /// Units per window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<f64>,
+    /// Whole units left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining: Option<f64>,
+    /// Units left, fine; negative when overdrawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<f64>,
+    /// The provider's reset, in ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_ms: Option<u64>,
+    /// Time since the request was sent, in ms.
+    pub age_ms: u64,
+}
+
+/// What a member did for one tenant of a pool.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct TenantReport {
+    /// Cumulative counts.
+    #[serde(flatten)]
+    pub counters: Counters,
+    /// Requests in flight now.
+    pub in_flight: u32,
+    /// Requests waiting for admission now.
+    pub waiting: u32,
+    /// The share in force; absent when the member holds none that is valid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<f64>,
+    /// The concurrency in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+}
+
+/// Cumulative counts since the process's boot.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Requests that asked to be admitted.
+    pub attempts: u64,
+    /// Requests admitted.
+    pub admitted: u64,
+    /// Of the admitted, those that waited first.
+    pub waited: u64,
+    /// Requests refused here.
+    pub refused: u64,
+    /// Requests sent to the provider.
+    pub sent: u64,
+    /// Answers that mean the provider took the request.
+    pub succeeded: u64,
+    /// Refusals by the provider, by kind.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub throttled: BTreeMap<ThrottleKind, u64>,
+    /// Endings that say nothing about capacity.
+    pub ignored: u64,
+    /// Units taken before the calls.
+    pub reserved: UnitCounts,
+    /// Units after the calls, as the provider charges them.
+    pub settled: UnitCounts,
+    /// Natural log of the time to first byte, in ms.
+    pub ttfb_log_ms: LogSums,
+    /// Natural log of the time per output token, in ms.
+    pub tpot_log_ms: LogSums,
+}
+
+/// Units, cumulative.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UnitCounts {
+    /// Requests.
+    pub requests: u64,
+    /// Input LLM tokens.
+    pub input_tokens: u64,
+    /// Output LLM tokens.
+    pub output_tokens: u64,
+}
+
+/// Sums from which mean and variance of a log-normal quantity follow.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct LogSums {
+    /// How many.
+    pub n: u64,
+    /// Σ ln x.
+    pub sum: f64,
+    /// Σ (ln x)².
+    pub sum_sq: f64,
+}
+
+/// How the provider refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ThrottleKind {
+    /// The requests meter is spent.
+    Requests,
+    /// The tokens meter is spent.
+    Tokens,
+    /// The input-token meter is spent.
+    InputTokens,
+    /// The output-token meter is spent.
+    OutputTokens,
+    /// Refused for rate, but which meter was not said.
+    Unknown,
+    /// A daily quota, or a wait longer than 60 s.
+    Daily,
+    /// The provider's own capacity, not our quota.
+    Overload,
+}
+
+/// How a sent request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// The provider took it.
+    Succeeded,
+    /// The provider refused it for load or quota.
+    Throttled(ThrottleKind),
+    /// Says nothing about capacity: a bad request, no credit, a broken connection.
+    Ignored,
+}
+
+impl ThrottleKind {
+    /// Whether this kind speaks about the meter's unit. An unknown kind speaks about every unit.
+    #[must_use]
+    pub fn concerns(self, unit: Unit) -> bool {
+        match self {
+            Self::Requests => unit == Unit::Requests,
+            Self::Tokens => unit == Unit::Tokens,
+            Self::InputTokens => unit == Unit::InputTokens,
+            Self::OutputTokens => unit == Unit::OutputTokens,
+            Self::Unknown => true,
+            Self::Daily | Self::Overload => false,
+        }
+    }
+}
+
+impl UnitCounts {
+    /// Adds a request's cost.
+    pub fn add(&mut self, cost: &Cost) {
+        self.requests += u64::from(cost.requests);
+        self.input_tokens += cost.input_tokens;
+        self.output_tokens += cost.output_tokens;
+    }
+
+    /// The count of a unit.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+    pub fn of(&self, unit: Unit) -> f64 {
+        match unit {
+            Unit::Requests => self.requests as f64,
+            Unit::Tokens => (self.input_tokens + self.output_tokens) as f64,
+            Unit::InputTokens => self.input_tokens as f64,
+            Unit::OutputTokens => self.output_tokens as f64,
+        }
+    }
+}
+
+impl LogSums {
+    /// Adds one measurement, in ms; anything not above zero is left out.
+    pub fn add(&mut self, ms: f64) {
+        if ms > 0.0 && ms.is_finite() {
+            let ln = ms.ln();
+            self.n += 1;
+            self.sum += ln;
+            self.sum_sq += ln * ln;
+        }
+    }
+}
+
+impl Counters {
+    /// Adds an ending.
+    pub fn ended(&mut self, ending: Ending) {
+        match ending {
+            Ending::Succeeded => self.succeeded += 1,
+            Ending::Throttled(kind) => *self.throttled.entry(kind).or_default() += 1,
+            Ending::Ignored => self.ignored += 1,
+        }
+    }
+}
+
+impl Report {
+    /// Reads a report body.
+    ///
+    /// # Errors
+    /// [`ReportError`] when it is too large, not a report, or holds an impossible number. Unknown fields are ignored.
+    pub fn parse(body: &[u8]) -> Result<Self, ReportError> {
+        if body.len() > REPORT_BYTES_MAX {
+            return Err(ReportError::TooLarge(body.len()));
+        }
+        let report: Self = serde_json::from_slice(body)?;
+        if report.schema != REPORT_SCHEMA {
+            return Err(ReportError::Schema(report.schema));
+        }
+        for pool in report.pools.values() {
+            for meter in pool.meters.values() {
+                number("limit", meter.limit)?;
+                number("remaining", meter.remaining)?;
+                finite("level", meter.level)?;
+            }
+            for tenant in pool.tenants.values() {
+                number("share", tenant.share)?;
+                finite("ttfb_log_ms.sum", Some(tenant.counters.ttfb_log_ms.sum))?;
+                finite("tpot_log_ms.sum", Some(tenant.counters.tpot_log_ms.sum))?;
+            }
+        }
+        Ok(report)
+    }
+}
+
+fn number(field: &'static str, value: Option<f64>) -> Result<(), ReportError> {
+    match value {
+        Some(value) if !(value.is_finite() && value >= 0.0) => Err(ReportError::Number { field, value }),
+        _ => Ok(()),
+    }
+}
+
+fn finite(field: &'static str, value: Option<f64>) -> Result<(), ReportError> {
+    match value {
+        Some(value) if !value.is_finite() => Err(ReportError::Number { field, value }),
+        _ => Ok(()),
+    }
+}

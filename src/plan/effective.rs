@@ -1,0 +1,86 @@
+//! The one pure function that applies overrides to a base.
+
+use std::collections::BTreeMap;
+
+use super::overrides::{Action, Amount, Override};
+use super::{Rate, Thresholds};
+use crate::quota::Meter;
+
+/// What holds for a tenant once overrides are applied.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Effective {
+    /// The thresholds.
+    pub thresholds: Thresholds,
+    /// Nothing is admitted.
+    pub blocked: bool,
+    /// The base is kept and does not lapse.
+    pub frozen: bool,
+}
+
+/// Applies the overrides for `*` (`star`) and for the tenant itself (`own`) to its base.
+///
+/// `block` and `freeze` at either level win; otherwise, per meter, the tenant's own record replaces `*`'s. Applied
+/// **once**: by members on the base, and by the planner to reserve what will be used.
+#[must_use]
+pub fn effective(base: &Thresholds, star: Option<&Override>, own: Option<&Override>) -> Effective {
+    let either = |wanted: &Action| [star, own].into_iter().flatten().any(|o| o.action == *wanted);
+    let (blocked, frozen) = (either(&Action::Block), either(&Action::Freeze));
+    let star = star.map(|o| &o.action);
+    let own = own.map(|o| &o.action);
+
+    let meters: Vec<Meter> = base.rates.keys().copied().chain(named(star)).chain(named(own)).collect();
+    let rates = meters
+        .into_iter()
+        .filter_map(|meter| {
+            let base = base.rates.get(&meter).copied();
+            let action = if touches(own, meter) { own } else { star };
+            apply(action, meter, base).map(|rate| (meter, rate))
+        })
+        .collect();
+    Effective { thresholds: Thresholds { rates, concurrency: base.concurrency }, blocked, frozen }
+}
+
+/// What `@capacity` leaves of a meter's base, 0–1: min(1, override ÷ the pulse's capacity).
+#[must_use]
+pub fn capacity_factor(record: Option<&Override>, capacity: Option<f64>, meter: Meter) -> f64 {
+    match record.map(|o| &o.action) {
+        Some(Action::Scale(factor)) => factor.min(1.0),
+        Some(Action::Set(map)) => match (map.get(&meter), capacity) {
+            (Some(amount), Some(capacity)) if capacity > 0.0 => (amount.rate() / capacity).min(1.0),
+            _ => 1.0,
+        },
+        _ => 1.0,
+    }
+}
+
+fn map_of(action: Option<&Action>) -> Option<&BTreeMap<Meter, Amount>> {
+    match action {
+        Some(Action::Set(map) | Action::Floor(map) | Action::Ceiling(map)) => Some(map),
+        _ => None,
+    }
+}
+
+fn named(action: Option<&Action>) -> impl Iterator<Item = Meter> + '_ {
+    map_of(action).into_iter().flat_map(|map| map.keys().copied())
+}
+
+fn touches(action: Option<&Action>, meter: Meter) -> bool {
+    matches!(action, Some(Action::Scale(_))) || map_of(action).is_some_and(|map| map.contains_key(&meter))
+}
+
+fn apply(action: Option<&Action>, meter: Meter, base: Option<Rate>) -> Option<Rate> {
+    let amount = |map: &BTreeMap<Meter, Amount>| map.get(&meter).map(|amount| amount.resolve(base));
+    match action {
+        Some(Action::Set(map)) => amount(map).or(base),
+        Some(Action::Scale(factor)) => base.map(|rate| rate.scaled(*factor)),
+        Some(Action::Floor(map)) => match (base, amount(map)) {
+            (Some(base), Some(floor)) if floor.rate > base.rate => Some(floor),
+            _ => base,
+        },
+        Some(Action::Ceiling(map)) => match (base, amount(map)) {
+            (Some(base), Some(ceiling)) if base.rate <= ceiling.rate => Some(base),
+            (_, ceiling) => ceiling.or(base),
+        },
+        Some(Action::Freeze | Action::Block) | None => base,
+    }
+}

@@ -1,0 +1,64 @@
+//! The grant: `limits/<pool>/<tenant>`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{RecordError, Stamp, Thresholds};
+
+/// The grant format written and read here.
+pub const GRANT_SCHEMA: u32 = 1;
+
+/// One published record for (pool, tenant): the tenant's whole, all members together.
+///
+/// `safe` is what holds when nobody leads: at most half the threshold. Unknown fields are ignored, so an older
+/// member reads a newer leader's grants.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Grant {
+    /// [`GRANT_SCHEMA`].
+    pub schema: u32,
+    /// When it was decided.
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    /// Base thresholds: what holds with no override.
+    pub thresholds: Thresholds,
+    /// What holds without a leader.
+    pub safe: Thresholds,
+    /// Live members when it was written.
+    pub members: u32,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a grant is as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// One word for programs, e.g. `headers_capacity`.
+    pub code: String,
+    /// One line for people.
+    pub text: String,
+}
+
+impl Grant {
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// [`RecordError`] when it is not a grant of [`GRANT_SCHEMA`], or holds an impossible number.
+    pub fn parse(value: &[u8]) -> Result<Self, RecordError> {
+        let grant: Self = super::parse_versioned(value, GRANT_SCHEMA)?;
+        grant.thresholds.check()?;
+        grant.safe.check()?;
+        Ok(grant)
+    }
+
+    /// Whether the numbers differ from `other` by more than `tolerance` (a fraction of the larger).
+    #[must_use]
+    pub fn differs_from(&self, other: &Self, tolerance: f64) -> bool {
+        let (a, b) = (&self.thresholds, &other.thresholds);
+        let moved = |x: f64, y: f64| (x - y).abs() > tolerance * x.abs().max(y.abs());
+        a.concurrency != b.concurrency
+            || self.members != other.members
+            || a.rates.len() != b.rates.len()
+            || a.rates
+                .iter()
+                .any(|(meter, x)| b.rates.get(meter).is_none_or(|y| moved(x.rate, y.rate) || moved(x.burst, y.burst)))
+    }
+}

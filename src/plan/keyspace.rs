@@ -1,0 +1,153 @@
+//! The keys, built and parsed here alone.
+//!
+//! | key | value |
+//! |---|---|
+//! | `leader` | [`LeaderRecord`] |
+//! | `limits/<pool>/<tenant>` | [`Grant`](super::Grant) |
+//! | `pulse/<pool>` | [`Pulse`](super::Pulse) |
+//! | `overrides/<pool>/<tenant>` | [`Override`](super::Override); tenant `*` and `@capacity` too |
+//! | `overrides-status/<pool>/<tenant>` | [`OverrideStatus`](super::OverrideStatus) |
+//! | `members/<instance>` | presence |
+
+use serde::{Deserialize, Serialize};
+
+use super::overrides::Target;
+use crate::quota::{Grantee, PoolId};
+
+/// Where the keys live unless configured otherwise.
+pub const DEFAULT_PREFIX: &str = "/tidegate/v1";
+
+const CAPACITY: &str = "@capacity";
+const EVERY: &str = "*";
+
+/// The leader's record, bound to its lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderRecord {
+    /// The leader's name.
+    pub name: String,
+    /// Where reports go, e.g. `http://127.0.0.1:7676`.
+    pub report_url: String,
+}
+
+/// A parsed key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// `leader`.
+    Leader,
+    /// `limits/<pool>/<tenant>`.
+    Limits(PoolId, Grantee),
+    /// `pulse/<pool>`.
+    Pulse(PoolId),
+    /// `overrides/<pool>/<tenant>`.
+    Override(PoolId, Target),
+    /// `overrides-status/<pool>/<tenant>`.
+    OverrideStatus(PoolId, Target),
+    /// `members/<instance>`.
+    Member(String),
+}
+
+/// The keyspace under one prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keyspace {
+    prefix: String,
+}
+
+/// Why a prefix was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("key prefix {0:?}: expected an absolute path of 2–128 printable ASCII characters without a trailing slash")]
+pub struct PrefixError(String);
+
+impl Default for Keyspace {
+    fn default() -> Self {
+        Self { prefix: DEFAULT_PREFIX.to_owned() }
+    }
+}
+
+impl Keyspace {
+    /// A keyspace under `prefix`.
+    ///
+    /// # Errors
+    /// [`PrefixError`] unless it begins with `/`, does not end with one, and is printable ASCII.
+    pub fn new(prefix: &str) -> Result<Self, PrefixError> {
+        let valid = (2..=128).contains(&prefix.len())
+            && prefix.starts_with('/')
+            && !prefix.ends_with('/')
+            && prefix.bytes().all(|b| b.is_ascii_graphic());
+        if valid { Ok(Self { prefix: prefix.to_owned() }) } else { Err(PrefixError(prefix.to_owned())) }
+    }
+
+    /// A key as written in the store.
+    #[must_use]
+    pub fn key(&self, key: &Key) -> String {
+        let prefix = &self.prefix;
+        match key {
+            Key::Leader => format!("{prefix}/leader"),
+            Key::Limits(pool, grantee) => format!("{prefix}/limits/{pool}/{grantee}"),
+            Key::Pulse(pool) => format!("{prefix}/pulse/{pool}"),
+            Key::Override(pool, target) => format!("{prefix}/overrides/{pool}/{}", target_segment(target)),
+            Key::OverrideStatus(pool, target) => {
+                format!("{prefix}/overrides-status/{pool}/{}", target_segment(target))
+            }
+            Key::Member(instance) => format!("{prefix}/members/{instance}"),
+        }
+    }
+
+    /// The prefix of a pool's grants.
+    #[must_use]
+    pub fn limits_of(&self, pool: &PoolId) -> String {
+        format!("{}/limits/{pool}/", self.prefix)
+    }
+
+    /// The prefix of a pool's overrides.
+    #[must_use]
+    pub fn overrides_of(&self, pool: &PoolId) -> String {
+        format!("{}/overrides/{pool}/", self.prefix)
+    }
+
+    /// The prefix of a pool's override statuses.
+    #[must_use]
+    pub fn override_statuses_of(&self, pool: &PoolId) -> String {
+        format!("{}/overrides-status/{pool}/", self.prefix)
+    }
+
+    /// The prefix of the members' presence.
+    #[must_use]
+    pub fn members(&self) -> String {
+        format!("{}/members/", self.prefix)
+    }
+
+    /// Reads a key; `None` for one that is not of this keyspace or not well formed.
+    #[must_use]
+    pub fn parse(&self, key: &str) -> Option<Key> {
+        let rest = key.strip_prefix(&self.prefix)?.strip_prefix('/')?;
+        let mut segments = rest.split('/');
+        let parsed = match (segments.next()?, segments.next(), segments.next()) {
+            ("leader", None, None) => Key::Leader,
+            ("limits", Some(pool), Some(grantee)) => Key::Limits(pool.parse().ok()?, grantee.parse().ok()?),
+            ("pulse", Some(pool), None) => Key::Pulse(pool.parse().ok()?),
+            ("overrides", Some(pool), Some(target)) => Key::Override(pool.parse().ok()?, parse_target(target)?),
+            ("overrides-status", Some(pool), Some(target)) => {
+                Key::OverrideStatus(pool.parse().ok()?, parse_target(target)?)
+            }
+            ("members", Some(instance), None) if !instance.is_empty() => Key::Member(instance.to_owned()),
+            _ => return None,
+        };
+        segments.next().is_none().then_some(parsed)
+    }
+}
+
+fn target_segment(target: &Target) -> String {
+    match target {
+        Target::Capacity => CAPACITY.to_owned(),
+        Target::Every => EVERY.to_owned(),
+        Target::One(grantee) => grantee.to_string(),
+    }
+}
+
+fn parse_target(segment: &str) -> Option<Target> {
+    match segment {
+        CAPACITY => Some(Target::Capacity),
+        EVERY => Some(Target::Every),
+        other => other.parse().ok().map(Target::One),
+    }
+}

@@ -1,0 +1,59 @@
+//! What is decided: grants, pulses, overrides and shares; their wire form; how they merge; and the keys they live under.
+//!
+//! Client and controller meet here on the way down, as they meet in [`observation`](crate::observation) on the way
+//! up. Records are JSON that a person can read and write with `etcdctl`.
+
+mod effective;
+mod grant;
+pub mod keyspace;
+mod overrides;
+mod pulse;
+mod reply;
+mod stamp;
+mod thresholds;
+
+pub use effective::{Effective, capacity_factor, effective};
+pub use grant::{GRANT_SCHEMA, Grant, Reason};
+pub use overrides::{Action, Override, OverrideStatus, Target};
+pub use pulse::{PULSE_SCHEMA, Pulse};
+pub use reply::{Reply, Share};
+pub use stamp::Stamp;
+pub use thresholds::{Rate, Thresholds};
+
+/// Why a record was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Not the JSON of this record.
+    #[error("not valid: {0}")]
+    Json(String),
+    /// Written by a newer tidegate; the last value stays in force until it lapses.
+    #[error("schema {found}: this version reads {expected}")]
+    Schema {
+        /// What the record says.
+        found: u32,
+        /// What this version reads.
+        expected: u32,
+    },
+    /// A value out of its range.
+    #[error("{0}")]
+    Range(String),
+}
+
+impl From<serde_json::Error> for RecordError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Json(error.to_string())
+    }
+}
+
+/// Reads a record that carries a `schema`: the schema first, so that a newer format is named as such.
+fn parse_versioned<T: serde::de::DeserializeOwned>(value: &[u8], expected: u32) -> Result<T, RecordError> {
+    #[derive(serde::Deserialize)]
+    struct Version {
+        schema: u32,
+    }
+    let Version { schema: found } = serde_json::from_slice(value)?;
+    if found != expected {
+        return Err(RecordError::Schema { found, expected });
+    }
+    Ok(serde_json::from_slice(value)?)
+}

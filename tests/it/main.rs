@@ -1,1 +1,1 @@
-fn main() {}
+//! All tests that need more than one module.

@@ -1,0 +1,58 @@
+//! What the controller is told: pools, tenants, where to listen. Built by `config`, checked there.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::plan::Rate;
+use crate::plan::keyspace::Keyspace;
+use crate::provider::Dialect;
+use crate::quota::{Meter, PoolId, TenantId};
+
+/// The controller's parameters.
+#[derive(Debug, Clone)]
+pub struct Params {
+    /// This controller's name in the `leader` key.
+    pub name: String,
+    /// Where reports and `/metrics` are served; loopback.
+    pub listen: SocketAddr,
+    /// The URL members are told; the listen address when absent.
+    pub advertise_url: Option<String>,
+    /// Where the keys live.
+    pub keyspace: Keyspace,
+    /// The pools.
+    pub pools: Vec<PoolParams>,
+}
+
+/// One pool.
+#[derive(Debug, Clone)]
+pub struct PoolParams {
+    /// Its id.
+    pub id: PoolId,
+    /// How its provider writes limits.
+    pub dialect: Dialect,
+    /// The static capacity per meter: what is assumed before anything is seen.
+    pub capacity: BTreeMap<Meter, Rate>,
+    /// Requests in flight at a time, over all tenants; `None` is no limit.
+    pub concurrency: Option<u32>,
+    /// The declared tenants.
+    pub tenants: BTreeMap<TenantId, TenantParams>,
+    /// The undeclared tenants together.
+    pub default_tenant: TenantParams,
+}
+
+/// One tenant of a pool.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TenantParams {
+    /// Its part in the division, against the other weights. Above 0.
+    pub weight: f64,
+    /// Units per window it gets before others get more.
+    pub floor: BTreeMap<Meter, f64>,
+    /// Units per window it never gets more than.
+    pub ceiling: BTreeMap<Meter, f64>,
+}
+
+impl Default for TenantParams {
+    fn default() -> Self {
+        Self { weight: 1.0, floor: BTreeMap::new(), ceiling: BTreeMap::new() }
+    }
+}

@@ -1,0 +1,1 @@
+//! Admission: buckets, and the all-or-nothing decision over several meters.

@@ -1,0 +1,1 @@
+//! Where records live: etcd, or memory within one process.

@@ -1,0 +1,1 @@
+//! Every metric's name, unit and labels in one enum; plain atomics behind it.

@@ -173,7 +173,8 @@ pub enum Unit {
 }
 
 impl Unit {
-    const ALL: [Self; 4] = [Self::Requests, Self::Tokens, Self::InputTokens, Self::OutputTokens];
+    /// All units.
+    pub const ALL: [Self; 4] = [Self::Requests, Self::Tokens, Self::InputTokens, Self::OutputTokens];
 
     /// The unit's name in meters, records and metrics.
     #[must_use]
@@ -310,6 +311,26 @@ impl Cost {
     #[must_use]
     pub const fn request(input_tokens: u64, output_tokens: u64) -> Self {
         Self { requests: 1, input_tokens, output_tokens }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub const fn plus(&self, other: &Self) -> Self {
+        Self {
+            requests: self.requests.saturating_add(other.requests),
+            input_tokens: self.input_tokens.saturating_add(other.input_tokens),
+            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
+        }
+    }
+
+    /// What is left of this without `other`, not below zero.
+    #[must_use]
+    pub const fn minus(&self, other: &Self) -> Self {
+        Self {
+            requests: self.requests.saturating_sub(other.requests),
+            input_tokens: self.input_tokens.saturating_sub(other.input_tokens),
+            output_tokens: self.output_tokens.saturating_sub(other.output_tokens),
+        }
     }
 
     /// The part of the cost that a unit counts.

@@ -1,5 +1,91 @@
 //! The control loop: reports in, thresholds out.
+//!
+//! ```text
+//! serve ─► desk ─► planner: signal ─► law ─► apportion ─► publication ─► publish ─► store
+//!            └──► shares (the reply)                                      ▲ lead: campaign, lease, ticks
+//! ```
+//!
+//! `signal` turns reports into rates and readings, `law` estimates what each meter can take, `apportion` divides it,
+//! `shares` splits it over members. These and the planner are pure; `lead`, `publish` and `serve` do the I/O.
 
+pub mod apportion;
+mod desk;
+pub mod law;
+mod lead;
 mod params;
+pub mod planner;
+mod publish;
+mod serve;
+pub mod shares;
+pub mod signal;
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub use desk::NotLeading;
+pub use lead::LEADER_TTL;
 pub use params::{Params, PoolParams, TenantParams};
+pub use serve::ListenError;
+
+use crate::clock::{Clock, SystemClock};
+use crate::store::Store;
+use crate::telemetry::Telemetry;
+
+/// A running controller.
+#[derive(Debug)]
+pub struct Controller {
+    local_addr: SocketAddr,
+    stop: watch::Sender<bool>,
+    leading: JoinHandle<()>,
+    serving: JoinHandle<()>,
+}
+
+impl Controller {
+    /// Starts listening and campaigning. Without a reachable store it waits and says so.
+    ///
+    /// # Errors
+    /// [`ListenError`] when the report address cannot be had.
+    pub async fn start(
+        params: Params,
+        store: Arc<dyn Store>,
+        telemetry: Arc<Telemetry>,
+    ) -> Result<Self, ListenError> {
+        let listener = serve::bind(params.listen).await?;
+        let local_addr = listener.local_addr().map_err(|error| ListenError::Bind(params.listen, error))?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let desk = Arc::new(desk::Desk::new(lead::LEASE_FRESH_FOR, telemetry.clone()));
+        let (stop, stopped) = watch::channel(false);
+
+        let front = serve::Front { desk: desk.clone(), clock: clock.clone(), telemetry: telemetry.clone() };
+        let mut serving_stopped = stopped.clone();
+        let serving = tokio::spawn(async move {
+            let app = serve::router(Arc::new(front));
+            let until = async move { drop(serving_stopped.wait_for(|stop| *stop).await) };
+            if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(until).await {
+                tracing::error!("report server ended: {error}");
+            }
+        });
+        let report_url = params.advertise_url.clone().unwrap_or_else(|| format!("http://{local_addr}"));
+        let leading = lead::Leading { params, report_url, store, clock, desk, telemetry, stop: stopped };
+        let leading = tokio::spawn(leading.run());
+        Ok(Self { local_addr, stop, leading, serving })
+    }
+
+    /// Where reports and metrics are served.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Resigns, so that another can lead at once, and stops. Published records stay.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        let _ = self.leading.await;
+        // Members keep connections open; they lose nothing by having them closed.
+        self.serving.abort();
+        let _ = self.serving.await;
+    }
+}

@@ -206,6 +206,13 @@ impl UnitCounts {
         self.output_tokens += cost.output_tokens;
     }
 
+    /// Adds other counts.
+    pub fn plus(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.input_tokens += other.input_tokens;
+        self.output_tokens += other.output_tokens;
+    }
+
     /// The count of a unit.
     #[must_use]
     #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]

@@ -3,6 +3,7 @@
 //! Client and controller meet here on the way down, as they meet in [`observation`](crate::observation) on the way
 //! up. Records are JSON that a person can read and write with `etcdctl`.
 
+mod book;
 mod effective;
 mod grant;
 pub mod keyspace;
@@ -12,9 +13,10 @@ mod reply;
 mod stamp;
 mod thresholds;
 
+pub use book::OverrideBook;
 pub use effective::{Effective, capacity_factor, effective};
 pub use grant::{GRANT_SCHEMA, Grant, Reason};
-pub use overrides::{Action, Override, OverrideStatus, Target};
+pub use overrides::{Action, Amount, Override, OverrideStatus, Target};
 pub use pulse::{PULSE_SCHEMA, Pulse};
 pub use reply::{Reply, Share};
 pub use stamp::Stamp;

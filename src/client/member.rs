@@ -1,0 +1,325 @@
+//! What a member knows of one pool, and what it therefore enforces. Pure: records and `now` in, limits out.
+//!
+//! States: *bootstrap* (no grant yet), *active* (the pulse is fresh), *braking* (the pulse is older than 3 s: ×0.7 per
+//! second with 429s, +1 %/s after 8 clean seconds, never above the last base), *lapsed* (older than its `valid_for_ms`:
+//! exponentially to the safe thresholds, τ 30 s).
+//!
+//! The order in which numbers are put on each other: the grant's base × the pulse's scale × `@capacity` → overrides
+//! (once) → brake and lapse → this member's share. What an operator `set` is not braked and does not lapse. A member
+//! without a valid share enforces `safe ÷ members` (`safe ÷ (members + 1)` if it never held one).
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use crate::clock::{MonoTime, UnixMillis};
+use crate::limiter::{Limits, MeterLimit};
+use crate::plan::{
+    Action, Effective, Grant, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds, capacity_factor,
+    effective,
+};
+use crate::quota::{Grantee, Meter, Unit};
+
+/// A pulse older than this means nobody leads.
+pub const PULSE_QUIET: Duration = Duration::from_secs(3);
+const BRAKE_PER_S: f64 = 0.7;
+const RELEASE_PER_S: f64 = 0.01;
+const CLEAN_BEFORE_RELEASE_S: f64 = 8.0;
+const LAPSE_TAU_S: f64 = 30.0;
+
+/// How a member stands to its pool's leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MemberState {
+    /// No grant yet: the configured bootstrap thresholds hold.
+    Bootstrap,
+    /// The pulse is fresh.
+    Active,
+    /// The pulse is older than 3 s.
+    Braking,
+    /// The pulse is older than its validity, or no leader lives.
+    Lapsed,
+}
+
+impl MemberState {
+    /// The state's name in logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bootstrap => "bootstrap",
+            Self::Active => "active",
+            Self::Braking => "braking",
+            Self::Lapsed => "lapsed",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Lease {
+    share: Share,
+    until: MonoTime,
+}
+
+/// A pool as one member sees it.
+#[derive(Debug)]
+pub struct PoolView {
+    bootstrap: Thresholds,
+    grants: BTreeMap<Grantee, Grant>,
+    overrides: OverrideBook,
+    /// The newest pulse, and when it came; one found in a list without a leader has no time.
+    pulse: Option<(Pulse, Option<MonoTime>)>,
+    newest: Stamp,
+    leases: BTreeMap<Grantee, Lease>,
+    brake: f64,
+    braked_at: MonoTime,
+    throttled_at: Option<MonoTime>,
+}
+
+impl PoolView {
+    /// A pool of which nothing is known but its bootstrap thresholds.
+    #[must_use]
+    pub fn new(bootstrap: Thresholds, now: MonoTime) -> Self {
+        Self {
+            bootstrap,
+            grants: BTreeMap::new(),
+            overrides: OverrideBook::default(),
+            pulse: None,
+            newest: Stamp::default(),
+            leases: BTreeMap::new(),
+            brake: 1.0,
+            braked_at: now,
+            throttled_at: None,
+        }
+    }
+
+    /// A grant was read. An older one never replaces a newer one.
+    pub fn on_grant(&mut self, grantee: Grantee, grant: Grant) {
+        if self.grants.get(&grantee).is_none_or(|known| known.stamp < grant.stamp) {
+            self.grants.insert(grantee, grant);
+        }
+    }
+
+    /// A grant was deleted: its tenant goes to `@default`.
+    pub fn on_grant_removed(&mut self, grantee: &Grantee) {
+        self.grants.remove(grantee);
+    }
+
+    /// A pulse was read; `live` says whether a leader was seen living with it. A known stamp renews nothing.
+    pub fn on_pulse(&mut self, pulse: Pulse, live: bool, now: MonoTime) {
+        if pulse.stamp > self.newest {
+            self.newest = pulse.stamp;
+            self.pulse = Some((pulse, live.then_some(now)));
+        }
+    }
+
+    /// An operator's record was written or removed.
+    ///
+    /// # Errors
+    /// [`RecordError`] when it is malformed; the last good one stays.
+    pub fn on_override(&mut self, target: Target, value: Option<&[u8]>) -> Result<(), RecordError> {
+        match value {
+            Some(value) => self.overrides.put(target, value),
+            None => {
+                self.overrides.remove(&target);
+                Ok(())
+            }
+        }
+    }
+
+    /// The last good record of a target was found in `overrides-status`.
+    pub fn on_override_restored(&mut self, target: Target, record: crate::plan::Override) {
+        self.overrides.restore(target, record);
+    }
+
+    /// Forgets the order of records: the store is another one, or was restored from a backup.
+    pub fn restart_order(&mut self) {
+        self.newest = Stamp::default();
+        self.grants.values_mut().for_each(|grant| grant.stamp = Stamp::default());
+    }
+
+    /// Diffs against a list: what it does not hold is gone.
+    pub fn retain(&mut self, has_grant: impl Fn(&Grantee) -> bool, has_override: impl Fn(&Target) -> bool) {
+        self.grants.retain(|grantee, _| has_grant(grantee));
+        self.overrides.retain(has_override);
+    }
+
+    /// Shares came with a reply; they hold from when the report was sent.
+    pub fn on_shares(&mut self, shares: BTreeMap<Grantee, Share>, until: MonoTime) {
+        self.leases.extend(shares.into_iter().map(|(grantee, share)| (grantee, Lease { share, until })));
+    }
+
+    /// The provider refused.
+    pub fn on_throttled(&mut self, now: MonoTime) {
+        self.throttled_at = Some(now);
+    }
+
+    /// The share in force, to be echoed.
+    #[must_use]
+    pub fn share_at(&self, grantee: &Grantee, now: MonoTime) -> Option<Share> {
+        self.leases.get(grantee).filter(|lease| lease.until > now).map(|lease| lease.share)
+    }
+
+    /// The tenants that have a grant.
+    #[must_use]
+    pub fn has_grant(&self, grantee: &Grantee) -> bool {
+        self.grants.contains_key(grantee)
+    }
+
+    /// How this member stands to the leader.
+    #[must_use]
+    pub fn state(&self, now: MonoTime) -> MemberState {
+        if self.grants.is_empty() {
+            return MemberState::Bootstrap;
+        }
+        match &self.pulse {
+            Some((pulse, Some(at))) => {
+                let age = now.since(*at);
+                if age > Duration::from_millis(pulse.valid_for_ms) {
+                    MemberState::Lapsed
+                } else if age > PULSE_QUIET {
+                    MemberState::Braking
+                } else {
+                    MemberState::Active
+                }
+            }
+            _ => MemberState::Lapsed,
+        }
+    }
+
+    /// Moves the brake; to be called about once a second.
+    pub fn brake(&mut self, now: MonoTime) {
+        let span_s = now.seconds_since(self.braked_at);
+        let throttled = self.throttled_at.is_some_and(|at| at > self.braked_at);
+        let clean_s = self.throttled_at.map_or(f64::INFINITY, |at| now.seconds_since(at));
+        self.braked_at = now;
+        self.brake = match self.state(now) {
+            MemberState::Bootstrap | MemberState::Active => 1.0,
+            MemberState::Braking | MemberState::Lapsed if throttled => self.brake * BRAKE_PER_S.powf(span_s),
+            _ if clean_s >= CLEAN_BEFORE_RELEASE_S => (self.brake + RELEASE_PER_S * span_s).min(1.0),
+            _ => self.brake,
+        };
+    }
+
+    /// Holds that the leader tells of, and the capacity it publishes.
+    #[must_use]
+    pub fn pulse(&self) -> Option<&Pulse> {
+        self.pulse.as_ref().map(|(pulse, _)| pulse)
+    }
+
+    /// When the newest pulse came.
+    #[must_use]
+    pub fn pulse_at(&self) -> Option<MonoTime> {
+        self.pulse.as_ref().and_then(|(_, at)| *at)
+    }
+
+    /// What to enforce, per tenant with a grant, and for all others together under `@default`.
+    #[must_use]
+    pub fn limits(&self, now: MonoTime, wall: UnixMillis) -> HashMap<Grantee, Limits> {
+        if self.grants.is_empty() {
+            return HashMap::from([(Grantee::Default, undivided(&self.bootstrap))]);
+        }
+        let mut limits: HashMap<Grantee, Limits> = self
+            .grants
+            .iter()
+            .map(|(grantee, grant)| (grantee.clone(), self.limits_of(grantee, grant, now, wall)))
+            .collect();
+        // Undeclared tenants are never open: without a grant for them they have the bootstrap thresholds.
+        limits.entry(Grantee::Default).or_insert_with(|| undivided(&self.bootstrap));
+        limits
+    }
+
+    fn limits_of(&self, grantee: &Grantee, grant: &Grant, now: MonoTime, wall: UnixMillis) -> Limits {
+        let (star, own) = self.overrides.for_tenant(grantee, wall);
+        let base = self.base(grant, wall);
+        let used = effective(&base, star, own);
+        let is_set = |meter: &Meter| {
+            let sets = |o: &crate::plan::Override| matches!(&o.action, Action::Set(map) if map.contains_key(meter));
+            own.map_or_else(|| star.is_some_and(sets), |own| sets(own) || (!touches(own, meter) && star.is_some_and(sets)))
+        };
+        let lease = self.share_at(grantee, now);
+        let members = f64::from(grant.members.max(1));
+        let held_once = self.leases.contains_key(grantee);
+        let fraction = match lease {
+            Some(share) => share.share,
+            None if held_once => 1.0 / members,
+            None => 1.0 / (members + 1.0),
+        };
+        let kept = self.kept(&used, now);
+        let meters = used
+            .thresholds
+            .rates
+            .iter()
+            .map(|(meter, rate)| {
+                let safe = safe_part(grant, *meter);
+                let part = match (is_set(meter) || used.frozen, lease) {
+                    (true, _) => 1.0,
+                    (false, Some(_)) => (safe + (1.0 - safe) * kept) * self.brake,
+                    (false, None) => safe * self.brake,
+                };
+                let mine = rate.scaled(part * fraction);
+                // A member's burst holds at least one request.
+                let least = if meter.unit == Unit::Requests { 1.0 } else { 0.0 };
+                let rate_now = Rate { rate: mine.rate, burst: mine.burst.max(least) };
+                (*meter, MeterLimit { rate: rate_now, undivided_burst: rate.burst.max(least) })
+            })
+            .collect();
+        let concurrency = used.thresholds.concurrency.map(|_| {
+            lease.and_then(|share| share.concurrency).unwrap_or_else(|| {
+                let safe = f64::from(grant.safe.concurrency.unwrap_or(0));
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count, floored")]
+                let divided = (safe * fraction).floor() as u32;
+                divided.max(1)
+            })
+        });
+        Limits { meters, concurrency, blocked: used.blocked }
+    }
+
+    /// The grant's thresholds after the pulse's scale and `@capacity`.
+    fn base(&self, grant: &Grant, wall: UnixMillis) -> Thresholds {
+        let pulse = self.pulse();
+        let capacity_override = self.overrides.at(&Target::Capacity, wall);
+        let rates = grant.thresholds.rates.iter().map(|(meter, rate)| {
+            let scale = pulse.map_or(1.0, |pulse| pulse.scale_for(grant.stamp, *meter));
+            let told = pulse.and_then(|pulse| pulse.capacity.get(meter).copied());
+            (*meter, rate.scaled(scale * capacity_factor(capacity_override, told, *meter)))
+        });
+        Thresholds { rates: rates.collect(), concurrency: grant.thresholds.concurrency }
+    }
+
+    /// How much of the way from safe to the threshold is left: 1 until the grants lapse, then exponentially to 0.
+    fn kept(&self, used: &Effective, now: MonoTime) -> f64 {
+        if used.frozen {
+            return 1.0;
+        }
+        match &self.pulse {
+            Some((pulse, Some(at))) => {
+                let late_s = now.seconds_since(*at + Duration::from_millis(pulse.valid_for_ms));
+                (-late_s / LAPSE_TAU_S).exp()
+            }
+            _ => 0.0,
+        }
+    }
+}
+
+/// What part of its threshold a grant keeps without a leader.
+fn safe_part(grant: &Grant, meter: Meter) -> f64 {
+    match (grant.safe.rates.get(&meter), grant.thresholds.rates.get(&meter)) {
+        (Some(safe), Some(threshold)) if threshold.rate > 0.0 => (safe.rate / threshold.rate).min(1.0),
+        _ => 0.0,
+    }
+}
+
+fn touches(record: &crate::plan::Override, meter: &Meter) -> bool {
+    match &record.action {
+        Action::Set(map) | Action::Floor(map) | Action::Ceiling(map) => map.contains_key(meter),
+        Action::Scale(_) => true,
+        Action::Freeze | Action::Block => false,
+    }
+}
+
+fn undivided(thresholds: &Thresholds) -> Limits {
+    let meters = thresholds
+        .rates
+        .iter()
+        .map(|(meter, rate)| (*meter, MeterLimit { rate: *rate, undivided_burst: rate.burst }))
+        .collect();
+    Limits { meters, concurrency: thresholds.concurrency, blocked: false }
+}

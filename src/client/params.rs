@@ -1,0 +1,57 @@
+//! What a client is told when it starts.
+
+use std::time::Duration;
+
+use crate::plan::keyspace::Keyspace;
+use crate::plan::{Rate, Thresholds};
+use crate::provider::Dialect;
+use crate::quota::{Meter, PoolId};
+
+/// A client's parameters.
+#[derive(Debug, Clone)]
+pub struct ClientParams {
+    /// This process's name, unique among live members; made up when empty.
+    pub instance: String,
+    /// Where the keys live.
+    pub keyspace: Keyspace,
+    /// The pools this process uses.
+    pub pools: Vec<PoolParams>,
+    /// Where reports go; when absent, where the `leader` key says.
+    pub report_url: Option<String>,
+    /// How long a request waits for admission unless the caller says otherwise.
+    pub max_wait: Duration,
+}
+
+/// One pool as a client is told of it.
+#[derive(Debug, Clone)]
+pub struct PoolParams {
+    /// Its id.
+    pub id: PoolId,
+    /// How its provider writes limits.
+    pub dialect: Dialect,
+    /// What holds until the first grant arrives.
+    pub bootstrap: Thresholds,
+}
+
+impl PoolParams {
+    /// A pool with the default bootstrap thresholds: one request at a time, 10 requests/minute.
+    #[must_use]
+    pub fn new(id: PoolId, dialect: Dialect) -> Self {
+        let rates = [(Meter::REQUESTS_PER_MINUTE, Rate { rate: 10.0, burst: 1.0 })].into();
+        Self { id, dialect, bootstrap: Thresholds { rates, concurrency: Some(1) } }
+    }
+}
+
+impl ClientParams {
+    /// Parameters with the defaults for these pools: keys under `/tidegate/v1`, waits of at most 10 s.
+    #[must_use]
+    pub fn new(pools: Vec<PoolParams>) -> Self {
+        Self {
+            instance: String::new(),
+            keyspace: Keyspace::default(),
+            pools,
+            report_url: None,
+            max_wait: Duration::from_secs(10),
+        }
+    }
+}

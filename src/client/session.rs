@@ -1,0 +1,225 @@
+//! The watch session without its I/O: lists and changes in, updates to pool views out.
+//!
+//! - A list is *diffed* against what is known, never purged and refilled: there is no moment without limits.
+//! - A pulse first seen in a list counts only if the leader key is in the same list.
+//! - Another cluster id, or a list at a lower revision (a restored backup), restarts the order of records; levels stay.
+//! - A malformed record changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::member::PoolView;
+use crate::clock::MonoTime;
+use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
+use crate::plan::{Grant, OverrideStatus, Pulse, Target};
+use crate::quota::{Grantee, PoolId};
+use crate::store::{Change, Entry, Listing, Select};
+
+/// Something worth counting and saying once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A record was malformed and changes nothing.
+    RecordRefused {
+        /// What kind of record.
+        kind: &'static str,
+        /// Its key.
+        key: String,
+        /// What is wrong.
+        error: String,
+    },
+    /// The store is another one, or went back in time.
+    OrderRestarted,
+}
+
+/// The session of one process.
+#[derive(Debug)]
+pub struct Session {
+    keys: Keyspace,
+    pools: BTreeSet<PoolId>,
+    cluster_id: Option<u64>,
+    revision: u64,
+    leader: Option<LeaderRecord>,
+    term: u64,
+}
+
+impl Session {
+    /// A session for these pools.
+    #[must_use]
+    pub fn new(keys: Keyspace, pools: impl IntoIterator<Item = PoolId>) -> Self {
+        Self { keys, pools: pools.into_iter().collect(), cluster_id: None, revision: 0, leader: None, term: 0 }
+    }
+
+    /// What to list.
+    #[must_use]
+    pub fn list_selects(&self) -> Vec<Select> {
+        let statuses = self.pools.iter().map(|pool| Select::Prefix(self.keys.override_statuses_of(pool)));
+        self.watch_selects().into_iter().chain(statuses).collect()
+    }
+
+    /// What to watch: the leader, and per pool its pulse, overrides and grants.
+    #[must_use]
+    pub fn watch_selects(&self) -> Vec<Select> {
+        let mut selects = vec![Select::Key(self.keys.key(&Key::Leader))];
+        for pool in &self.pools {
+            selects.push(Select::Key(self.keys.key(&Key::Pulse(pool.clone()))));
+            selects.push(Select::Prefix(self.keys.overrides_of(pool)));
+            selects.push(Select::Prefix(self.keys.limits_of(pool)));
+        }
+        selects
+    }
+
+    /// Where to watch from.
+    #[must_use]
+    pub fn next_revision(&self) -> u64 {
+        self.revision + 1
+    }
+
+    /// Who leads, if anyone.
+    #[must_use]
+    pub fn leader(&self) -> Option<&LeaderRecord> {
+        self.leader.as_ref()
+    }
+
+    /// The leader's term, 0 before any was seen.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// Takes a list: diffs it against the views.
+    pub fn on_list(
+        &mut self,
+        listing: &Listing,
+        views: &mut BTreeMap<PoolId, PoolView>,
+        now: MonoTime,
+    ) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        let other_cluster = self.cluster_id.is_some_and(|id| id != listing.cluster_id);
+        if other_cluster || listing.revision < self.revision {
+            views.values_mut().for_each(PoolView::restart_order);
+            self.term = 0;
+            notices.push(Notice::OrderRestarted);
+        }
+        self.cluster_id = Some(listing.cluster_id);
+        self.revision = listing.revision;
+
+        let mut grants: BTreeSet<(PoolId, Grantee)> = BTreeSet::new();
+        let mut overrides: BTreeSet<(PoolId, Target)> = BTreeSet::new();
+        let leader_key = self.keys.key(&Key::Leader);
+        let leader = listing.entries.iter().find(|entry| entry.key == leader_key);
+        match leader {
+            Some(entry) => self.on_leader(entry, &mut notices),
+            None => self.leader = None,
+        }
+        for entry in &listing.entries {
+            match self.keys.parse(&entry.key) {
+                Some(Key::Limits(pool, grantee)) => drop(grants.insert((pool, grantee))),
+                Some(Key::Override(pool, target)) => drop(overrides.insert((pool, target))),
+                _ => {}
+            }
+            self.on_put(entry, leader.is_some(), views, now, &mut notices);
+        }
+        for (id, view) in views {
+            view.retain(
+                |grantee| grants.contains(&(id.clone(), grantee.clone())),
+                |target| overrides.contains(&(id.clone(), target.clone())),
+            );
+        }
+        notices
+    }
+
+    /// Takes changes, in the order they came.
+    pub fn on_changes(
+        &mut self,
+        changes: &[Change],
+        revision: u64,
+        views: &mut BTreeMap<PoolId, PoolView>,
+        now: MonoTime,
+    ) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        for change in changes {
+            match change {
+                // A pulse that arrives as an event was written just now, by a leader: the fence saw to that.
+                Change::Put(entry) => self.on_put(entry, true, views, now, &mut notices),
+                Change::Delete { key, .. } => self.on_delete(key, views),
+            }
+        }
+        self.revision = self.revision.max(revision);
+        notices
+    }
+
+    fn on_put(
+        &mut self,
+        entry: &Entry,
+        live: bool,
+        views: &mut BTreeMap<PoolId, PoolView>,
+        now: MonoTime,
+        notices: &mut Vec<Notice>,
+    ) {
+        let mut refuse = |kind: &'static str, error: String| {
+            notices.push(Notice::RecordRefused { kind, key: entry.key.clone(), error });
+        };
+        match self.keys.parse(&entry.key) {
+            Some(Key::Leader) => self.on_leader(entry, notices),
+            Some(Key::Limits(pool, grantee)) => {
+                let Some(view) = views.get_mut(&pool) else { return };
+                match Grant::parse(&entry.value) {
+                    Ok(grant) => view.on_grant(grantee, grant),
+                    Err(error) => refuse("grant", error.to_string()),
+                }
+            }
+            Some(Key::Pulse(pool)) => {
+                let Some(view) = views.get_mut(&pool) else { return };
+                match Pulse::parse(&entry.value) {
+                    Ok(pulse) => view.on_pulse(pulse, live, now),
+                    Err(error) => refuse("pulse", error.to_string()),
+                }
+            }
+            Some(Key::Override(pool, target)) => {
+                let Some(view) = views.get_mut(&pool) else { return };
+                if let Err(error) = view.on_override(target, Some(&entry.value)) {
+                    refuse("override", error.to_string());
+                }
+            }
+            Some(Key::OverrideStatus(pool, target)) => {
+                let status: Option<OverrideStatus> = serde_json::from_slice(&entry.value).ok();
+                if let (Some(view), Some(record)) = (views.get_mut(&pool), status.and_then(|s| s.applied)) {
+                    view.on_override_restored(target, record);
+                }
+            }
+            Some(Key::Member(_)) => {}
+            None => refuse("key", "names no pool and tenant".into()),
+        }
+    }
+
+    fn on_leader(&mut self, entry: &Entry, notices: &mut Vec<Notice>) {
+        match serde_json::from_slice(&entry.value) {
+            Ok(leader) => {
+                self.leader = Some(leader);
+                self.term = self.term.max(entry.create_revision);
+            }
+            Err(error) => notices.push(Notice::RecordRefused {
+                kind: "leader",
+                key: entry.key.clone(),
+                error: error.to_string(),
+            }),
+        }
+    }
+
+    fn on_delete(&mut self, key: &str, views: &mut BTreeMap<PoolId, PoolView>) {
+        match self.keys.parse(key) {
+            Some(Key::Leader) => self.leader = None,
+            Some(Key::Limits(pool, grantee)) => {
+                if let Some(view) = views.get_mut(&pool) {
+                    view.on_grant_removed(&grantee);
+                }
+            }
+            Some(Key::Override(pool, target)) => {
+                if let Some(view) = views.get_mut(&pool) {
+                    // Removing a record cannot fail.
+                    let _ = view.on_override(target, None);
+                }
+            }
+            _ => {}
+        }
+    }
+}

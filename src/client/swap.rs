@@ -1,0 +1,55 @@
+//! The hot swap: what a pool enforces now, behind one atomic pointer.
+//!
+//! Each decision loads the pointer exactly once. A gate compares the generation with its own and retunes its limiter
+//! under its own lock; a swap therefore costs the same whatever the number of tenants waiting behind it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
+
+use super::member::MemberState;
+use crate::clock::MonoTime;
+use crate::limiter::Limits;
+use crate::plan::Stamp;
+use crate::quota::{Grantee, Meter};
+
+/// What a pool enforces now.
+#[derive(Debug, Clone)]
+pub struct Tuning {
+    /// Counts changes of the limits.
+    pub generation: u64,
+    /// When the limits came into force.
+    pub since: MonoTime,
+    /// Per tenant with a grant, and `@default`.
+    pub limits: Arc<HashMap<Grantee, Limits>>,
+    /// Meters on which nobody sends until then.
+    pub holds: BTreeMap<Meter, MonoTime>,
+    /// How this member stands to the leader.
+    pub state: MemberState,
+    /// The stamp of the pulse it rests on.
+    pub stamp: Stamp,
+}
+
+/// The atomic pointer to a [`Tuning`].
+#[derive(Debug)]
+pub struct Swap(ArcSwap<Tuning>);
+
+impl Swap {
+    /// Begins with `tuning`.
+    #[must_use]
+    pub fn new(tuning: Tuning) -> Self {
+        Self(ArcSwap::from_pointee(tuning))
+    }
+
+    /// The tuning now; load once a decision.
+    #[must_use]
+    pub fn load(&self) -> Guard<Arc<Tuning>> {
+        self.0.load()
+    }
+
+    /// Puts a new tuning in force.
+    pub fn store(&self, tuning: Tuning) {
+        self.0.store(Arc::new(tuning));
+    }
+}

@@ -1,0 +1,149 @@
+//! The leader's desk: what the tick loop and the report server share while this process leads.
+//!
+//! The desk is empty while another leads. It answers reports only as long as the lease is fresh by its own clock, so
+//! a leader that lost its store falls silent before another can begin.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::planner::PoolPlanner;
+use crate::clock::MonoTime;
+use crate::observation::Report;
+use crate::plan::{Reply, keyspace::LeaderRecord};
+use crate::quota::PoolId;
+use crate::telemetry::{Metric, Telemetry};
+
+use super::shares::SHARE_VALID;
+
+/// Members report at least this often.
+const REPORT_EVERY_MIN_MS: u64 = 250;
+const REPORT_EVERY_MAX_MS: u64 = 5_000;
+
+/// A term of leadership.
+#[derive(Debug)]
+pub struct Office {
+    /// The leader key's create revision.
+    pub term: u64,
+    /// The last keep-alive that the store confirmed.
+    pub confirmed_at: MonoTime,
+    /// The pools.
+    pub pools: BTreeMap<PoolId, PoolPlanner>,
+    replies: u64,
+}
+
+impl Office {
+    /// A new term.
+    #[must_use]
+    pub fn new(term: u64, confirmed_at: MonoTime, pools: BTreeMap<PoolId, PoolPlanner>) -> Self {
+        Self { term, confirmed_at, pools, replies: 0 }
+    }
+}
+
+/// Why a report was not answered with shares.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotLeading {
+    /// Another leads.
+    #[error("not the leader; reports go to {0}")]
+    Other(String),
+    /// Nobody is known to lead, or this leader's lease is not fresh.
+    #[error("no leader at the moment")]
+    Nobody,
+}
+
+/// The desk.
+#[derive(Debug)]
+pub struct Desk {
+    office: Mutex<Option<Office>>,
+    leader: Mutex<Option<LeaderRecord>>,
+    /// Asks for a tick before its time.
+    pub early: Notify,
+    lease_fresh_for: Duration,
+    telemetry: Arc<Telemetry>,
+}
+
+impl Desk {
+    /// An empty desk; a lease counts as fresh for `lease_fresh_for` after its last confirmed keep-alive.
+    #[must_use]
+    pub fn new(lease_fresh_for: Duration, telemetry: Arc<Telemetry>) -> Self {
+        Self { office: Mutex::new(None), leader: Mutex::new(None), early: Notify::new(), lease_fresh_for, telemetry }
+    }
+
+    /// Begins a term.
+    pub fn take_office(&self, office: Office) {
+        *self.office.lock() = Some(office);
+    }
+
+    /// Ends the term.
+    pub fn leave_office(&self) {
+        *self.office.lock() = None;
+    }
+
+    /// Who leads, when another does.
+    pub fn set_leader(&self, leader: Option<LeaderRecord>) {
+        *self.leader.lock() = leader;
+    }
+
+    /// The store confirmed the lease.
+    pub fn confirmed(&self, now: MonoTime) {
+        if let Some(office) = self.office.lock().as_mut() {
+            office.confirmed_at = now;
+        }
+    }
+
+    /// Whether this process leads with a fresh lease.
+    #[must_use]
+    pub fn leads(&self, now: MonoTime) -> bool {
+        self.office.lock().as_ref().is_some_and(|office| self.fresh(office, now))
+    }
+
+    fn fresh(&self, office: &Office, now: MonoTime) -> bool {
+        now.since(office.confirmed_at) < self.lease_fresh_for
+    }
+
+    /// Works on the office, while in office.
+    pub fn with_office<T>(&self, work: impl FnOnce(&mut Office) -> T) -> Option<T> {
+        self.office.lock().as_mut().map(work)
+    }
+
+    /// Takes a report and answers with shares.
+    ///
+    /// # Errors
+    /// [`NotLeading`] with where to go instead.
+    pub fn answer(&self, report: &Report, now: MonoTime) -> Result<Reply, NotLeading> {
+        let mut office = self.office.lock();
+        let Some(office) = office.as_mut().filter(|office| self.fresh(office, now)) else {
+            let other = self.leader.lock().as_ref().map(|leader| leader.report_url.clone());
+            return Err(other.map_or(NotLeading::Nobody, NotLeading::Other));
+        };
+        let mut shares = BTreeMap::new();
+        let mut members: usize = 1;
+        for (id, pool_report) in &report.pools {
+            let Some(pool) = office.pools.get_mut(id) else {
+                self.telemetry.add(Metric::ReportsRefused, &["unknown_pool"], 1.0);
+                continue;
+            };
+            let (answered, urgent) = pool.report(&report.instance, &report.boot, pool_report, now);
+            if urgent {
+                self.early.notify_one();
+            }
+            members = members.max(pool.members(now));
+            shares.insert(id.clone(), answered);
+        }
+        office.replies += 1;
+        self.telemetry.add(Metric::ReportsAccepted, &[], 1.0);
+        // At most 1,000 posts a second: as many members as that report once a second.
+        let next_report_ms =
+            u64::try_from(members).unwrap_or(u64::MAX).clamp(REPORT_EVERY_MIN_MS, REPORT_EVERY_MAX_MS);
+        Ok(Reply {
+            term: office.term,
+            epoch: office.replies,
+            share_valid_ms: u64::try_from(SHARE_VALID.as_millis()).unwrap_or(u64::MAX),
+            next_report_ms,
+            shares,
+        })
+    }
+}

@@ -1,0 +1,128 @@
+//! The law: what one meter of a pool can take now. Pure; one [`Step`] per tick, with its inputs and its reason.
+//!
+//! - *With headers* the provider's bucket is an integrator whose level we are told: hold the level a little above
+//!   empty ([`Observer`]). The limit minus what others use is the ceiling.
+//! - *Without* (never seen, or older than 15 s) only demand and 429s speak: additive increase, multiplicative
+//!   decrease ([`Aimd`]), capped by the last known limit.
+//! - The two are kept in step, so that losing the headers moves nothing.
+//!
+//! Source: CONTROL §2.3 (observer), §2.4 (AIMD), §2.7 (the test for congestion).
+
+mod aimd;
+mod observer;
+
+use std::time::Duration;
+
+pub use aimd::{Aimd, Traffic};
+pub use observer::{Observer, Sample};
+
+use crate::clock::MonoTime;
+use crate::observation::Reading;
+use crate::plan::Rate;
+
+/// A reading older than this no longer steers.
+pub const READING_AGE_MAX: Duration = Duration::from_secs(15);
+
+/// What the law is told at a tick, for one meter.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs {
+    /// Now.
+    pub now: MonoTime,
+    /// The newest-sent reading of the provider's level.
+    pub sample: Reading<Sample>,
+    /// Units all members have sent until now, cumulative.
+    pub own_now: f64,
+    /// What members ask for and how their requests ended.
+    pub traffic: Traffic,
+    /// The static capacity, in units per second, and its burst.
+    pub nominal_per_s: Rate,
+}
+
+/// How a step was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Level control on the provider's headers.
+    Headers,
+    /// AIMD: growing while used.
+    Increase,
+    /// AIMD: cut on significant 429s.
+    Cut,
+    /// AIMD: nothing to do.
+    Hold,
+}
+
+/// One decision for one meter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// How.
+    pub mode: Mode,
+    /// What the pool can take now, in units per second.
+    pub capacity_per_s: f64,
+    /// What the provider says it is, in units per second, when it says so.
+    pub limit_per_s: Option<f64>,
+    /// What others use of it, in units per second (negative: the limit is better than told).
+    pub others_per_s: Option<f64>,
+    /// The provider's level as estimated now, in units.
+    pub level: Option<f64>,
+    /// The provider's burst as seen so far, in units.
+    pub burst: f64,
+}
+
+/// The law of one meter.
+#[derive(Debug, Clone)]
+pub struct MeterLaw {
+    observer: Option<Observer>,
+    aimd: Aimd,
+}
+
+impl MeterLaw {
+    /// A law that begins at `start_per_s`: the static capacity, or what an earlier leader had granted.
+    #[must_use]
+    pub fn new(start_per_s: f64) -> Self {
+        Self { observer: None, aimd: Aimd::new(start_per_s) }
+    }
+
+    /// Whether 429s since the last decrease are more than chance.
+    #[must_use]
+    pub fn congested(&self, traffic: &Traffic) -> bool {
+        self.aimd.congested(traffic)
+    }
+
+    /// When the last decrease was.
+    #[must_use]
+    pub fn decreased_at(&self) -> Option<MonoTime> {
+        self.aimd.decreased_at()
+    }
+
+    /// One tick.
+    pub fn step(&mut self, inputs: &Inputs) -> Step {
+        let nominal = inputs.nominal_per_s;
+        if let Some(sample) = inputs.sample.fresh() {
+            match &mut self.observer {
+                Some(observer) => observer.update(&sample),
+                None => self.observer = Some(Observer::new(&sample)),
+            }
+            if let Some(observer) = &mut self.observer {
+                let capacity_per_s = observer.capacity_per_s(inputs.now, inputs.own_now);
+                self.aimd.follow(observer.limit_per_s() - observer.others_per_s());
+                return Step {
+                    mode: Mode::Headers,
+                    capacity_per_s,
+                    limit_per_s: Some(observer.limit_per_s()),
+                    others_per_s: Some(observer.others_per_s()),
+                    level: Some(observer.level_at(inputs.now, inputs.own_now)),
+                    burst: observer.burst(),
+                };
+            }
+        }
+        let mode = self.aimd.step(inputs.now, nominal.rate, &inputs.traffic);
+        Step {
+            mode,
+            capacity_per_s: self.aimd.rate_per_s(),
+            limit_per_s: None,
+            others_per_s: None,
+            level: None,
+            burst: self.observer.as_ref().map_or(nominal.burst, Observer::burst),
+        }
+    }
+}

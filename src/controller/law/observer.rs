@@ -1,0 +1,125 @@
+//! Level control where the provider tells its level.
+//!
+//! *Why.* A provider's bucket is an integrator, dy/dt = r − x − u: capacity is lost only while it is full, a 429
+//! happens only while it is empty. Holding the level between the two gives full use without 429s.
+//!
+//! *Observer.* A g–h filter over readings dated by the *send* time of their request, with what we sent since counted
+//! in: y is the level, x what others take (or what our cost estimates miss):
+//!
+//! ```text
+//! y⁻ = min(B, y + (r − x)·Δ − own)      e = m − y⁻
+//! y  = min(B, y⁻ + (1 − (1−α)^Δ)·e)     x = clip(x − β·e, −r, r)
+//! ```
+//!
+//! *Control.* u = η·r − x + k·(y − y*), y* = min(B/2, 3 s·r), within 5 %…200 % of r.
+//!
+//! *Bounds.* A new limit re-scales the depth and forgets x: it was learned against the old one.
+//! *What it ignores.* Rounded or cached headers and lying limits (a later issue's trust and quality gates).
+//! Source: CONTROL §2.3, §2.14.
+
+use crate::clock::MonoTime;
+
+/// α of the g–h filter, per second. Sweep 0.4–0.7 was flat.
+const ALPHA: f64 = 0.5;
+/// β of the g–h filter, per second. ζ ≈ 0.72 together with α.
+const BETA: f64 = 0.12;
+/// Gain of the level, per second: a reserve refills with τ = 6.7 s.
+const LEVEL_GAIN: f64 = 0.15;
+/// The reserve to hold, in seconds of refill: covers what others can take during one feedback delay.
+const GUARD_S: f64 = 3.0;
+/// Use of a bucket shallower than the guard: its noise reaches empty.
+const SHALLOW_USE: f64 = 0.97;
+/// Samples closer than this carry more noise than news.
+const SAMPLE_GAP_S: f64 = 0.3;
+/// A limit that moved by more than this fraction is a new limit.
+const LIMIT_STEP: f64 = 0.01;
+
+/// One reading of the provider's level with what we had sent by then.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sample {
+    /// When the request that brought it was sent.
+    pub sent_at: MonoTime,
+    /// The provider's limit, in units per second.
+    pub limit_per_s: f64,
+    /// The provider's level, in units.
+    pub level: f64,
+    /// Units we had sent by `sent_at`, cumulative.
+    pub own: f64,
+}
+
+/// The observer of one meter.
+#[derive(Debug, Clone)]
+pub struct Observer {
+    last: Sample,
+    level: f64,
+    others_per_s: f64,
+    burst: f64,
+}
+
+impl Observer {
+    /// Begins with a first sample, nothing assumed of others.
+    #[must_use]
+    pub fn new(sample: &Sample) -> Self {
+        let burst = sample.level.max(sample.limit_per_s);
+        Self { last: *sample, level: sample.level, others_per_s: 0.0, burst }
+    }
+
+    /// Takes a newer-sent sample; an older one, or one too close, changes nothing but the limit.
+    pub fn update(&mut self, sample: &Sample) {
+        let limit_per_s = sample.limit_per_s;
+        if sample.sent_at > self.last.sent_at && (limit_per_s / self.last.limit_per_s - 1.0).abs() > LIMIT_STEP {
+            self.burst *= limit_per_s / self.last.limit_per_s;
+            self.level = sample.level;
+            self.others_per_s = 0.0;
+            self.last = *sample;
+        }
+        let span_s = sample.sent_at.seconds_since(self.last.sent_at);
+        if span_s < SAMPLE_GAP_S {
+            return;
+        }
+        // The depth is learned: what was seen in the bucket fits in it.
+        self.burst = (0.9995 * self.burst).max(sample.level);
+        let own = (sample.own - self.last.own).max(0.0);
+        let predicted = (self.level + (limit_per_s - self.others_per_s) * span_s - own).min(self.burst);
+        let error = sample.level - predicted;
+        self.level = (predicted + (1.0 - (1.0 - ALPHA).powf(span_s)) * error).min(self.burst);
+        self.others_per_s = (self.others_per_s - BETA * error).clamp(-limit_per_s, limit_per_s);
+        self.last = *sample;
+    }
+
+    /// The level at `now`, given the cumulative units sent until now.
+    #[must_use]
+    pub fn level_at(&self, now: MonoTime, own_now: f64) -> f64 {
+        let span_s = now.seconds_since(self.last.sent_at);
+        let own = (own_now - self.last.own).max(0.0);
+        (self.level + (self.last.limit_per_s - self.others_per_s) * span_s - own).clamp(0.0, self.burst)
+    }
+
+    /// What we may send, in units per second.
+    #[must_use]
+    pub fn capacity_per_s(&self, now: MonoTime, own_now: f64) -> f64 {
+        let limit = self.last.limit_per_s;
+        let wanted_level = (self.burst / 2.0).min(GUARD_S * limit);
+        let used = if self.burst > GUARD_S * limit { 1.0 } else { SHALLOW_USE };
+        let excess = self.level_at(now, own_now) - wanted_level;
+        (used * limit - self.others_per_s + LEVEL_GAIN * excess).clamp(0.05 * limit, 2.0 * limit)
+    }
+
+    /// The provider's limit, in units per second.
+    #[must_use]
+    pub fn limit_per_s(&self) -> f64 {
+        self.last.limit_per_s
+    }
+
+    /// What others take, in units per second.
+    #[must_use]
+    pub fn others_per_s(&self) -> f64 {
+        self.others_per_s
+    }
+
+    /// The depth seen so far, in units.
+    #[must_use]
+    pub fn burst(&self) -> f64 {
+        self.burst
+    }
+}

@@ -1,0 +1,363 @@
+//! The planner: signals and law in, records out. One value per pool, driven by ticks; it never sees a store or a clock.
+//!
+//! A tick ends in a [`Publication`]. Only what was committed counts as published, so a failed commit is simply
+//! planned again at the next tick.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::apportion::{Claim, divide, divide_places};
+use super::law::{Inputs, MeterLaw, Mode, Step};
+use super::params::{PoolParams, TenantParams};
+use super::shares::{SHARE_VALID, Shares, Wish};
+use super::signal::PoolSignal;
+use crate::clock::{MonoTime, UnixMillis};
+use crate::observation::{PoolReport, TenantReport};
+use crate::plan::{
+    GRANT_SCHEMA, Grant, OverrideBook, PULSE_SCHEMA, Pulse, Rate, Reason, Share, Stamp, Target, Thresholds,
+    capacity_factor, effective,
+};
+use crate::quota::{Grantee, Meter, Unit};
+
+/// How long grants live after the last pulse.
+pub const VALID_FOR: Duration = Duration::from_secs(15);
+/// Grants are rewritten at most this often.
+const GRANTS_EVERY: Duration = Duration::from_millis(950);
+/// A threshold that moved by less than this fraction is not rewritten.
+const REWRITE_TOLERANCE: f64 = 0.02;
+/// A fall of the capacity by more than this fraction is a cut, sent ahead of the grants.
+const CUT: f64 = 0.02;
+/// A tenant may store this much of its rate, in seconds.
+const REQUEST_BURST_S: f64 = 6.0;
+const TOKEN_BURST_S: f64 = 12.0;
+/// All tenants' bursts together are at most this part of the provider's.
+const BURST_PART: f64 = 0.25;
+/// Without a leader a tenant keeps this part of its threshold.
+const SAFE_PART: f64 = 0.5;
+
+/// What one tick wants written, in this order: the pulse, then the grants.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Publication {
+    /// The pool's heartbeat, with the cut if there is one.
+    pub pulse: Pulse,
+    /// Grants that changed.
+    pub grants: BTreeMap<Grantee, Grant>,
+    /// Tenants that are not declared any more.
+    pub removed: Vec<Grantee>,
+}
+
+/// The planner of one pool.
+#[derive(Debug)]
+pub struct PoolPlanner {
+    params: PoolParams,
+    term: u64,
+    epoch: u64,
+    signal: PoolSignal,
+    laws: BTreeMap<Meter, MeterLaw>,
+    steps: BTreeMap<Meter, Step>,
+    shares: BTreeMap<Grantee, Shares>,
+    overrides: OverrideBook,
+    published: BTreeMap<Grantee, Grant>,
+    grants_at: Option<MonoTime>,
+    learning_until: Option<MonoTime>,
+}
+
+impl PoolPlanner {
+    /// A planner for a new term, from the grants that an earlier leader left.
+    #[must_use]
+    pub fn new(params: PoolParams, term: u64, left: BTreeMap<Grantee, Grant>, now: MonoTime) -> Self {
+        // Nobody can hold a lease from an earlier leader when no leader ever granted anything.
+        let learning_until = (!left.is_empty()).then(|| now + SHARE_VALID);
+        let laws = params
+            .capacity
+            .iter()
+            .map(|(meter, nominal)| {
+                let granted: f64 = left.values().filter_map(|g| g.thresholds.rates.get(meter)).map(|r| r.rate).sum();
+                let start = if granted > 0.0 { granted } else { nominal.rate };
+                (*meter, MeterLaw::new(meter.per_second(start)))
+            })
+            .collect();
+        Self {
+            params,
+            term,
+            epoch: 0,
+            signal: PoolSignal::default(),
+            laws,
+            steps: BTreeMap::new(),
+            shares: BTreeMap::new(),
+            overrides: OverrideBook::default(),
+            published: left,
+            grants_at: None,
+            learning_until,
+        }
+    }
+
+    /// The pool's parameters.
+    #[must_use]
+    pub fn params(&self) -> &PoolParams {
+        &self.params
+    }
+
+    /// The overrides, to be kept up to date by the loop.
+    pub fn overrides_mut(&mut self) -> &mut OverrideBook {
+        &mut self.overrides
+    }
+
+    /// The last tick's step of each meter.
+    #[must_use]
+    pub fn steps(&self) -> &BTreeMap<Meter, Step> {
+        &self.steps
+    }
+
+    /// Grants as last published.
+    #[must_use]
+    pub fn published(&self) -> &BTreeMap<Grantee, Grant> {
+        &self.published
+    }
+
+    /// Members that have reported lately.
+    #[must_use]
+    pub fn members(&self, now: MonoTime) -> usize {
+        self.signal.members(now)
+    }
+
+    /// Takes one member's report and answers with its shares. The flag asks for an early tick.
+    pub fn report(
+        &mut self,
+        instance: &str,
+        boot: &str,
+        report: &PoolReport,
+        now: MonoTime,
+    ) -> (BTreeMap<Grantee, Share>, bool) {
+        let urgency = self.signal.ingest(instance, boot, report, now);
+        let silent = TenantReport::default();
+        let answered = self
+            .grantees()
+            .into_iter()
+            .map(|(grantee, _)| {
+                let tenant = report.tenants.get(&grantee).unwrap_or(&silent);
+                let wish = Wish {
+                    demand: self.signal.member_demand(instance, &grantee),
+                    echoed: tenant.share,
+                    echoed_concurrency: tenant.concurrency,
+                    waiting: tenant.waiting > 0,
+                };
+                let places = self.published.get(&grantee).and_then(|grant| grant.thresholds.concurrency);
+                let shares = self.shares.entry(grantee.clone()).or_default();
+                let share = shares.answer(instance, wish, places, now, self.learning_until);
+                (grantee, share)
+            })
+            .collect();
+        (answered, urgency.throttled)
+    }
+
+    fn grantees(&self) -> Vec<(Grantee, TenantParams)> {
+        let declared = self.params.tenants.iter().map(|(id, t)| (Grantee::Tenant(id.clone()), t.clone()));
+        std::iter::once((Grantee::Default, self.params.default_tenant.clone())).chain(declared).collect()
+    }
+
+    /// One tick: steps the law and plans what to publish.
+    pub fn tick(&mut self, now: MonoTime, wall: UnixMillis) -> Publication {
+        self.step_laws(now);
+        let planned = self.plan(now, wall);
+        let due = self.grants_at.is_none_or(|at| now.since(at) >= GRANTS_EVERY);
+        let removed: Vec<Grantee> =
+            self.published.keys().filter(|grantee| !planned.contains_key(grantee)).cloned().collect();
+        let scale = self.cut(&planned);
+
+        self.epoch += 1;
+        let pulse_stamp = Stamp { term: self.term, epoch: self.epoch };
+        let grants: BTreeMap<Grantee, Grant> = if due {
+            self.epoch += 1;
+            let stamp = Stamp { term: self.term, epoch: self.epoch };
+            planned
+                .into_iter()
+                // After a cut each scaled grant is rewritten, so that the next pulse can drop the scale.
+                .filter(|(grantee, grant)| {
+                    let known = self.published.get(grantee);
+                    !scale.is_empty() || known.is_none_or(|known| grant.differs_from(known, REWRITE_TOLERANCE))
+                })
+                .map(|(grantee, grant)| (grantee, Grant { stamp, ..grant }))
+                .collect()
+        } else {
+            BTreeMap::new()
+        };
+        let pulse = Pulse {
+            schema: PULSE_SCHEMA,
+            stamp: pulse_stamp,
+            valid_for_ms: u64::try_from(VALID_FOR.as_millis()).unwrap_or(u64::MAX),
+            capacity: self.steps.iter().map(|(meter, step)| (*meter, per_window(*meter, step.capacity_per_s))).collect(),
+            scale_epoch: (!scale.is_empty()).then_some(pulse_stamp.epoch),
+            scale,
+            hold_ms: self.signal.holds_ms(now),
+            window_left_ms: BTreeMap::new(),
+            unix_ms: wall,
+        };
+        Publication { pulse, grants, removed: if due { removed } else { Vec::new() } }
+    }
+
+    /// The publication was written.
+    pub fn committed(&mut self, publication: &Publication, now: MonoTime) {
+        if !publication.grants.is_empty() {
+            self.grants_at = Some(now);
+        }
+        self.published.extend(publication.grants.iter().map(|(grantee, grant)| (grantee.clone(), grant.clone())));
+        publication.removed.iter().for_each(|grantee| drop(self.published.remove(grantee)));
+    }
+
+    fn step_laws(&mut self, now: MonoTime) {
+        for (meter, law) in &mut self.laws {
+            let nominal = self.params.capacity.get(meter).copied().unwrap_or(Rate { rate: 0.0, burst: 0.0 });
+            let rate_per_s = self.steps.get(meter).map_or(meter.per_second(nominal.rate), |s| s.capacity_per_s);
+            let inputs = Inputs {
+                now,
+                sample: self.signal.sample(*meter, now),
+                own_now: self.signal.own_at(meter.unit, now),
+                traffic: self.signal.traffic(*meter, rate_per_s, law.decreased_at(), now),
+                nominal_per_s: Rate { rate: meter.per_second(nominal.rate), burst: nominal.burst },
+            };
+            self.steps.insert(*meter, law.step(&inputs));
+        }
+    }
+
+    /// All grants as they should be; the stamp is filled in when they are written.
+    fn plan(&self, now: MonoTime, wall: UnixMillis) -> BTreeMap<Grantee, Grant> {
+        let grantees = self.grantees();
+        let weights: Vec<f64> = grantees.iter().map(|(_, tenant)| tenant.weight).collect();
+        let places = self.params.concurrency.map(|places| divide_places(places, &weights));
+        let weight_sum: f64 = weights.iter().sum();
+        let mut thresholds = vec![Thresholds::default(); grantees.len()];
+        for (meter, step) in &self.steps {
+            let rates = self.divide_meter(*meter, step, &grantees, wall);
+            for ((t, rate_per_s), weight) in thresholds.iter_mut().zip(rates).zip(&weights) {
+                let burst = tenant_burst(*meter, step, rate_per_s, weight / weight_sum);
+                t.rates.insert(*meter, Rate { rate: round(per_window(*meter, rate_per_s)), burst: round(burst) });
+            }
+        }
+        let members = u32::try_from(self.signal.members(now)).unwrap_or(u32::MAX).max(1);
+        let reason = self.reason();
+        grantees
+            .into_iter()
+            .enumerate()
+            .map(|(i, (grantee, tenant))| {
+                let mut thresholds = std::mem::take(&mut thresholds[i]);
+                thresholds.concurrency = places.as_ref().map(|p| p[i]);
+                let safe = self.safe(&thresholds, tenant.weight / weight_sum);
+                let stamp = Stamp { term: self.term, epoch: 0 };
+                (grantee, Grant { schema: GRANT_SCHEMA, stamp, thresholds, safe, members, reason: reason.clone() })
+            })
+            .collect()
+    }
+
+    /// One meter's capacity over the tenants, in units per second: base for each, with what overrides will use
+    /// reserved first.
+    fn divide_meter(
+        &self,
+        meter: Meter,
+        step: &Step,
+        grantees: &[(Grantee, TenantParams)],
+        wall: UnixMillis,
+    ) -> Vec<f64> {
+        let told = per_window(meter, step.capacity_per_s);
+        let capacity =
+            step.capacity_per_s * capacity_factor(self.overrides.at(&Target::Capacity, wall), Some(told), meter);
+        let claims: Vec<Claim> = grantees
+            .iter()
+            .map(|(grantee, tenant)| Claim {
+                weight: tenant.weight,
+                demand: self.signal.demand_per_s(grantee, meter),
+                floor: tenant.floor.get(&meter).map_or(0.0, |floor| meter.per_second(*floor)),
+                ceiling: tenant.ceiling.get(&meter).map_or(f64::INFINITY, |ceiling| meter.per_second(*ceiling)),
+            })
+            .collect();
+        let mut parts = divide(capacity, &claims);
+        // What an override uses is taken out before the others share the rest; its own base stays what it would be.
+        let reserved: Vec<Option<f64>> = grantees
+            .iter()
+            .zip(&parts)
+            .map(|((grantee, _), part)| {
+                let (star, own) = self.overrides.for_tenant(grantee, wall);
+                star.or(own)?;
+                let rate = Rate { rate: per_window(meter, *part), burst: 1.0 };
+                let base = Thresholds { rates: BTreeMap::from([(meter, rate)]), concurrency: None };
+                let used = effective(&base, star, own);
+                let rate = used.thresholds.rates.get(&meter).map_or(0.0, |r| meter.per_second(r.rate));
+                Some(if used.blocked { 0.0 } else { rate })
+            })
+            .collect();
+        if reserved.iter().any(Option::is_some) {
+            let left = (capacity - reserved.iter().flatten().sum::<f64>()).max(0.0);
+            let free: Vec<usize> = (0..claims.len()).filter(|i| reserved[*i].is_none()).collect();
+            let shared = divide(left, &free.iter().map(|i| claims[*i]).collect::<Vec<_>>());
+            free.into_iter().zip(shared).for_each(|(i, part)| parts[i] = part);
+        }
+        parts
+    }
+
+    /// What holds without a leader: at most half the threshold, and at most the static capacity by weight.
+    fn safe(&self, thresholds: &Thresholds, weight_part: f64) -> Thresholds {
+        let mut safe = thresholds.scaled(SAFE_PART);
+        for (meter, rate) in &mut safe.rates {
+            if let Some(nominal) = self.params.capacity.get(meter) {
+                let most = nominal.rate * weight_part;
+                if rate.rate > most {
+                    *rate = Rate { rate: round(most), burst: round(rate.burst * most / rate.rate) };
+                }
+            }
+        }
+        safe
+    }
+
+    /// Per meter the factor by which all thresholds together fall, when they fall by more than [`CUT`].
+    fn cut(&self, planned: &BTreeMap<Grantee, Grant>) -> BTreeMap<Meter, f64> {
+        let total = |grants: &BTreeMap<Grantee, Grant>, meter: &Meter| -> f64 {
+            grants.values().filter_map(|grant| grant.thresholds.rates.get(meter)).map(|rate| rate.rate).sum()
+        };
+        self.steps
+            .keys()
+            .filter_map(|meter| {
+                let (old, new) = (total(&self.published, meter), total(planned, meter));
+                (old > 0.0 && new < old * (1.0 - CUT)).then(|| (*meter, round(new / old)))
+            })
+            .collect()
+    }
+
+    /// Why the grants are as they are: said of the meter with the least room.
+    fn reason(&self) -> Reason {
+        let room = |step: &Step| step.level.map_or(f64::INFINITY, |level| level / step.burst.max(1.0));
+        let Some((meter, step)) = self.steps.iter().min_by(|a, b| room(a.1).total_cmp(&room(b.1))) else {
+            return Reason { code: "no_meter".into(), text: "no meter is configured".into() };
+        };
+        let now = per_window(*meter, step.capacity_per_s);
+        let (code, text) = match (step.mode, step.limit_per_s) {
+            (Mode::Headers, Some(limit)) => {
+                let others = 100.0 * step.others_per_s.unwrap_or(0.0) / limit;
+                let limit = per_window(*meter, limit);
+                ("headers_capacity", format!("provider limit {limit:.0} {meter}, others use {others:.0} %"))
+            }
+            (Mode::Cut, _) => ("aimd_cut", format!("too many 429s: halved to {now:.0} {meter}")),
+            (Mode::Increase, _) => ("aimd_increase", format!("no headers, used and no 429s: growing, {now:.0} {meter}")),
+            _ => ("aimd_hold", format!("no headers, nothing to learn: {now:.0} {meter}")),
+        };
+        Reason { code: code.into(), text }
+    }
+}
+
+fn per_window(meter: Meter, per_s: f64) -> f64 {
+    per_s * meter.window.seconds()
+}
+
+/// Records are read by people: three decimals are enough for a rate.
+fn round(x: f64) -> f64 {
+    (x * 1e3).round() / 1e3
+}
+
+/// What a tenant may store of a meter, in units.
+fn tenant_burst(meter: Meter, step: &Step, rate_per_s: f64, weight_part: f64) -> f64 {
+    let pool_part = BURST_PART * step.burst * rate_per_s / step.capacity_per_s.max(f64::MIN_POSITIVE);
+    match meter.unit {
+        Unit::Requests => (REQUEST_BURST_S * rate_per_s).min(pool_part).max(1.0),
+        // A token burst bounds the largest request, so an idle tenant keeps room for one by its weight.
+        _ => (TOKEN_BURST_S * rate_per_s).min(pool_part).max(BURST_PART * step.burst * weight_part).max(1.0),
+    }
+}

@@ -1,0 +1,138 @@
+//! Shares as leases: which part of a tenant's threshold each member enforces.
+//!
+//! *Invariant.* For each (pool, tenant), what members may be enforcing adds up to at most 1: a lease counts until it
+//! expires, and a lowered one counts at its old value until the member has echoed the new. Nobody is raised before
+//! there is room.
+//! *After a change of leader* nobody gets more than it echoes until every lease of the old leader has expired.
+//! Source: Doorman's rule (capacity − Σ has + own has), and its learning mode.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::clock::MonoTime;
+use crate::plan::Share;
+
+use super::apportion::divide_places;
+
+/// How long a share holds from its receipt.
+pub const SHARE_VALID: Duration = Duration::from_secs(5);
+/// Part of a tenant's threshold that is divided evenly, whatever the demand: a quiet member keeps a little.
+const EVEN: f64 = 0.2;
+
+/// What a member asks for when it reports.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Wish {
+    /// Its demand, in any unit common to the tenant's members.
+    pub demand: f64,
+    /// The share it says is in force.
+    pub echoed: Option<f64>,
+    /// The concurrency it says is in force.
+    pub echoed_concurrency: Option<u32>,
+    /// It has requests waiting.
+    pub waiting: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Lease {
+    issued: f64,
+    issued_concurrency: u32,
+    /// The most it may be enforcing: the largest value issued or echoed since the last one was echoed.
+    held: f64,
+    held_concurrency: u32,
+    expires_at: MonoTime,
+    wish: Wish,
+    seen_at: MonoTime,
+}
+
+/// The shares of one (pool, tenant).
+#[derive(Debug, Clone, Default)]
+pub struct Shares {
+    leases: BTreeMap<String, Lease>,
+}
+
+impl Shares {
+    /// Answers one member's report.
+    ///
+    /// `places` is the tenant's concurrency; `learning_until` ends the time in which nobody gets more than it echoes.
+    pub fn answer(
+        &mut self,
+        member: &str,
+        wish: Wish,
+        places: Option<u32>,
+        now: MonoTime,
+        learning_until: Option<MonoTime>,
+    ) -> Share {
+        self.forget(now);
+        let known = self.leases.entry(member.to_owned()).or_insert_with(|| Lease {
+            issued: 0.0,
+            issued_concurrency: 0,
+            held: 0.0,
+            held_concurrency: 0,
+            expires_at: now,
+            wish,
+            seen_at: now,
+        });
+        known.wish = wish;
+        known.seen_at = now;
+        // Until the member says otherwise it may be enforcing anything it was given; its echo is the truth.
+        known.held = wish.echoed.unwrap_or(0.0).max(if wish.echoed == Some(known.issued) { 0.0 } else { known.issued });
+        known.held_concurrency = wish.echoed_concurrency.unwrap_or(0).max(known.issued_concurrency);
+        if wish.echoed_concurrency == Some(known.issued_concurrency) {
+            known.held_concurrency = known.issued_concurrency;
+        }
+
+        let learning = learning_until.is_some_and(|until| now < until);
+        let (target, target_places) = self.target(member, places.unwrap_or(0));
+        let others: f64 = self.others(member).map(|lease| lease.held).sum();
+        let others_places: u32 = self.others(member).map(|lease| lease.held_concurrency).sum();
+        let room = (1.0 - others).max(0.0);
+        let most = if learning { wish.echoed.unwrap_or(0.0).min(room) } else { room };
+        let share = target.min(most);
+        let room_places = places.unwrap_or(0).saturating_sub(others_places);
+        let most_places =
+            if learning { wish.echoed_concurrency.unwrap_or(0).min(room_places) } else { room_places };
+        let concurrency = target_places.min(most_places);
+
+        if let Some(lease) = self.leases.get_mut(member) {
+            lease.issued = share;
+            lease.held = lease.held.max(share);
+            lease.issued_concurrency = concurrency;
+            lease.held_concurrency = lease.held_concurrency.max(concurrency);
+            lease.expires_at = now + SHARE_VALID;
+        }
+        Share { share, concurrency: places.map(|_| concurrency) }
+    }
+
+    /// The most that members may be enforcing now, for checking the invariant.
+    #[must_use]
+    pub fn outstanding(&self, now: MonoTime) -> f64 {
+        self.leases.values().filter(|lease| lease.expires_at > now).map(|lease| lease.held).sum()
+    }
+
+    fn others<'a>(&'a self, member: &'a str) -> impl Iterator<Item = &'a Lease> {
+        self.leases.iter().filter(move |(name, _)| *name != member).map(|(_, lease)| lease)
+    }
+
+    /// Drops members whose lease has expired: what they held is free again.
+    fn forget(&mut self, now: MonoTime) {
+        self.leases.retain(|_, lease| lease.expires_at > now || lease.seen_at == now);
+    }
+
+    /// What the member should have: an even part, and the rest by demand.
+    fn target(&self, member: &str, places: u32) -> (f64, u32) {
+        #[allow(clippy::cast_precision_loss, reason = "a count of processes")]
+        let even = EVEN / self.leases.len().max(1) as f64;
+        let total: f64 = self.leases.values().map(|lease| lease.wish.demand).sum();
+        let part = |lease: &Lease| {
+            let by_demand = if total > 0.0 { lease.wish.demand / total } else { even / EVEN };
+            even + (1.0 - EVEN) * by_demand
+        };
+        // Those with waiters first: a place is worth nothing to a member without requests.
+        let weights: Vec<f64> =
+            self.leases.values().map(|lease| part(lease) * if lease.wish.waiting { 1.5 } else { 1.0 }).collect();
+        let place = divide_places(places, &weights);
+        let index = self.leases.keys().position(|name| name == member).unwrap_or(0);
+        let share = self.leases.get(member).map_or(0.0, part);
+        (share, place.get(index).copied().unwrap_or(0))
+    }
+}

@@ -1,0 +1,10 @@
+//! Reports, turned into what the law and the division need: rates, endings since the last decrease, the newest reading.
+//!
+//! Counters are cumulative, so a lost report loses nothing; a new boot id starts a member's counters again, and a
+//! counter that runs backwards counts as no change. Ages are relative to receipt: no clocks are compared.
+
+mod pool;
+mod rate;
+
+pub use pool::{DEMAND_FLOOR_PER_S, PoolSignal};
+pub use rate::SmoothRate;

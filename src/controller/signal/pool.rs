@@ -1,0 +1,293 @@
+//! What is known of one pool from its members' reports.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::SmoothRate;
+use crate::clock::MonoTime;
+use crate::controller::law::{READING_AGE_MAX, Sample, Traffic};
+use crate::observation::{Counters, PoolReport, Reading, UnitCounts};
+use crate::quota::{Cost, Grantee, Meter, Unit};
+
+/// A member that has not reported for this long is not counted any more.
+const MEMBER_SILENT_MAX: Duration = Duration::from_secs(10);
+/// How far back own use can be looked up: longer than a reading may be old.
+const HISTORY: Duration = Duration::from_secs(30);
+/// Endings are judged over this long at least.
+const ENDINGS_S: f64 = 3.0;
+/// A waiting request counts as demand to be served within this long, in seconds.
+const DRAIN_S: f64 = 5.0;
+/// Demand is granted with this headroom: a member's part is never used to the last unit.
+const HEADROOM: f64 = 1.15;
+/// Every tenant counts with this many requests per second, so that the first request finds a threshold.
+pub const DEMAND_FLOOR_PER_S: f64 = 0.1;
+/// A tenant's cost per request before any was seen.
+const COST_UNSEEN: Cost = Cost::request(500, 0);
+
+#[derive(Debug, Default)]
+struct TenantSignal {
+    counters: Counters,
+    attempts: SmoothRate,
+    waiting: u32,
+}
+
+#[derive(Debug)]
+struct Member {
+    boot: String,
+    seen_at: MonoTime,
+    tenants: BTreeMap<Grantee, TenantSignal>,
+    /// Cumulative units reserved, over time.
+    history: VecDeque<(MonoTime, UnitCounts)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ended {
+    at: MonoTime,
+    resolved: u64,
+    refused: [u64; Unit::ALL.len()],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct NewestReading {
+    sent_at: MonoTime,
+    limit: f64,
+    level: f64,
+}
+
+/// The signals of one pool.
+#[derive(Debug, Default)]
+pub struct PoolSignal {
+    members: BTreeMap<String, Member>,
+    readings: BTreeMap<Meter, NewestReading>,
+    endings: VecDeque<Ended>,
+    sent: BTreeMap<Unit, SmoothRate>,
+    holds: BTreeMap<Meter, MonoTime>,
+    /// Units of members that are gone, so that the pool's cumulative use never runs backwards.
+    departed: UnitCounts,
+}
+
+/// What one report brought that cannot wait for the tick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Urgency {
+    /// The provider refused something since the member's last report.
+    pub throttled: bool,
+}
+
+impl PoolSignal {
+    /// Takes one member's report of this pool.
+    pub fn ingest(&mut self, instance: &str, boot: &str, report: &PoolReport, now: MonoTime) -> Urgency {
+        self.forget_silent(now);
+        self.take_readings(report, now);
+        let restarted = self.members.get(instance).is_some_and(|member| member.boot != boot);
+        if restarted {
+            self.depart(instance);
+        }
+        let member = self.members.entry(instance.to_owned()).or_insert_with(|| Member {
+            boot: boot.to_owned(),
+            seen_at: now,
+            // What it counted before it was first heard of (by this leader) is where counting begins, not news.
+            tenants: report
+                .tenants
+                .iter()
+                .map(|(grantee, tenant)| {
+                    (grantee.clone(), TenantSignal { counters: tenant.counters.clone(), ..TenantSignal::default() })
+                })
+                .collect(),
+            history: VecDeque::from([(now, UnitCounts::default())]),
+        });
+        member.seen_at = now;
+
+        let mut ended = Ended { at: now, resolved: 0, refused: [0; Unit::ALL.len()] };
+        let mut sent = UnitCounts::default();
+        for (grantee, tenant) in &report.tenants {
+            let known = member.tenants.entry(grantee.clone()).or_default();
+            let (old, new) = (&known.counters, &tenant.counters);
+            known.attempts.add(delta(old.attempts, new.attempts), now);
+            known.waiting = tenant.waiting;
+            let refused = |counters: &Counters, unit: Unit| {
+                counters.throttled.iter().filter(|(kind, _)| kind.concerns(unit)).map(|(_, n)| n).sum::<u64>()
+            };
+            for (slot, unit) in Unit::ALL.into_iter().enumerate() {
+                ended.refused[slot] += refused(new, unit).saturating_sub(refused(old, unit));
+            }
+            let throttled = |counters: &Counters| counters.throttled.values().sum::<u64>();
+            ended.resolved += new.succeeded.saturating_sub(old.succeeded)
+                + throttled(new).saturating_sub(throttled(old));
+            sent.requests += new.reserved.requests.saturating_sub(old.reserved.requests);
+            sent.input_tokens += new.reserved.input_tokens.saturating_sub(old.reserved.input_tokens);
+            sent.output_tokens += new.reserved.output_tokens.saturating_sub(old.reserved.output_tokens);
+            known.counters = tenant.counters.clone();
+        }
+        let mut total = member.history.back().map_or_else(UnitCounts::default, |(_, units)| *units);
+        total.plus(&sent);
+        member.history.push_back((now, total));
+        while member.history.len() > 2 && member.history.get(1).is_some_and(|(at, _)| now.since(*at) > HISTORY) {
+            member.history.pop_front();
+        }
+        for unit in Unit::ALL {
+            self.sent.entry(unit).or_default().add(sent.of(unit), now);
+        }
+        let throttled = ended.refused.iter().any(|n| *n > 0);
+        if ended.resolved > 0 || throttled {
+            self.endings.push_back(ended);
+        }
+        while self.endings.front().is_some_and(|old| now.since(old.at) > HISTORY) {
+            self.endings.pop_front();
+        }
+        Urgency { throttled }
+    }
+
+    fn take_readings(&mut self, report: &PoolReport, now: MonoTime) {
+        for (meter, reading) in &report.meters {
+            let (Some(limit), Some(level)) = (reading.limit, reading.level.or(reading.remaining)) else { continue };
+            let sent_at = now.before(Duration::from_millis(reading.age_ms));
+            let newest = NewestReading { sent_at, limit, level };
+            let known = self.readings.entry(*meter).or_insert(newest);
+            if sent_at > known.sent_at {
+                *known = newest;
+            }
+        }
+        for (meter, ms) in &report.hold_ms {
+            let until = now + Duration::from_millis(*ms);
+            let known = self.holds.entry(*meter).or_insert(until);
+            *known = (*known).max(until);
+        }
+    }
+
+    fn forget_silent(&mut self, now: MonoTime) {
+        let silent: Vec<String> = self
+            .members
+            .iter()
+            .filter(|(_, member)| now.since(member.seen_at) > MEMBER_SILENT_MAX)
+            .map(|(name, _)| name.clone())
+            .collect();
+        silent.iter().for_each(|name| self.depart(name));
+    }
+
+    fn depart(&mut self, instance: &str) {
+        if let Some(member) = self.members.remove(instance)
+            && let Some((_, units)) = member.history.back()
+        {
+            self.departed.plus(units);
+        }
+    }
+
+    /// Members that have reported lately.
+    #[must_use]
+    pub fn members(&self, now: MonoTime) -> usize {
+        self.members.values().filter(|member| now.since(member.seen_at) <= MEMBER_SILENT_MAX).count()
+    }
+
+    /// Units that all members had sent by `at`, cumulative; between reports on a straight line, after the last one
+    /// along the line of the last two.
+    #[must_use]
+    pub fn own_at(&self, unit: Unit, at: MonoTime) -> f64 {
+        self.departed.of(unit) + self.members.values().map(|member| interpolate(&member.history, unit, at)).sum::<f64>()
+    }
+
+    /// The newest-sent reading of a meter.
+    #[must_use]
+    pub fn sample(&self, meter: Meter, now: MonoTime) -> Reading<Sample> {
+        let Some(reading) = self.readings.get(&meter) else { return Reading::Missing };
+        let age = now.since(reading.sent_at);
+        if age > READING_AGE_MAX {
+            return Reading::Stale { age };
+        }
+        Reading::Fresh(Sample {
+            sent_at: reading.sent_at,
+            limit_per_s: meter.per_second(reading.limit),
+            level: reading.level,
+            own: self.own_at(meter.unit, reading.sent_at),
+        })
+    }
+
+    /// Demand, use and endings for a meter; endings since `decreased_at`.
+    #[must_use]
+    pub fn traffic(&self, meter: Meter, rate_per_s: f64, decreased_at: Option<MonoTime>, now: MonoTime) -> Traffic {
+        // A slow pool needs longer until a handful of requests has ended.
+        let span_s = (16.0 / rate_per_s.max(0.01)).clamp(ENDINGS_S, HISTORY.as_secs_f64());
+        let slot = Unit::ALL.into_iter().position(|unit| unit == meter.unit).unwrap_or(0);
+        let recent = self
+            .endings
+            .iter()
+            .filter(|e| now.seconds_since(e.at) <= span_s && decreased_at.is_none_or(|decreased| e.at > decreased));
+        let (resolved, refused) = recent.fold((0, 0), |(n, k), e| (n + e.resolved, k + e.refused[slot]));
+        Traffic {
+            demand_per_s: self.grantees().iter().map(|g| self.demand_per_s(g, meter)).sum(),
+            sent_per_s: self.sent.get(&meter.unit).map_or(0.0, SmoothRate::per_s),
+            resolved,
+            refused,
+        }
+    }
+
+    /// Tenants with traffic.
+    fn grantees(&self) -> Vec<Grantee> {
+        let mut all: Vec<Grantee> = self.members.values().flat_map(|m| m.tenants.keys().cloned()).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// What a tenant could use of a meter, in units per second: arrivals with headroom, and its queue drained in 5 s.
+    #[must_use]
+    pub fn demand_per_s(&self, grantee: &Grantee, meter: Meter) -> f64 {
+        let requests: f64 = self.members.values().map(|member| request_demand(member, grantee)).sum();
+        (requests + DEMAND_FLOOR_PER_S) * self.cost_per_request(grantee, meter.unit)
+    }
+
+    /// One member's demand for a tenant, in requests per second.
+    #[must_use]
+    pub fn member_demand(&self, instance: &str, grantee: &Grantee) -> f64 {
+        self.members.get(instance).map_or(0.0, |member| request_demand(member, grantee))
+    }
+
+    fn cost_per_request(&self, grantee: &Grantee, unit: Unit) -> f64 {
+        let mut units = UnitCounts::default();
+        for tenant in self.members.values().filter_map(|member| member.tenants.get(grantee)) {
+            units.plus(&tenant.counters.reserved);
+        }
+        if units.requests == 0 { COST_UNSEEN.of(unit) } else { units.of(unit) / units.of(Unit::Requests) }
+    }
+
+    /// Long holds still running, in ms from now.
+    #[must_use]
+    pub fn holds_ms(&self, now: MonoTime) -> BTreeMap<Meter, u64> {
+        self.holds
+            .iter()
+            .filter(|(_, until)| **until > now)
+            .map(|(meter, until)| (*meter, u64::try_from(until.since(now).as_millis()).unwrap_or(u64::MAX)))
+            .collect()
+    }
+}
+
+fn request_demand(member: &Member, grantee: &Grantee) -> f64 {
+    member
+        .tenants
+        .get(grantee)
+        .map_or(0.0, |tenant| HEADROOM * tenant.attempts.per_s() + f64::from(tenant.waiting) / DRAIN_S)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts between two reports are small")]
+fn delta(old: u64, new: u64) -> f64 {
+    new.saturating_sub(old) as f64
+}
+
+fn interpolate(history: &VecDeque<(MonoTime, UnitCounts)>, unit: Unit, at: MonoTime) -> f64 {
+    let after = history.partition_point(|(t, _)| *t <= at);
+    let point = |i: usize| history.get(i).map(|(t, units)| (*t, units.of(unit)));
+    let (left, right) = match after {
+        0 => return point(0).map_or(0.0, |(_, units)| units),
+        n if n < history.len() => (point(n - 1), point(n)),
+        // Beyond the last report: on along the last line, for at most one second.
+        n => (n.checked_sub(2).and_then(point), point(n - 1)),
+    };
+    match (left, right) {
+        (Some((t0, u0)), Some((t1, u1))) if t1 > t0 => {
+            let span_s = t1.seconds_since(t0);
+            let ahead_s = at.seconds_since(t0).min(span_s + 1.0);
+            u0 + (u1 - u0) * ahead_s / span_s
+        }
+        (_, Some((_, units))) => units,
+        _ => 0.0,
+    }
+}

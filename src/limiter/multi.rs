@@ -1,0 +1,232 @@
+//! One decision over all meters of a tenant: all of them, or none.
+//!
+//! - *admit*: every meter has room and a place in flight is free; units are taken from all at once.
+//! - *wait until*: not now; the earliest instant at which it could be.
+//! - *never*: above the tenant's undivided burst, so no wait helps at these thresholds.
+//!
+//! A cost above the member's own part of a burst, but within the tenant's undivided one, is admitted from a full
+//! bucket into debt, one in flight per meter: dividing a burst over members makes no request impossible.
+
+use std::collections::BTreeMap;
+
+use super::Bucket;
+use crate::clock::MonoTime;
+use crate::plan::Rate;
+use crate::quota::{Cost, Meter};
+
+/// One meter of a member's limits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MeterLimit {
+    /// What this member enforces.
+    pub rate: Rate,
+    /// The tenant's burst over all members, in units: what *never* is judged by.
+    pub undivided_burst: f64,
+}
+
+/// What a member enforces for one tenant.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Limits {
+    /// Per meter.
+    pub meters: BTreeMap<Meter, MeterLimit>,
+    /// Requests in flight at a time.
+    pub concurrency: Option<u32>,
+    /// Nothing is admitted.
+    pub blocked: bool,
+}
+
+/// The three answers.
+#[derive(Debug, PartialEq)]
+pub enum Decision {
+    /// Go; settle the reservation afterwards.
+    Admit(Reservation),
+    /// Not before this instant; `None` when only a retune or a settled request can help.
+    WaitUntil(Option<MonoTime>),
+    /// Not at this size.
+    Never(Never),
+}
+
+/// Why a request can never be admitted.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[error("needs {needed} {meter} units at once, and the tenant's burst is {burst}")]
+pub struct Never {
+    /// Which meter.
+    pub meter: Meter,
+    /// Units needed.
+    pub needed: f64,
+    /// The tenant's undivided burst, in units.
+    pub burst: f64,
+}
+
+/// Units taken for one request, to be settled with [`Limiter::settle`].
+#[derive(Debug, PartialEq)]
+#[must_use = "an unsettled reservation holds its place in flight"]
+pub struct Reservation {
+    cost: Cost,
+    oversize: Vec<Meter>,
+}
+
+impl Reservation {
+    /// What was taken.
+    #[must_use]
+    pub fn cost(&self) -> Cost {
+        self.cost
+    }
+}
+
+#[derive(Debug)]
+struct Metered {
+    bucket: Bucket,
+    undivided_burst: f64,
+    oversize_in_flight: bool,
+}
+
+/// The limiter of one tenant in one member.
+#[derive(Debug)]
+pub struct Limiter {
+    meters: BTreeMap<Meter, Metered>,
+    /// Meters taken out of the limits, kept for one window: a meter that flaps must not refill.
+    removed: BTreeMap<Meter, (Metered, MonoTime)>,
+    concurrency: Option<u32>,
+    in_flight: u32,
+    blocked: bool,
+}
+
+impl Limiter {
+    /// A limiter whose buckets start with one second of rate.
+    #[must_use]
+    pub fn new(limits: &Limits, now: MonoTime) -> Self {
+        let mut limiter = Self {
+            meters: BTreeMap::new(),
+            removed: BTreeMap::new(),
+            concurrency: None,
+            in_flight: 0,
+            blocked: false,
+        };
+        limiter.retune(limits, now);
+        limiter
+    }
+
+    /// Puts new limits in force as of `since`; levels and debts stay.
+    pub fn retune(&mut self, limits: &Limits, since: MonoTime) {
+        for (meter, limit) in &limits.meters {
+            let rate_per_s = meter.per_second(limit.rate.rate);
+            if !self.meters.contains_key(meter) {
+                let metered = self.recall(*meter, since).unwrap_or_else(|| Metered {
+                    bucket: Bucket::new(rate_per_s, limit.rate.burst, since),
+                    undivided_burst: limit.undivided_burst,
+                    oversize_in_flight: false,
+                });
+                self.meters.insert(*meter, metered);
+            }
+            if let Some(metered) = self.meters.get_mut(meter) {
+                metered.bucket.retune(rate_per_s, limit.rate.burst, since);
+                metered.undivided_burst = limit.undivided_burst;
+            }
+        }
+        let gone: Vec<Meter> = self.meters.keys().filter(|meter| !limits.meters.contains_key(meter)).copied().collect();
+        for meter in gone {
+            if let Some(metered) = self.meters.remove(&meter) {
+                self.removed.insert(meter, (metered, since));
+            }
+        }
+        self.concurrency = limits.concurrency;
+        self.blocked = limits.blocked;
+    }
+
+    fn recall(&mut self, meter: Meter, since: MonoTime) -> Option<Metered> {
+        let (metered, removed_at) = self.removed.remove(&meter)?;
+        (since.seconds_since(removed_at) < meter.window.seconds()).then_some(metered)
+    }
+
+    /// Requests in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// The level of a meter, in units.
+    #[must_use]
+    pub fn level_at(&self, meter: Meter, now: MonoTime) -> Option<f64> {
+        self.meters.get(&meter).map(|metered| metered.bucket.level_at(now))
+    }
+
+    /// Decides, and on *admit* takes the units of every meter.
+    ///
+    /// `held_until` says until when a meter is held by a reflex, if it is.
+    pub fn try_admit(
+        &mut self,
+        cost: &Cost,
+        now: MonoTime,
+        held_until: impl Fn(Meter) -> Option<MonoTime>,
+    ) -> Decision {
+        if let Some(never) = self.never(cost) {
+            return Decision::Never(never);
+        }
+        if self.blocked || self.concurrency.is_some_and(|most| self.in_flight >= most) {
+            return Decision::WaitUntil(None);
+        }
+        let mut ready = now;
+        let mut oversize = Vec::new();
+        for (meter, metered) in &self.meters {
+            let needed = cost.of(meter.unit);
+            if needed <= 0.0 {
+                continue;
+            }
+            let is_oversize = needed > metered.bucket.burst();
+            if is_oversize && metered.oversize_in_flight {
+                return Decision::WaitUntil(None);
+            }
+            let Some(at) = metered.bucket.reaches_at(needed.min(metered.bucket.burst()), now) else {
+                return Decision::WaitUntil(None);
+            };
+            ready = ready.max(at).max(held_until(*meter).unwrap_or(now));
+            if is_oversize {
+                oversize.push(*meter);
+            }
+        }
+        if ready > now {
+            return Decision::WaitUntil(Some(ready));
+        }
+        for (meter, metered) in &mut self.meters {
+            metered.bucket.take(cost.of(meter.unit), now);
+            metered.oversize_in_flight |= oversize.contains(meter);
+        }
+        self.in_flight += 1;
+        Decision::Admit(Reservation { cost: *cost, oversize })
+    }
+
+    fn never(&self, cost: &Cost) -> Option<Never> {
+        self.meters.iter().find_map(|(meter, metered)| {
+            let needed = cost.of(meter.unit);
+            let burst = metered.undivided_burst;
+            (needed > burst).then_some(Never { meter: *meter, needed, burst })
+        })
+    }
+
+    /// When everything `ahead` plus `cost` will have been supplied: the honest wait of a newcomer to the line.
+    /// `None` when nothing flows.
+    #[must_use]
+    pub fn expected_at(&self, ahead: &Cost, cost: &Cost, now: MonoTime) -> Option<MonoTime> {
+        if self.blocked {
+            return None;
+        }
+        self.meters.iter().try_fold(now, |latest, (meter, metered)| {
+            let needed = ahead.of(meter.unit) + cost.of(meter.unit);
+            metered.bucket.supplies_at(needed, now).map(|at| latest.max(at))
+        })
+    }
+
+    /// Ends a request. With `charged`, the difference to what was reserved is given back or taken; without, usage is
+    /// unknown and counts as fully used.
+    pub fn settle(&mut self, reservation: Reservation, charged: Option<Cost>, now: MonoTime) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        for (meter, metered) in &mut self.meters {
+            if let Some(charged) = charged {
+                metered.bucket.give_back(reservation.cost.of(meter.unit) - charged.of(meter.unit), now);
+            }
+            if reservation.oversize.contains(meter) {
+                metered.oversize_in_flight = false;
+            }
+        }
+    }
+}

@@ -1,0 +1,511 @@
+//! A store in etcd, 3.4 or newer.
+//!
+//! Owns the connections and how long anything may take: 2 s for a call, 1 s to connect, 9 s of silence on a watch.
+//! Connections are lazy, so a store may be made before its etcd is there, and heal by themselves. Each endpoint has a
+//! client of its own instead of one that balances: after a failure the next call goes to the next endpoint, and what
+//! is harmless to repeat is repeated there at once.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{
+    Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions, KeyValue, PutOptions, TxnOp,
+    TxnOpResponse, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream,
+};
+use parking_lot::Mutex;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
+
+use super::{
+    ALIVE_EVERY, Change, Entry, LeaseId, Listing, Op, Outcome, Select, Source, Store, StoreError, TXN_OPS_MAX, Txn,
+    Watch, WatchEvent, WatchSender, disjoint,
+};
+
+/// The longest a call may take, repetitions included.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A watch without any message for so long is over: three requests for progress went unanswered.
+const SILENCE_MAX: Duration = Duration::from_secs(9);
+/// Keys of one page of a list.
+const PAGE: i64 = 1_000;
+/// The largest message taken; gRPC's own 4 MiB are less than the first pages of a few full prefixes.
+const MESSAGE_MAX: usize = 64 << 20;
+
+/// A store in etcd. A clone shares the connections.
+#[derive(Clone)]
+pub struct EtcdStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    nodes: Vec<Node>,
+    /// The node that answered last, or the one after the one that did not.
+    current: AtomicUsize,
+    /// All endpoints, for messages.
+    endpoints: String,
+}
+
+struct Node {
+    endpoint: String,
+    client: Mutex<Client>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    Harmless,
+    Never,
+}
+
+impl std::fmt::Debug for EtcdStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EtcdStore").field("endpoints", &self.shared.endpoints).finish_non_exhaustive()
+    }
+}
+
+impl EtcdStore {
+    /// A store at `endpoints`, each `http://host:port`. Nothing is sent yet, so etcd need not be there.
+    ///
+    /// # Errors
+    /// [`StoreError::NoEndpoints`] and [`StoreError::Endpoint`].
+    pub async fn connect(endpoints: &[String]) -> Result<Self, StoreError> {
+        if endpoints.is_empty() {
+            return Err(StoreError::NoEndpoints);
+        }
+        let mut nodes = Vec::with_capacity(endpoints.len());
+        for endpoint in endpoints {
+            let endpoint = valid_endpoint(endpoint)?;
+            let client = Mutex::new(lazy_client(&endpoint).await?);
+            nodes.push(Node { endpoint, client });
+        }
+        let endpoints = nodes.iter().map(|node| node.endpoint.as_str()).collect::<Vec<_>>().join(", ");
+        Ok(Self { shared: Arc::new(Shared { nodes, current: AtomicUsize::new(0), endpoints }) })
+    }
+}
+
+fn valid_endpoint(endpoint: &str) -> Result<String, StoreError> {
+    let wrong = |detail: &str| StoreError::Endpoint { endpoint: endpoint.to_owned(), detail: detail.to_owned() };
+    let uri: http::Uri = endpoint.parse().map_err(|_| wrong("not a URL; expected http://host:port"))?;
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some("https") => return Err(wrong("TLS is not supported; expected http://host:port")),
+        _ => return Err(wrong("expected http://host:port")),
+    }
+    let plain = uri.path() == "/"
+        && uri.query().is_none()
+        && uri.authority().is_some_and(|a| !a.as_str().contains('@') && !a.host().is_empty());
+    if plain { Ok(endpoint.trim_end_matches('/').to_owned()) } else { Err(wrong("expected http://host:port alone")) }
+}
+
+async fn lazy_client(endpoint: &str) -> Result<Client, StoreError> {
+    // A member cut off from its cluster still answers; requiring a leader makes it say so instead.
+    let options = ConnectOptions::new().with_connect_timeout(CONNECT_TIMEOUT).with_require_leader(true);
+    Client::connect([endpoint], Some(options))
+        .await
+        .map_err(|error| StoreError::Endpoint { endpoint: endpoint.to_owned(), detail: error.to_string() })
+}
+
+impl Shared {
+    /// Makes one call, within the time for it; at the other endpoints too if repeating it is harmless.
+    async fn call<T, F, C>(&self, repeat: Repeat, call: F) -> Result<T, StoreError>
+    where
+        F: Fn(Client) -> C,
+        C: Future<Output = Result<T, Error>>,
+    {
+        let deadline = Instant::now() + CALL_TIMEOUT;
+        let mut untried = if repeat == Repeat::Harmless { self.nodes.len() } else { 1 };
+        loop {
+            let index = self.current.load(Ordering::Relaxed);
+            let node = &self.nodes[index];
+            let client = node.client.lock().clone();
+            let (error, late) = match timeout_at(deadline, call(client)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => (self.explain(&error), false),
+                Err(_) => (self.unavailable(format!("{}: no answer within {CALL_TIMEOUT:?}", node.endpoint)), true),
+            };
+            if !matches!(error, StoreError::Unavailable { .. }) {
+                return Err(error);
+            }
+            if late {
+                // The connection may be to a host that is no more; TCP would take minutes to notice.
+                if let Ok(fresh) = lazy_client(&node.endpoint).await {
+                    *node.client.lock() = fresh;
+                }
+            }
+            let next = (index + 1) % self.nodes.len();
+            let moved = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+            if moved && next != index {
+                tracing::debug!(failed = node.endpoint, next = self.nodes[next].endpoint, "trying the next endpoint");
+            }
+            untried -= 1;
+            if untried == 0 || Instant::now() >= deadline {
+                return Err(error);
+            }
+        }
+    }
+
+    fn unavailable(&self, detail: String) -> StoreError {
+        StoreError::Unavailable { endpoints: self.endpoints.clone(), detail }
+    }
+
+    fn explain(&self, error: &Error) -> StoreError {
+        let status = match error {
+            Error::GRpcStatus(status) => status,
+            Error::LeaseKeepAliveError(detail) if detail.contains("lease not found") => return StoreError::LeaseLost,
+            Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::Utf8Error(_) | Error::InvalidMetadataValue(_) => {
+                return StoreError::Rejected(error.to_string());
+            }
+            _ => return self.unavailable(root_cause(error)),
+        };
+        let message = status.message();
+        // etcd says most things in words only; the number tells whether another attempt may help.
+        if message.contains("database space exceeded") {
+            StoreError::NoSpace
+        } else if message.contains("requested lease not found") {
+            StoreError::LeaseLost
+        } else if message.contains("required revision has been compacted") {
+            StoreError::Compacted { revision: 0 }
+        } else if message.contains("too many requests") {
+            self.unavailable(message.to_owned())
+        } else {
+            match status.code() as i32 {
+                // Invalid argument, not found, exists already, no permission, exhausted, failed precondition,
+                // out of range, not implemented, not authenticated.
+                3 | 5..=9 | 11 | 12 | 16 => StoreError::Rejected(message.to_owned()),
+                _ => self.unavailable(root_cause(error)),
+            }
+        }
+    }
+}
+
+/// The message with the reason beneath it: gRPC says "transport error" and leaves "connection refused" to its source.
+fn root_cause(error: &Error) -> String {
+    let (text, mut cause) = match error {
+        Error::GRpcStatus(status) => (status.message().to_owned(), std::error::Error::source(status)),
+        Error::TransportError(transport) => (transport.to_string(), std::error::Error::source(transport)),
+        other => (other.to_string(), None),
+    };
+    let mut root = None;
+    while let Some(error) = cause {
+        root = Some(error.to_string());
+        cause = error.source();
+    }
+    match root {
+        Some(root) if root != text => format!("{text}: {root}"),
+        _ => text,
+    }
+}
+
+/// etcd's revisions are positive.
+fn revision(raw: i64) -> u64 {
+    u64::try_from(raw).unwrap_or(0)
+}
+
+fn raw(revision: u64) -> i64 {
+    i64::try_from(revision).unwrap_or(i64::MAX)
+}
+
+fn key_text(kv: &KeyValue) -> Option<String> {
+    let key = kv.key_str().ok().map(str::to_owned);
+    if key.is_none() {
+        tracing::warn!(key = ?kv.key(), "a key that is not UTF-8 is ignored");
+    }
+    key
+}
+
+fn entry(kv: &KeyValue) -> Option<Entry> {
+    Some(Entry {
+        key: key_text(kv)?,
+        value: kv.value().to_vec(),
+        create_revision: revision(kv.create_revision()),
+        mod_revision: revision(kv.mod_revision()),
+    })
+}
+
+/// The first key behind all that begin with `prefix`.
+fn prefix_end(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    // UTF-8 has no byte 0xff, so the last one can always be raised.
+    if let Some(last) = end.last_mut() {
+        *last = last.saturating_add(1);
+    }
+    end
+}
+
+fn first_page(select: &Select, pinned: i64) -> TxnOp {
+    match select {
+        Select::Key(key) => TxnOp::get(key.as_str(), Some(GetOptions::new().with_revision(pinned))),
+        Select::Prefix(prefix) => {
+            let options = GetOptions::new().with_prefix().with_limit(PAGE).with_revision(pinned);
+            TxnOp::get(prefix.as_str(), Some(options))
+        }
+    }
+}
+
+impl Shared {
+    /// What a prefix has from the key behind `last` on, at the pinned revision.
+    async fn rest(&self, prefix: &str, last: &[u8], pinned: i64, into: &mut Vec<Entry>) -> Result<(), StoreError> {
+        let end = prefix_end(prefix);
+        let mut from = last.to_vec();
+        loop {
+            // The next key there can be.
+            from.push(0);
+            let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(pinned);
+            let page = self
+                .call(Repeat::Harmless, |client| {
+                    let (from, options) = (from.clone(), options.clone());
+                    async move {
+                        let mut kv = client.kv_client().max_decoding_message_size(MESSAGE_MAX);
+                        kv.get(from, Some(options)).await
+                    }
+                })
+                .await?;
+            into.extend(page.kvs().iter().filter_map(entry));
+            match page.kvs().last() {
+                Some(kv) if page.more() => from = kv.key().to_vec(),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Reads all selects at one revision, into an empty listing.
+    async fn read(&self, selects: &[Select], listing: &mut Listing) -> Result<(), StoreError> {
+        // Without selects too: the revision and the cluster are worth an answer.
+        let mut chunks: Vec<&[Select]> = selects.chunks(TXN_OPS_MAX).collect();
+        if chunks.is_empty() {
+            chunks.push(&[]);
+        }
+        for chunk in chunks {
+            // 0 for the first: whatever the revision is then; the others read the same one.
+            let pinned = raw(listing.revision);
+            let reads = chunk.iter().map(|select| first_page(select, pinned)).collect::<Vec<_>>();
+            let answer = self
+                .call(Repeat::Harmless, |client| {
+                    let txn = etcd_client::Txn::new().and_then(reads.clone());
+                    async move { client.kv_client().max_decoding_message_size(MESSAGE_MAX).txn(txn).await }
+                })
+                .await?;
+            let header = answer.header().ok_or_else(|| self.unavailable("an answer without a header".to_owned()))?;
+            if listing.revision == 0 {
+                listing.revision = revision(header.revision());
+                listing.cluster_id = header.cluster_id();
+            }
+            for (select, page) in chunk.iter().zip(answer.op_responses()) {
+                let TxnOpResponse::Get(page) = page else {
+                    return Err(self.unavailable("an answer of another kind than asked for".to_owned()));
+                };
+                listing.entries.extend(page.kvs().iter().filter_map(entry));
+                if let (Select::Prefix(prefix), Some(kv), true) = (select, page.kvs().last(), page.more()) {
+                    self.rest(prefix, kv.key(), raw(listing.revision), &mut listing.entries).await?;
+                }
+            }
+        }
+        listing.entries.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Source for EtcdStore {
+    async fn list(&self, selects: &[Select]) -> Result<Listing, StoreError> {
+        let mut listing = Listing { entries: Vec::new(), revision: 0, cluster_id: 0 };
+        match self.shared.read(&disjoint(selects)?, &mut listing).await {
+            Ok(()) => Ok(listing),
+            // Between two pages; etcd does not say up to where.
+            Err(StoreError::Compacted { .. }) => Err(StoreError::Compacted { revision: listing.revision }),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn watch(&self, selects: &[Select], from_revision: u64) -> Result<Watch, StoreError> {
+        let mut selects = disjoint(selects)?.into_iter();
+        let Some(first) = selects.next() else {
+            return Err(StoreError::Rejected("a watch of nothing".to_owned()));
+        };
+        // 0 would mean *now* to etcd.
+        let from = raw(from_revision.max(1));
+        let (client, stream) = self
+            .shared
+            .call(Repeat::Harmless, |client| {
+                let (key, options) = watch_of(&first, from);
+                async move {
+                    let mut watch = client.watch_client().max_decoding_message_size(MESSAGE_MAX);
+                    let stream = watch.watch(key, Some(options)).await?;
+                    Ok((client, stream))
+                }
+            })
+            .await?;
+        let (requests, responses) = stream.split();
+        let shared = Arc::clone(&self.shared);
+        Ok(Watch::driven(|sender| async move {
+            // One task for both directions: a server that waits for its answers to be read takes no more requests.
+            let error = tokio::select! {
+                error = ask(&shared, requests, selects.collect(), from) => error,
+                ended = hear(&shared, responses, &sender) => match ended {
+                    Some(error) => error,
+                    None => return,
+                },
+            };
+            drop(client);
+            let _ = sender.send(Err(error)).await;
+        }))
+    }
+}
+
+fn watch_of(select: &Select, from: i64) -> (String, WatchOptions) {
+    let options = WatchOptions::new().with_start_revision(from).with_progress_notify().with_fragment();
+    match select {
+        Select::Key(key) => (key.clone(), options),
+        Select::Prefix(prefix) => (prefix.clone(), options.with_prefix()),
+    }
+}
+
+/// Asks for the other selects on the same stream, then again and again for a sign of life.
+async fn ask(shared: &Shared, mut requests: WatchRequestSender, selects: Vec<Select>, from: i64) -> StoreError {
+    for select in &selects {
+        let (key, options) = watch_of(select, from);
+        if let Err(error) = requests.watch(key, Some(options)).await {
+            return shared.explain(&error);
+        }
+    }
+    let mut tick = interval(ALIVE_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if let Err(error) = requests.request_progress().await {
+            return shared.explain(&error);
+        }
+    }
+}
+
+/// Passes on what comes, until something ends the watch; `None` when nobody listens any more.
+async fn hear(shared: &Shared, mut responses: WatchResponseStream, sender: &WatchSender) -> Option<StoreError> {
+    loop {
+        // Counted from here, behind the send: a slow reader is not a silent store.
+        let silence = Instant::now() + SILENCE_MAX;
+        let response = tokio::select! {
+            biased;
+            response = responses.message() => response,
+            () = sleep_until(silence) => return Some(StoreError::Silent { seconds: SILENCE_MAX.as_secs() }),
+        };
+        let event = match response {
+            Ok(Some(response)) => event(&response),
+            Ok(None) => Err(shared.unavailable("the watch's stream ended".to_owned())),
+            Err(error) => Err(shared.explain(&error)),
+        };
+        match event {
+            Ok(event) => sender.send(Ok(event)).await.ok()?,
+            Err(error) => return Some(error),
+        }
+    }
+}
+
+fn event(response: &WatchResponse) -> Result<WatchEvent, StoreError> {
+    if response.compact_revision() > 0 {
+        return Err(StoreError::Compacted { revision: revision(response.compact_revision()) });
+    }
+    if response.canceled() {
+        let reason = match response.cancel_reason() {
+            "" => "no reason given",
+            reason => reason,
+        };
+        return Err(StoreError::Rejected(format!("watch canceled: {reason}")));
+    }
+    let changes: Vec<Change> = response
+        .events()
+        .iter()
+        .filter_map(|event| {
+            let kv = event.kv()?;
+            Some(match event.event_type() {
+                EventType::Put => Change::Put(entry(kv)?),
+                EventType::Delete => Change::Delete { key: key_text(kv)?, mod_revision: revision(kv.mod_revision()) },
+            })
+        })
+        .collect();
+    // Not the header's revision: that of a progress answer, or of events caught up with, is ahead of them.
+    Ok(match changes.last() {
+        Some(Change::Put(Entry { mod_revision, .. }) | Change::Delete { mod_revision, .. }) => {
+            let revision = *mod_revision;
+            WatchEvent::Changes { changes, revision }
+        }
+        None => WatchEvent::Alive,
+    })
+}
+
+#[async_trait]
+impl Store for EtcdStore {
+    async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
+        txn.check()?;
+        let conditions = txn.conditions.into_iter();
+        let compares = conditions
+            .map(|c| Compare::create_revision(c.key, CompareOp::Equal, raw(c.create_revision)))
+            .collect::<Vec<_>>();
+        let ops = txn.ops.into_iter().map(write).collect::<Vec<_>>();
+        let txn = etcd_client::Txn::new().when(compares).and_then(ops);
+        let answer = self
+            .shared
+            .call(Repeat::Never, |client| {
+                let txn = txn.clone();
+                async move { client.kv_client().txn(txn).await }
+            })
+            .await?;
+        let revision = answer.header().map_or(0, |header| revision(header.revision()));
+        Ok(if answer.succeeded() { Outcome::Committed { revision } } else { Outcome::Refused { revision } })
+    }
+
+    async fn lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
+        let seconds = raw(seconds.max(1));
+        // One granted twice is not used by anybody and expires.
+        let call = |client: Client| async move { client.lease_client().grant(seconds, None).await };
+        Ok(LeaseId(self.shared.call(Repeat::Harmless, call).await?.id()))
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        let call = |client: Client| async move { client.lease_client().keep_alive(lease.0).await };
+        self.shared.call(Repeat::Harmless, call).await.map(drop)
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        let call = |client: Client| async move { client.lease_client().revoke(lease.0).await };
+        match self.shared.call(Repeat::Harmless, call).await {
+            Ok(_) | Err(StoreError::LeaseLost) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn write(op: Op) -> TxnOp {
+    match op {
+        Op::Put { key, value, lease } => {
+            let options = lease.map(|lease| PutOptions::new().with_lease(lease.0));
+            TxnOp::put(key, value, options)
+        }
+        Op::Delete { key } => TxnOp::delete(key, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_plain_http_urls() {
+        assert_eq!(valid_endpoint("http://127.0.0.1:2379/"), Ok("http://127.0.0.1:2379".to_owned()));
+        for wrong in ["", "127.0.0.1:2379", "https://etcd:2379", "http://", "http://a/b", "http://u:p@a:1", "unix:/x"] {
+            assert!(matches!(valid_endpoint(wrong), Err(StoreError::Endpoint { .. })), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_without_endpoints_is_refused() {
+        assert_eq!(EtcdStore::connect(&[]).await.err(), Some(StoreError::NoEndpoints));
+    }
+
+    #[test]
+    fn the_end_of_a_prefix_is_behind_every_key_of_it() {
+        assert_eq!(prefix_end("/a/"), b"/a0");
+        assert!(prefix_end("é").as_slice() > "é\u{10ffff}".as_bytes());
+    }
+}

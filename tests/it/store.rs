@@ -1,0 +1,508 @@
+//! One suite for both stores: what holds for memory holds for a real etcd. Then what only an etcd can do: be away,
+//! hang, die and come back.
+
+use std::future::Future;
+use std::net::TcpListener;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tidegate::store::{
+    Change, Condition, EtcdStore, LeaseId, MemoryStore, Op, Outcome, Select, Source, Store, StoreError, TXN_OPS_MAX,
+    Txn, Watch, WatchEvent,
+};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+/// Longer than anything here takes; reaching it is a failure.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+// ---- an etcd of one's own ----
+
+struct Etcd {
+    child: Child,
+    directory: TempDir,
+    client_port: u16,
+    peer_port: u16,
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").expect("a loopback port").local_addr().expect("its address").port()
+}
+
+impl Etcd {
+    async fn start() -> Self {
+        // A port can be taken between the look and the start; then etcd exits, and others are tried.
+        for _ in 0..5 {
+            let (client_port, peer_port) = (free_port(), free_port());
+            let directory = tempfile::tempdir().expect("a directory");
+            let child = Self::spawn(&directory, client_port, peer_port);
+            let mut etcd = Self { child, directory, client_port, peer_port };
+            if etcd.answers().await {
+                return etcd;
+            }
+        }
+        panic!("etcd did not start");
+    }
+
+    fn spawn(directory: &TempDir, client_port: u16, peer_port: u16) -> Child {
+        let (client, peer) = (format!("http://127.0.0.1:{client_port}"), format!("http://127.0.0.1:{peer_port}"));
+        Command::new("etcd")
+            .args(["--name", "it", "--log-level", "error", "--initial-cluster", &format!("it={peer}")])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .arg("--data-dir")
+            .arg(directory.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("etcd on PATH")
+    }
+
+    /// Waits until it answers; false if it exits instead.
+    async fn answers(&mut self) -> bool {
+        let store = self.store().await;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if store.list(&[key("up")]).await.is_ok() {
+                return true;
+            }
+            if self.child.try_wait().expect("a status").is_some() {
+                return false;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        false
+    }
+
+    fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    async fn store(&self) -> EtcdStore {
+        EtcdStore::connect(&[self.endpoint()]).await.expect("a valid endpoint")
+    }
+
+    async fn kill(&mut self) {
+        self.child.kill().await.expect("killed");
+    }
+
+    /// On the same ports and data; answers when this returns.
+    async fn restart(&mut self) {
+        self.child = Self::spawn(&self.directory, self.client_port, self.peer_port);
+        assert!(self.answers().await, "etcd did not come back");
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id().expect("running")).expect("a pid");
+        kill(Pid::from_raw(pid), signal).expect("signalled");
+    }
+}
+
+// ---- words of the tests ----
+
+fn key(text: &str) -> Select {
+    Select::Key(text.to_owned())
+}
+
+fn prefix(text: &str) -> Select {
+    Select::Prefix(text.to_owned())
+}
+
+fn put(key: &str, value: &str) -> Op {
+    Op::Put { key: key.to_owned(), value: value.as_bytes().to_vec(), lease: None }
+}
+
+fn bound(key: &str, lease: LeaseId) -> Op {
+    Op::Put { key: key.to_owned(), value: Vec::new(), lease: Some(lease) }
+}
+
+fn delete(key: &str) -> Op {
+    Op::Delete { key: key.to_owned() }
+}
+
+fn when(key: &str, create_revision: u64) -> Vec<Condition> {
+    vec![Condition { key: key.to_owned(), create_revision }]
+}
+
+async fn write(store: &impl Store, ops: impl Into<Vec<Op>>) -> u64 {
+    match store.commit(Txn { conditions: Vec::new(), ops: ops.into() }).await {
+        Ok(Outcome::Committed { revision }) => revision,
+        other => panic!("not committed: {other:?}"),
+    }
+}
+
+async fn keys(store: &impl Store, select: Select) -> Vec<String> {
+    let listing = store.list(&[select]).await.expect("a listing");
+    listing.entries.into_iter().map(|entry| entry.key).collect()
+}
+
+async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what}: not within {PATIENCE:?}"),
+    }
+}
+
+/// The next `count` changes, as (what, key, revision).
+async fn changes(watch: &mut Watch, count: usize) -> Vec<(&'static str, String, u64)> {
+    let mut seen = Vec::new();
+    in_time("changes", async {
+        while seen.len() < count {
+            if let WatchEvent::Changes { changes, revision } = watch.next().await.expect("an open watch") {
+                assert!(!changes.is_empty());
+                for change in changes {
+                    seen.push(match change {
+                        Change::Put(entry) => ("put", entry.key, entry.mod_revision),
+                        Change::Delete { key, mod_revision } => ("delete", key, mod_revision),
+                    });
+                }
+                assert_eq!(seen.last().map(|(_, _, last)| *last), Some(revision));
+            }
+        }
+    })
+    .await;
+    seen
+}
+
+/// What ends the watch.
+async fn end(watch: &mut Watch) -> StoreError {
+    in_time("the end of a watch", async {
+        loop {
+            if let Err(error) = watch.next().await {
+                return error;
+            }
+        }
+    })
+    .await
+}
+
+// ---- the suite ----
+
+async fn a_list_reads_several_selects_at_one_revision(store: impl Store) {
+    let empty = store.list(&[key("/a/1"), prefix("/b/")]).await.expect("a listing");
+    assert!(empty.entries.is_empty());
+    let first = write(&store, [put("/a/1", "one"), put("/b/1", "two"), put("/b/2", "three"), put("/c", "other")]).await;
+    let second = write(&store, [put("/a/1", "four"), delete("/b/2")]).await;
+    assert_eq!(second, first + 1);
+    let listing = store.list(&[prefix("/b/"), key("/a/1"), key("/b/1"), key("/none")]).await.expect("a listing");
+    let found: Vec<_> = listing
+        .entries
+        .iter()
+        .map(|entry| (entry.key.as_str(), entry.value.as_slice(), entry.create_revision, entry.mod_revision))
+        .collect();
+    assert_eq!(found, [("/a/1", &b"four"[..], first, second), ("/b/1", &b"two"[..], first, first)]);
+    assert_eq!((listing.revision, listing.cluster_id), (second, empty.cluster_id));
+    assert_ne!(listing.cluster_id, 0);
+}
+
+async fn more_keys_than_a_page_are_listed_whole(store: impl Store) {
+    let all: Vec<String> = (0..2_300).map(|n| format!("/limits/p/{n:05}")).collect();
+    // Together more than the 4 MiB of a gRPC message.
+    let value = "x".repeat(2_048);
+    for chunk in all.chunks(TXN_OPS_MAX) {
+        write(&store, chunk.iter().map(|key| put(key, &value)).collect::<Vec<_>>()).await;
+    }
+    write(&store, [put("/limits/p", "before"), put("/limits/p0", "behind")]).await;
+    assert_eq!(keys(&store, prefix("/limits/p/")).await, all);
+    // More selects than a transaction takes.
+    let some: Vec<Select> = all.iter().take(300).map(|text| key(text)).collect();
+    let listing = store.list(&some).await.expect("a listing");
+    assert_eq!(listing.entries.len(), 300);
+    let mut watch = store.watch(&[prefix("/limits/p/")], 1).await.expect("a watch");
+    let seen: Vec<String> = changes(&mut watch, all.len()).await.into_iter().map(|(_, key, _)| key).collect();
+    assert_eq!(seen, all);
+}
+
+async fn a_watch_sees_each_change_once_and_in_order(store: impl Store) {
+    write(&store, [put("/a/1", "before")]).await;
+    let listing = store.list(&[prefix("/a/")]).await.expect("a listing");
+    // Between list and watch: no gap.
+    let one = write(&store, [put("/a/2", "between"), put("/elsewhere", "unseen")]).await;
+    let two = write(&store, [delete("/a/1")]).await;
+    let selects = [prefix("/a/"), key("/b"), key("/a/1")];
+    let mut watch = store.watch(&selects, listing.revision + 1).await.expect("a watch");
+    assert_eq!(changes(&mut watch, 2).await, [("put", "/a/2".into(), one), ("delete", "/a/1".into(), two)]);
+    let mut expected = Vec::new();
+    for n in 0..200 {
+        let name = format!("/a/{n}");
+        let revision = write(&store, [put(&name, "after")]).await;
+        expected.push(("put", name, revision));
+    }
+    assert_eq!(changes(&mut watch, 200).await, expected);
+    let last = write(&store, [put("/b", "the other select")]).await;
+    assert_eq!(changes(&mut watch, 1).await, [("put", "/b".into(), last)]);
+}
+
+async fn a_watch_from_a_past_revision_sees_history(store: impl Store) {
+    let first = write(&store, [put("/a", "1")]).await;
+    let second = write(&store, [put("/a", "2")]).await;
+    let mut from_second = store.watch(&[key("/a")], second).await.expect("a watch");
+    assert_eq!(changes(&mut from_second, 1).await, [("put", "/a".into(), second)]);
+    let mut from_start = store.watch(&[key("/a")], 0).await.expect("a watch");
+    assert_eq!(changes(&mut from_start, 2).await, [("put", "/a".into(), first), ("put", "/a".into(), second)]);
+    // One ahead of the store waits for it.
+    let mut ahead = store.watch(&[key("/a")], second + 2).await.expect("a watch");
+    write(&store, [put("/a", "unseen")]).await;
+    let seen = write(&store, [put("/a", "seen")]).await;
+    assert_eq!(changes(&mut ahead, 1).await, [("put", "/a".into(), seen)]);
+}
+
+async fn a_quiet_watch_says_that_it_is_alive(store: impl Store) {
+    let mut watch = store.watch(&[key("/a")], 1).await.expect("a watch");
+    // The first two may come with the watch's opening.
+    for _ in 0..3 {
+        assert_eq!(in_time("a sign of life", watch.next()).await, Ok(WatchEvent::Alive));
+    }
+}
+
+async fn a_watch_is_cancel_safe(store: impl Store) {
+    let listing = store.list(&[prefix("/a/")]).await.expect("a listing");
+    let mut watch = store.watch(&[prefix("/a/")], listing.revision + 1).await.expect("a watch");
+    let mut seen = 0;
+    for n in 0..50 {
+        write(&store, [put(&format!("/a/{n}"), "x")]).await;
+        if let Ok(Ok(WatchEvent::Changes { changes, .. })) = timeout(Duration::from_micros(n * 40), watch.next()).await
+        {
+            seen += changes.len();
+        }
+    }
+    seen += changes(&mut watch, 50 - seen).await.len();
+    assert_eq!(seen, 50);
+}
+
+async fn a_fenced_commit_needs_the_create_revision(store: impl Store) {
+    let term = write(&store, [put("/leader", "me")]).await;
+    write(&store, [put("/leader", "me, again")]).await;
+    let fenced = |create_revision| Txn { conditions: when("/leader", create_revision), ops: vec![put("/limits", "x")] };
+    let refused = store.commit(fenced(term + 1)).await;
+    assert_eq!(refused, Ok(Outcome::Refused { revision: term + 1 }));
+    assert!(keys(&store, key("/limits")).await.is_empty());
+    assert_eq!(store.commit(fenced(term)).await, Ok(Outcome::Committed { revision: term + 2 }));
+    assert_eq!(keys(&store, key("/limits")).await, ["/limits"]);
+    // The deposed leader's fence: the key was created anew.
+    write(&store, [delete("/leader")]).await;
+    write(&store, [put("/leader", "you")]).await;
+    assert!(matches!(store.commit(fenced(term)).await, Ok(Outcome::Refused { .. })));
+}
+
+async fn a_campaign_is_won_once(store: impl Store) {
+    let campaign = |name: &str| Txn { conditions: when("/leader", 0), ops: vec![put("/leader", name)] };
+    let Ok(Outcome::Committed { revision }) = store.commit(campaign("one")).await else { panic!("not elected") };
+    assert_eq!(store.commit(campaign("two")).await, Ok(Outcome::Refused { revision }));
+    let listing = store.list(&[key("/leader")]).await.expect("a listing");
+    assert_eq!((listing.entries[0].create_revision, listing.entries[0].value.as_slice()), (revision, &b"one"[..]));
+    write(&store, [delete("/leader")]).await;
+    assert!(matches!(store.commit(campaign("two")).await, Ok(Outcome::Committed { .. })));
+}
+
+async fn a_transaction_without_effect_makes_no_revision(store: impl Store) {
+    let revision = write(&store, [put("/a", "x")]).await;
+    assert_eq!(write(&store, [delete("/none")]).await, revision);
+    assert_eq!(store.list(&[]).await.map(|listing| listing.revision), Ok(revision));
+}
+
+async fn an_unfit_transaction_is_refused(store: impl Store) {
+    let ops: Vec<Op> = (0..=TXN_OPS_MAX).map(|n| put(&format!("/a/{n}"), "x")).collect();
+    let large = Txn { conditions: Vec::new(), ops };
+    assert_eq!(store.commit(large).await, Err(StoreError::TooManyOps { ops: TXN_OPS_MAX + 1 }));
+    let twice = Txn { conditions: Vec::new(), ops: vec![put("/a", "x"), delete("/a")] };
+    assert!(matches!(store.commit(twice).await, Err(StoreError::Rejected(_))));
+    let unbound = Txn { conditions: Vec::new(), ops: vec![bound("/a", LeaseId(77))] };
+    assert_eq!(store.commit(unbound).await, Err(StoreError::LeaseLost));
+    assert!(keys(&store, prefix("/a")).await.is_empty());
+}
+
+async fn an_expired_lease_takes_its_keys(store: impl Store) {
+    let lease = store.lease(Duration::from_secs(2)).await.expect("a lease");
+    let from = write(&store, [bound("/m/1", lease), bound("/m/2", lease), bound("/m/3", lease)]).await + 1;
+    // One is unbound again.
+    write(&store, [put("/m/3", "free")]).await;
+    let mut watch = store.watch(&[prefix("/m/")], from).await.expect("a watch");
+    let seen = changes(&mut watch, 3).await;
+    let gone: Vec<_> = seen[1..].iter().map(|(what, key, _)| (*what, key.as_str())).collect();
+    assert_eq!(gone, [("delete", "/m/1"), ("delete", "/m/2")]);
+    assert_eq!(seen[1].2, seen[2].2, "all at one revision");
+    assert_eq!(keys(&store, prefix("/m/")).await, ["/m/3"]);
+    assert_eq!(store.keep_alive(lease).await, Err(StoreError::LeaseLost));
+}
+
+async fn a_lease_kept_alive_keeps_its_keys(store: impl Store) {
+    let lease = store.lease(Duration::from_secs(2)).await.expect("a lease");
+    let dropped = store.lease(Duration::from_secs(2)).await.expect("a lease");
+    let from = write(&store, [bound("/m/kept", lease), bound("/m/dropped", dropped)]).await + 1;
+    let mut watch = store.watch(&[prefix("/m/")], from).await.expect("a watch");
+    // The other lease, as old, tells when this one would have expired.
+    tokio::select! {
+        gone = changes(&mut watch, 1) => assert_eq!(gone[0].1, "/m/dropped"),
+        () = async {
+            loop {
+                store.keep_alive(lease).await.expect("alive");
+                sleep(Duration::from_millis(300)).await;
+            }
+        } => {}
+    }
+    store.keep_alive(lease).await.expect("alive");
+    assert_eq!(keys(&store, prefix("/m/")).await, ["/m/kept"]);
+}
+
+async fn a_revoked_lease_takes_its_keys_at_once(store: impl Store) {
+    let lease = store.lease(Duration::from_secs(60)).await.expect("a lease");
+    let revision = write(&store, [bound("/leader", lease)]).await;
+    store.revoke(lease).await.expect("revoked");
+    assert!(keys(&store, key("/leader")).await.is_empty());
+    let mut watch = store.watch(&[key("/leader")], revision + 1).await.expect("a watch");
+    assert_eq!(changes(&mut watch, 1).await, [("delete", "/leader".into(), revision + 1)]);
+    assert_eq!(store.keep_alive(lease).await, Err(StoreError::LeaseLost));
+    assert_eq!(store.revoke(lease).await, Ok(()));
+}
+
+/// Each case against both stores, under its own name.
+macro_rules! for_both {
+    ($($case:ident),* $(,)?) => {
+        mod memory {
+            use super::*;
+            $(#[tokio::test] async fn $case() { super::$case(MemoryStore::new()).await; })*
+        }
+        mod etcd {
+            use super::*;
+            $(#[tokio::test] async fn $case() {
+                let etcd = Etcd::start().await;
+                super::$case(etcd.store().await).await;
+            })*
+        }
+    };
+}
+
+for_both![
+    a_list_reads_several_selects_at_one_revision,
+    more_keys_than_a_page_are_listed_whole,
+    a_watch_sees_each_change_once_and_in_order,
+    a_watch_from_a_past_revision_sees_history,
+    a_quiet_watch_says_that_it_is_alive,
+    a_watch_is_cancel_safe,
+    a_fenced_commit_needs_the_create_revision,
+    a_campaign_is_won_once,
+    a_transaction_without_effect_makes_no_revision,
+    an_unfit_transaction_is_refused,
+    an_expired_lease_takes_its_keys,
+    a_lease_kept_alive_keeps_its_keys,
+    a_revoked_lease_takes_its_keys_at_once,
+];
+
+// ---- compaction: each store's own way to it ----
+
+#[tokio::test]
+async fn a_watch_from_before_the_history_in_memory_is_compacted() {
+    let store = MemoryStore::new();
+    let first = write(&store, [put("/a", "x")]).await;
+    for n in 0..80 {
+        write(&store, (0..TXN_OPS_MAX).map(|m| put(&format!("/b/{n}/{m}"), "x")).collect::<Vec<_>>()).await;
+    }
+    let mut watch = store.watch(&[key("/a")], first).await.expect("a watch");
+    assert!(matches!(end(&mut watch).await, StoreError::Compacted { revision } if revision > first));
+    assert_eq!(watch.next().await, Err(StoreError::Over));
+    let listing = store.list(&[key("/a")]).await.expect("a listing");
+    assert_eq!(listing.entries.len(), 1);
+    let mut watch = store.watch(&[key("/a")], listing.revision + 1).await.expect("a watch");
+    let revision = write(&store, [put("/a", "y")]).await;
+    assert_eq!(changes(&mut watch, 1).await, [("put", "/a".into(), revision)]);
+    store.compact(revision);
+    let mut watch = store.watch(&[key("/a")], revision).await.expect("a watch");
+    assert_eq!(end(&mut watch).await, StoreError::Compacted { revision: revision + 1 });
+}
+
+#[tokio::test]
+async fn a_watch_from_before_etcds_compaction_is_compacted() {
+    let etcd = Etcd::start().await;
+    let store = etcd.store().await;
+    let first = write(&store, [put("/a", "1")]).await;
+    let last = write(&store, [put("/a", "2")]).await;
+    let mut operator = etcd_client::Client::connect([etcd.endpoint()], None).await.expect("a client");
+    operator.compact(i64::try_from(last).expect("a revision"), None).await.expect("compacted");
+    let mut watch = store.watch(&[key("/a"), key("/b")], first).await.expect("a watch");
+    assert_eq!(end(&mut watch).await, StoreError::Compacted { revision: last });
+    assert_eq!(watch.next().await, Err(StoreError::Over));
+}
+
+// ---- etcd away, hung, dead and back ----
+
+#[tokio::test]
+async fn a_store_made_before_its_etcd_works_once_it_comes_up() {
+    let mut etcd = Etcd::start().await;
+    etcd.kill().await;
+    let store = etcd.store().await;
+    let asked = Instant::now();
+    let lost = store.list(&[key("/a")]).await;
+    assert!(matches!(lost, Err(StoreError::Unavailable { .. })), "{lost:?}");
+    let lost = store.commit(Txn { conditions: Vec::new(), ops: vec![put("/a", "x")] }).await;
+    assert!(matches!(lost, Err(StoreError::Unavailable { .. })), "{lost:?}");
+    assert!(matches!(store.watch(&[key("/a")], 1).await, Err(StoreError::Unavailable { .. })));
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    etcd.restart().await;
+    write(&store, [put("/a", "x")]).await;
+    assert_eq!(keys(&store, key("/a")).await, ["/a"]);
+}
+
+#[tokio::test]
+async fn a_killed_etcd_ends_the_watch_and_is_found_again() {
+    let mut etcd = Etcd::start().await;
+    let store = etcd.store().await;
+    let revision = write(&store, [put("/a", "1")]).await;
+    let before = store.list(&[key("/a")]).await.expect("a listing");
+    let mut watch = store.watch(&[key("/a")], revision).await.expect("a watch");
+    assert_eq!(changes(&mut watch, 1).await.len(), 1);
+    etcd.kill().await;
+    let ended = end(&mut watch).await;
+    assert!(matches!(ended, StoreError::Unavailable { .. }), "{ended:?}");
+    etcd.restart().await;
+    let after = store.list(&[key("/a")]).await.expect("a listing");
+    assert_eq!(after, before);
+    let mut watch = store.watch(&[key("/a")], after.revision + 1).await.expect("a watch");
+    let revision = write(&store, [put("/a", "2")]).await;
+    assert_eq!(changes(&mut watch, 1).await, [("put", "/a".into(), revision)]);
+}
+
+#[tokio::test]
+async fn a_hung_etcd_is_unavailable_and_its_watch_silent() {
+    let etcd = Etcd::start().await;
+    let store = etcd.store().await;
+    let mut watch = store.watch(&[key("/a")], 1).await.expect("a watch");
+    etcd.signal(Signal::SIGSTOP);
+    let asked = Instant::now();
+    let lost = store.list(&[key("/a")]).await;
+    assert!(matches!(lost, Err(StoreError::Unavailable { .. })), "{lost:?}");
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    assert_eq!(end(&mut watch).await, StoreError::Silent { seconds: 9 });
+    etcd.signal(Signal::SIGCONT);
+    in_time("an answer", async {
+        while store.list(&[key("/a")]).await.is_err() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dead_endpoint_among_others_is_passed_over() {
+    let etcd = Etcd::start().await;
+    let dead = format!("http://127.0.0.1:{}", free_port());
+    let store = EtcdStore::connect(&[dead, etcd.endpoint()]).await.expect("valid endpoints");
+    assert!(store.list(&[key("/a")]).await.is_ok());
+    write(&store, [put("/a", "x")]).await;
+}
+
+#[tokio::test]
+async fn a_full_etcd_says_so_in_one_line() {
+    let etcd = Etcd::start().await;
+    let mut operator = etcd_client::Client::connect([etcd.endpoint()], None).await.expect("a client");
+    let (arm, kind) = (etcd_client::AlarmAction::Activate, etcd_client::AlarmType::Nospace);
+    operator.alarm(arm, kind, None).await.expect("an alarm");
+    let store = etcd.store().await;
+    let full = store.commit(Txn { conditions: Vec::new(), ops: vec![put("/a", "x")] }).await;
+    assert_eq!(full, Err(StoreError::NoSpace));
+    assert!(store.list(&[key("/a")]).await.is_ok());
+}

@@ -25,6 +25,11 @@ pub enum QuotaError {
     /// Empty, too long, or with control characters.
     #[error("tenant id {0:?}: expected 1–128 bytes without control characters")]
     TenantId(String),
+    /// A tenant's name in a key or record that is not percent-encoded as tidegate writes it.
+    #[error(
+        "tenant segment {0:?}: expected all but letters, digits, '-', '.', '_' and '~' as upper-case %XX, or @default"
+    )]
+    Segment(String),
     /// Not `<unit>/<window>`.
     #[error(
         "meter {0:?}: expected <unit>/<window> with unit requests, tokens, input_tokens or output_tokens and window \
@@ -123,11 +128,22 @@ pub enum Grantee {
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 const DEFAULT_SEGMENT: &str = "@default";
 
+/// A name from outside as a key segment.
+pub(crate) fn encode_segment(name: &str) -> String {
+    utf8_percent_encode(name, SEGMENT).to_string()
+}
+
+/// The name in a key segment. One name, one key: a segment that [`encode_segment`] would not write is refused.
+pub(crate) fn decode_segment(segment: &str) -> Option<String> {
+    let name = percent_decode_str(segment).decode_utf8().ok()?;
+    (encode_segment(&name) == segment).then(|| name.into_owned())
+}
+
 impl fmt::Display for Grantee {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str(DEFAULT_SEGMENT),
-            Self::Tenant(id) => write!(f, "{}", utf8_percent_encode(id.as_str(), SEGMENT)),
+            Self::Tenant(id) => f.write_str(&encode_segment(id.as_str())),
         }
     }
 }
@@ -139,10 +155,8 @@ impl FromStr for Grantee {
         if segment == DEFAULT_SEGMENT {
             return Ok(Self::Default);
         }
-        let name = percent_decode_str(segment).decode_utf8().map_err(|_| QuotaError::TenantId(clip(segment)))?;
-        let grantee = Self::Tenant(name.parse()?);
-        // One name, one key: a segment that was not written by this encoding is refused.
-        if grantee.to_string() == segment { Ok(grantee) } else { Err(QuotaError::TenantId(clip(segment))) }
+        let name = decode_segment(segment).ok_or_else(|| QuotaError::Segment(clip(segment)))?;
+        Ok(Self::Tenant(name.parse()?))
     }
 }
 
@@ -265,17 +279,19 @@ impl FromStr for Meter {
         let (unit, window) = text.split_once('/').ok_or_else(refused)?;
         let unit = Unit::ALL.into_iter().find(|u| u.as_str() == unit).ok_or_else(refused)?;
         let window = match window {
-            "second" | "1s" => Window::Second,
-            "minute" | "60s" => Window::Minute,
+            "second" => Window::Second,
+            "minute" => Window::Minute,
             "hour" => Window::Hour,
             "day" => Window::Day,
             "month" => Window::Month,
             other => {
-                let n: u32 = other.strip_suffix('s').and_then(|n| n.parse().ok()).ok_or_else(refused)?;
-                if !(1..=86_400).contains(&n) {
-                    return Err(refused());
+                let digits = other.strip_suffix('s').filter(|n| n.starts_with(|c: char| matches!(c, '1'..='9')));
+                match digits.and_then(|n| n.parse().ok()).ok_or_else(refused)? {
+                    1 => Window::Second,
+                    60 => Window::Minute,
+                    n @ 2..=86_400 => Window::Seconds(n),
+                    _ => return Err(refused()),
                 }
-                Window::Seconds(n)
             }
         };
         Ok(Self { unit, window })
@@ -339,7 +355,7 @@ impl Cost {
     pub fn of(&self, unit: Unit) -> f64 {
         match unit {
             Unit::Requests => f64::from(self.requests),
-            Unit::Tokens => (self.input_tokens + self.output_tokens) as f64,
+            Unit::Tokens => self.input_tokens.saturating_add(self.output_tokens) as f64,
             Unit::InputTokens => self.input_tokens as f64,
             Unit::OutputTokens => self.output_tokens as f64,
         }

@@ -201,9 +201,9 @@ impl ThrottleKind {
 impl UnitCounts {
     /// Adds a request's cost.
     pub fn add(&mut self, cost: &Cost) {
-        self.requests += u64::from(cost.requests);
-        self.input_tokens += cost.input_tokens;
-        self.output_tokens += cost.output_tokens;
+        self.requests = self.requests.saturating_add(u64::from(cost.requests));
+        self.input_tokens = self.input_tokens.saturating_add(cost.input_tokens);
+        self.output_tokens = self.output_tokens.saturating_add(cost.output_tokens);
     }
 
     /// Adds other counts.
@@ -219,7 +219,7 @@ impl UnitCounts {
     pub fn of(&self, unit: Unit) -> f64 {
         match unit {
             Unit::Requests => self.requests as f64,
-            Unit::Tokens => (self.input_tokens + self.output_tokens) as f64,
+            Unit::Tokens => self.input_tokens.saturating_add(self.output_tokens) as f64,
             Unit::InputTokens => self.input_tokens as f64,
             Unit::OutputTokens => self.output_tokens as f64,
         }
@@ -272,6 +272,8 @@ impl Report {
                 number("share", tenant.share)?;
                 finite("ttfb_log_ms.sum", Some(tenant.counters.ttfb_log_ms.sum))?;
                 finite("tpot_log_ms.sum", Some(tenant.counters.tpot_log_ms.sum))?;
+                number("ttfb_log_ms.sum_sq", Some(tenant.counters.ttfb_log_ms.sum_sq))?;
+                number("tpot_log_ms.sum_sq", Some(tenant.counters.tpot_log_ms.sum_sq))?;
             }
         }
         Ok(report)

@@ -69,17 +69,21 @@ fn touches(action: Option<&Action>, meter: Meter) -> bool {
 }
 
 fn apply(action: Option<&Action>, meter: Meter, base: Option<Rate>) -> Option<Rate> {
-    let amount = |map: &BTreeMap<Meter, Amount>| map.get(&meter).map(|amount| amount.resolve(base));
     match action {
-        Some(Action::Set(map)) => amount(map).or(base),
+        Some(Action::Set(map)) => map.get(&meter).map(|amount| amount.resolve(base)).or(base),
         Some(Action::Scale(factor)) => base.map(|rate| rate.scaled(*factor)),
-        Some(Action::Floor(map)) => match (base, amount(map)) {
-            (Some(base), Some(floor)) if floor.rate > base.rate => Some(floor),
+        // A meter without a base has no limit: above any floor, and under a ceiling exactly that.
+        Some(Action::Floor(map)) => base.map(|base| match map.get(&meter) {
+            Some(Amount::Rate(floor)) => Rate { rate: base.rate.max(floor.rate), burst: base.burst.max(floor.burst) },
+            Some(floor) if floor.rate() > base.rate => floor.resolve(Some(base)),
             _ => base,
-        },
-        Some(Action::Ceiling(map)) => match (base, amount(map)) {
-            (Some(base), Some(ceiling)) if base.rate <= ceiling.rate => Some(base),
-            (_, ceiling) => ceiling.or(base),
+        }),
+        Some(Action::Ceiling(map)) => match (base, map.get(&meter)) {
+            (Some(base), Some(Amount::Rate(ceiling))) => {
+                Some(Rate { rate: base.rate.min(ceiling.rate), burst: base.burst.min(ceiling.burst) })
+            }
+            (Some(base), Some(ceiling)) if base.rate <= ceiling.rate() => Some(base),
+            (base, ceiling) => ceiling.map(|ceiling| ceiling.resolve(base)).or(base),
         },
         Some(Action::Freeze | Action::Block) | None => base,
     }

@@ -52,13 +52,14 @@ impl Grant {
     /// Whether the numbers differ from `other` by more than `tolerance` (a fraction of the larger).
     #[must_use]
     pub fn differs_from(&self, other: &Self, tolerance: f64) -> bool {
-        let (a, b) = (&self.thresholds, &other.thresholds);
         let moved = |x: f64, y: f64| (x - y).abs() > tolerance * x.abs().max(y.abs());
-        a.concurrency != b.concurrency
-            || self.members != other.members
-            || a.rates.len() != b.rates.len()
-            || a.rates
-                .iter()
-                .any(|(meter, x)| b.rates.get(meter).is_none_or(|y| moved(x.rate, y.rate) || moved(x.burst, y.burst)))
+        let differ = |a: &Thresholds, b: &Thresholds| {
+            a.concurrency != b.concurrency
+                || a.rates.len() != b.rates.len()
+                || a.rates.iter().any(|(meter, x)| {
+                    b.rates.get(meter).is_none_or(|y| moved(x.rate, y.rate) || moved(x.burst, y.burst))
+                })
+        };
+        self.members != other.members || differ(&self.thresholds, &other.thresholds) || differ(&self.safe, &other.safe)
     }
 }

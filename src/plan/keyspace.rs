@@ -12,7 +12,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::overrides::Target;
-use crate::quota::{Grantee, PoolId};
+use crate::quota::{Grantee, PoolId, decode_segment, encode_segment};
 
 /// Where the keys live unless configured otherwise.
 pub const DEFAULT_PREFIX: &str = "/tidegate/v1";
@@ -88,7 +88,7 @@ impl Keyspace {
             Key::OverrideStatus(pool, target) => {
                 format!("{prefix}/overrides-status/{pool}/{}", target_segment(target))
             }
-            Key::Member(instance) => format!("{prefix}/members/{instance}"),
+            Key::Member(instance) => format!("{prefix}/members/{}", encode_segment(instance)),
         }
     }
 
@@ -129,7 +129,7 @@ impl Keyspace {
             ("overrides-status", Some(pool), Some(target)) => {
                 Key::OverrideStatus(pool.parse().ok()?, parse_target(target)?)
             }
-            ("members", Some(instance), None) if !instance.is_empty() => Key::Member(instance.to_owned()),
+            ("members", Some(instance), None) if !instance.is_empty() => Key::Member(decode_segment(instance)?),
             _ => return None,
         };
         segments.next().is_none().then_some(parsed)

@@ -41,9 +41,13 @@ pub enum RecordError {
     Range(String),
 }
 
+/// An error quotes a record that anyone may have written: one line of it, no more.
+const ERROR_CHARS_MAX: usize = 300;
+
 impl From<serde_json::Error> for RecordError {
     fn from(error: serde_json::Error) -> Self {
-        Self::Json(error.to_string())
+        let line = error.to_string();
+        Self::Json(line.chars().map(|c| if c.is_control() { ' ' } else { c }).take(ERROR_CHARS_MAX).collect())
     }
 }
 

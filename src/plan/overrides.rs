@@ -1,8 +1,11 @@
 //! The override: `overrides/<pool>/<tenant>`, an operator's record, always stronger than the law.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use jiff::Timestamp;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::{Rate, RecordError};
@@ -41,7 +44,7 @@ pub enum Action {
 }
 
 /// A number (units per window; the burst keeps the base's ratio, at least 1) or a whole rate.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Amount {
     /// Units per window.
@@ -67,6 +70,39 @@ impl Amount {
             Self::Number(rate) => rate,
             Self::Rate(rate) => rate.rate,
         }
+    }
+}
+
+/// By hand, so that a mistake in either form is named; an untagged enum would only say that no form fitted.
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Form;
+        impl<'de> Visitor<'de> for Form {
+            type Value = Amount;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("units per window, as a number or as {\"rate\":…,\"burst\":…}")
+            }
+
+            fn visit_f64<E: de::Error>(self, n: f64) -> Result<Amount, E> {
+                Ok(Amount::Number(n))
+            }
+
+            #[allow(clippy::cast_precision_loss, reason = "limits stay far below 2^53")]
+            fn visit_u64<E: de::Error>(self, n: u64) -> Result<Amount, E> {
+                Ok(Amount::Number(n as f64))
+            }
+
+            #[allow(clippy::cast_precision_loss, reason = "negative amounts are refused whatever their size")]
+            fn visit_i64<E: de::Error>(self, n: i64) -> Result<Amount, E> {
+                Ok(Amount::Number(n as f64))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Amount, A::Error> {
+                Rate::deserialize(MapAccessDeserializer::new(map)).map(Amount::Rate)
+            }
+        }
+        deserializer.deserialize_any(Form)
     }
 }
 

@@ -1,0 +1,102 @@
+//! A member's own reaction to one response, with no network between: which meters to hold, and for how long.
+//!
+//! *Hold*: what the provider asks, up to [`HOLD_MAX`]; without that, as long as the bucket needs to hold the request
+//! (continuous refill) or until the window ends (fixed). The time to *full* is never a time to wait: the recorded
+//! one was 1m1s where 837 ms were asked. *Long*: goes on to the controller. *Ignores*: everything that is not a
+//! refusal. Jitter on release is the caller's.
+
+use std::time::Duration;
+
+use super::{Dialect, Observation, Refill, Semantics};
+use crate::observation::{Ending, MeterReading, ThrottleKind};
+use crate::quota::{Cost, Meter};
+
+/// The longest hold that a member decides by itself. Longer ones are spread by the controller, so that one response
+/// (some say 86,400 s) does not silence a member for a day.
+pub const HOLD_MAX: Duration = Duration::from_secs(60);
+
+/// The hold when neither a limit nor a wait is known: below any limit's grain that matters, above a tight loop.
+const HOLD_UNTOLD: Duration = Duration::from_millis(500);
+
+/// A meter on which nothing is to be sent for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hold {
+    /// Which meter.
+    pub meter: Meter,
+    /// For how long, without jitter.
+    pub for_at_least: Duration,
+}
+
+/// What a member does at once.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reflex {
+    /// What to hold, none longer than [`HOLD_MAX`].
+    pub holds: Vec<Hold>,
+    /// The whole wait, when it is longer than [`HOLD_MAX`]: for the controller, on the meters in `holds`.
+    pub long: Option<Duration>,
+    /// The provider is overloaded: how long to back off. No meter of ours is spent.
+    pub overload: Option<Duration>,
+}
+
+/// The reaction to one response of a request that cost `cost`.
+#[must_use]
+pub fn reflex(dialect: Dialect, observation: &Observation, cost: &Cost) -> Reflex {
+    dialect.semantics().reflex(observation, cost)
+}
+
+impl Semantics {
+    /// The reaction to one response of a request that cost `cost`.
+    #[must_use]
+    pub fn reflex(&self, observation: &Observation, cost: &Cost) -> Reflex {
+        match observation.ending {
+            Ending::Succeeded | Ending::Ignored => Reflex::default(),
+            Ending::Throttled(ThrottleKind::Overload) => {
+                Reflex { overload: Some(observation.retry_after.unwrap_or(HOLD_UNTOLD)), ..Reflex::default() }
+            }
+            Ending::Throttled(_) => {
+                let waits: Vec<Hold> = meant(observation)
+                    .into_iter()
+                    .map(|meter| Hold { meter, for_at_least: self.wait(observation, meter, cost) })
+                    .collect();
+                let longest = waits.iter().map(|hold| hold.for_at_least).max();
+                let cap = |hold: Hold| Hold { for_at_least: hold.for_at_least.min(HOLD_MAX), ..hold };
+                Reflex {
+                    holds: waits.into_iter().map(cap).collect(),
+                    long: longest.filter(|wait| *wait > HOLD_MAX),
+                    overload: None,
+                }
+            }
+        }
+    }
+
+    fn wait(&self, observation: &Observation, meter: Meter, cost: &Cost) -> Duration {
+        let reading = observation.readings.iter().find(|reading| reading.meter == meter);
+        let physical = || {
+            let reading = reading?;
+            match self.refill {
+                Refill::FixedWindow => reading.reset.max(time_to_fit(reading, cost)),
+                Refill::Continuous => time_to_fit(reading, cost),
+            }
+        };
+        observation.retry_after.or_else(physical).unwrap_or(HOLD_UNTOLD)
+    }
+}
+
+/// The meters a refusal means: those it names, else all that are known, else requests per minute.
+fn meant(observation: &Observation) -> Vec<Meter> {
+    if !observation.exhausted.is_empty() {
+        return observation.exhausted.clone();
+    }
+    let known: Vec<Meter> = observation.readings.iter().map(|reading| reading.meter).collect();
+    if known.is_empty() { vec![Meter::REQUESTS_PER_MINUTE] } else { known }
+}
+
+/// Needed ÷ limit × window. What is needed is the cost less the level; the whole cost when there seemed to be room,
+/// and never less than one unit, so that no rounding makes a wait of zero.
+fn time_to_fit(reading: &MeterReading, cost: &Cost) -> Option<Duration> {
+    let limit = reading.limit.filter(|limit| *limit > 0.0)?;
+    let cost = cost.of(reading.meter.unit).clamp(1.0, limit.max(1.0));
+    let level = reading.level.filter(|level| *level < cost).unwrap_or(0.0);
+    let needed = (cost - level).max(1.0);
+    Duration::try_from_secs_f64(needed / limit * reading.meter.window.seconds()).ok()
+}

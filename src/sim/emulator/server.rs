@@ -98,7 +98,7 @@ pub enum EmulatorError {
 pub struct Moment {
     /// Milliseconds since the emulator's start.
     pub uptime_ms: u64,
-    /// Milliseconds since 1970-01-01T00:00:00Z.
+    /// Milliseconds since 1970-01-01T00:00:00Z: the wall time of the start plus `uptime_ms`.
     pub unix_ms: u64,
 }
 
@@ -179,6 +179,8 @@ impl Metrics {
 struct Provider {
     clock: SystemClock,
     started_at: MonoTime,
+    /// Wall time is read once: moments a millisecond apart stay so, whatever happens to the wall clock.
+    started_unix_ms: u64,
     charge_max_tokens: bool,
     metrics: Metrics,
     desk: Mutex<Desk>,
@@ -220,9 +222,11 @@ impl Emulator {
         let refused = |source| EmulatorError::Listen { addr, source };
         let listener = tokio::net::TcpListener::bind(addr).await.map_err(refused)?;
         let local_addr = listener.local_addr().map_err(refused)?;
+        let started_unix_ms = clock.wall().0.saturating_sub(millis(clock.now().since(started_at)));
         let provider = Provider {
             clock,
             started_at,
+            started_unix_ms,
             charge_max_tokens: params.charge_max_tokens,
             metrics: Metrics::new()?,
             desk: Mutex::new(Desk { account, latency, headers: params.headers }),
@@ -398,11 +402,10 @@ impl Provider {
 
     fn state(&self, desk: &mut Desk) -> EmulatorState {
         let now = self.clock.now();
-        let unix_ms = self.clock.wall().0;
         desk.account.advance(now);
-        let moment = |at: MonoTime| Moment {
-            uptime_ms: millis(at.since(self.started_at)),
-            unix_ms: unix_ms.saturating_sub(millis(now.since(at))),
+        let moment = |at: MonoTime| {
+            let uptime_ms = millis(at.since(self.started_at));
+            Moment { uptime_ms, unix_ms: self.started_unix_ms + uptime_ms }
         };
         let [requests, tokens] = desk.account.levels();
         EmulatorState {

@@ -1,1 +1,7 @@
-//! Seeded worlds and the provider emulator.
+//! Seeded worlds, the provider emulator, and the real processes (our own, etcd) that the demo and the tests run.
+
+pub mod emulator;
+mod etcd;
+pub mod process;
+
+pub use etcd::{Etcd, etcdctl};

@@ -1,3 +1,4 @@
 //! All tests that need more than one module.
 
+mod emulator;
 mod store;

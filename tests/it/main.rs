@@ -1,1 +1,5 @@
 //! All tests that need more than one module.
+
+mod architecture;
+mod config;
+mod telemetry;

@@ -1,1 +1,89 @@
-//! Telemetry, registered with `prometheus`.
+//! [`Telemetry`] for `prometheus`: as a collector in the host's own registry, and as text for `/metrics`.
+
+use std::sync::Arc;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric as Row, MetricFamily, MetricType};
+use prometheus::{Error, TextEncoder};
+
+use crate::telemetry::{Kind, Metric, Sample, Telemetry};
+
+/// What a service registers to see tidegate's metrics among its own.
+#[derive(Debug)]
+pub struct TelemetryCollector {
+    telemetry: Arc<Telemetry>,
+    descs: Vec<Desc>,
+}
+
+impl TelemetryCollector {
+    /// A collector of `telemetry`.
+    ///
+    /// # Errors
+    /// When `prometheus` does not accept a metric's name; the tests hold that it accepts them all.
+    pub fn try_new(telemetry: Arc<Telemetry>) -> Result<Self, Error> {
+        let desc = |metric: &Metric| {
+            let labels = metric.labels().iter().map(|label| (*label).to_owned()).collect();
+            Desc::new(metric.name().to_owned(), metric.help().to_owned(), labels, std::collections::HashMap::new())
+        };
+        Ok(Self { telemetry, descs: Metric::ALL.iter().map(desc).collect::<Result<_, _>>()? })
+    }
+}
+
+impl Collector for TelemetryCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descs.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        families(&self.telemetry)
+    }
+}
+
+/// The text that `/metrics` answers, in Prometheus' text format.
+///
+/// # Errors
+/// When `prometheus` cannot encode a family; the tests hold that it can.
+pub fn text(telemetry: &Telemetry) -> Result<String, Error> {
+    TextEncoder::new().encode_to_string(&families(telemetry))
+}
+
+/// One family per metric that has series, in [`Metric::ALL`]'s order.
+fn families(telemetry: &Telemetry) -> Vec<MetricFamily> {
+    telemetry.snapshot().chunk_by(|a, b| a.metric == b.metric).filter_map(family).collect()
+}
+
+fn family(samples: &[Sample]) -> Option<MetricFamily> {
+    let metric = samples.first()?.metric;
+    let mut family = MetricFamily::default();
+    family.set_name(metric.name().to_owned());
+    family.set_help(metric.help().to_owned());
+    family.set_field_type(match metric.kind() {
+        Kind::Counter => MetricType::COUNTER,
+        Kind::Gauge => MetricType::GAUGE,
+    });
+    family.set_metric(samples.iter().map(row).collect());
+    Some(family)
+}
+
+fn row(sample: &Sample) -> Row {
+    let pair = |(name, value): (&&str, &String)| {
+        let mut pair = LabelPair::default();
+        pair.set_name((*name).to_owned());
+        pair.set_value(value.clone());
+        pair
+    };
+    let mut row = Row::from_label(sample.metric.labels().iter().zip(&sample.labels).map(pair).collect());
+    match sample.metric.kind() {
+        Kind::Counter => {
+            let mut counter = Counter::default();
+            counter.set_value(sample.value);
+            row.set_counter(counter);
+        }
+        Kind::Gauge => {
+            let mut gauge = Gauge::default();
+            gauge.set_value(sample.value);
+            row.set_gauge(gauge);
+        }
+    }
+    row
+}

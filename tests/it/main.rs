@@ -1,4 +1,7 @@
 //! All tests that need more than one module.
 
+mod architecture;
+mod config;
 mod emulator;
 mod store;
+mod telemetry;

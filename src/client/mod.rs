@@ -1,1 +1,195 @@
-//! The thin client.
+//! The thin client: what a service embeds.
+//!
+//! It watches the store, swaps what it enforces, admits or refuses requests in microseconds without a network, holds
+//! at once what a provider refused, and reports what it saw to the leader. It never deletes a shared key, and it goes
+//! on with what it has when store or leader are gone.
+//!
+//! ```text
+//! store ─► drive ─► session ─► member (PoolView) ─► swap ─► admission ─► Permit ─► middleware
+//!            └──► report ─► leader ─► shares ─► member                      └──► reflex holds
+//! ```
+
+mod admission;
+mod drive;
+mod member;
+mod middleware;
+mod params;
+mod report;
+mod session;
+mod swap;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+
+use admission::{ClockDebug, PoolShared};
+use drive::Core;
+
+pub use admission::{LINE_MAX, Permit, Refusal, Usage, Why};
+pub use member::{MemberState, PULSE_QUIET, PoolView};
+pub use middleware::Limited;
+pub use params::{ClientParams, PoolParams};
+pub use session::{Notice, Session};
+pub use swap::Tuning;
+
+use crate::clock::SystemClock;
+use crate::plan::keyspace::Key;
+use crate::provider::Dialect;
+use crate::quota::{Cost, PoolId, TenantId};
+use crate::store::{LeaseId, Store};
+use crate::telemetry::Telemetry;
+
+/// How long a starting client waits for its first shares.
+const JOIN_WAIT: Duration = Duration::from_millis(250);
+
+/// Why a client has no such pool.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("pool {0:?} is not one of this client's: name it in ClientParams")]
+pub struct UnknownPool(String);
+
+/// A client: one per process. Dropping it stops its tasks; permits and pools stay usable with what was last known.
+pub struct Client {
+    core: Arc<Core>,
+    store: Arc<dyn Store>,
+    max_wait: Duration,
+    lease: Arc<Mutex<Option<LeaseId>>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("instance", &self.core.instance).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Starts the client's tasks and waits up to 250 ms for the first shares. It starts without a store and without a
+    /// leader too: the bootstrap thresholds hold until they answer.
+    pub async fn start(params: ClientParams, store: Arc<dyn Store>, telemetry: Arc<Telemetry>) -> Self {
+        let clock: Arc<dyn ClockDebug> = Arc::new(SystemClock::new());
+        let boot = format!("{:016x}", fastrand::u64(..));
+        let instance = if params.instance.is_empty() {
+            format!("{}-{}", std::process::id(), &boot[..8])
+        } else {
+            params.instance.clone()
+        };
+        let now = crate::clock::Clock::now(&*clock);
+        let wall = crate::clock::Clock::wall(&*clock);
+        let views: BTreeMap<PoolId, PoolView> =
+            params.pools.iter().map(|pool| (pool.id.clone(), PoolView::new(pool.bootstrap.clone(), now))).collect();
+        let ids: Vec<PoolId> = params.pools.iter().map(|pool| pool.id.clone()).collect();
+        let first: BTreeMap<PoolId, Tuning> = views
+            .iter()
+            .map(|(id, view)| (id.clone(), swap::Tuning::first(view.limits(now, wall), view.state(now), now)))
+            .collect();
+        let core = Arc::new(Core {
+            instance,
+            boot,
+            clock: clock.clone(),
+            telemetry: telemetry.clone(),
+            session: Mutex::new(Session::new(params.keyspace.clone(), ids)),
+            views: Mutex::new(views),
+            pools: std::sync::OnceLock::new(),
+            urgent: tokio::sync::Notify::new(),
+            joined: tokio::sync::Notify::new(),
+        });
+        let pools = params.pools.iter().filter_map(|pool| {
+            let tuning = first.get(&pool.id)?.clone();
+            let (clock, telemetry) = (clock.clone(), telemetry.clone());
+            let shared = PoolShared::new(pool.id.clone(), pool.dialect, clock, tuning, telemetry, core.clone());
+            Some((pool.id.clone(), Arc::new(shared)))
+        });
+        let _ = core.pools.set(pools.collect());
+
+        let lease = Arc::new(Mutex::new(None));
+        let key = params.keyspace.key(&Key::Member(core.instance.clone()));
+        let tasks = vec![
+            tokio::spawn(drive::watch(core.clone(), store.clone())),
+            tokio::spawn(drive::housekeeping(core.clone())),
+            tokio::spawn(drive::reporting(core.clone(), params.report_url.clone())),
+            tokio::spawn(drive::presence(core.clone(), store.clone(), key, lease.clone())),
+        ];
+        drive::joined(&core, JOIN_WAIT).await;
+        Self { core, store, max_wait: params.max_wait, lease, tasks }
+    }
+
+    /// One of the client's pools.
+    ///
+    /// # Errors
+    /// [`UnknownPool`] for one that was not named in the parameters.
+    pub fn pool(&self, id: &str) -> Result<Pool, UnknownPool> {
+        let shared = self.core.pools.get().and_then(|pools| pools.get(id)).cloned();
+        shared
+            .map(|shared| Pool { shared, max_wait: self.max_wait })
+            .ok_or_else(|| UnknownPool(id.chars().take(crate::quota::POOL_ID_BYTES_MAX).collect()))
+    }
+
+    /// This process's name among the members.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.core.instance
+    }
+
+    /// Stops, and takes this process's own presence away at once. Shared records stay.
+    pub async fn close(self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        let lease = self.lease.lock().take();
+        if let Some(lease) = lease {
+            // Without a store the lease runs out by itself.
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.store.revoke(lease)).await;
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// One pool of a client; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    shared: Arc<PoolShared>,
+    max_wait: Duration,
+}
+
+impl Pool {
+    /// Waits for admission as long as the client's `max_wait`.
+    ///
+    /// # Errors
+    /// [`Refusal`]: *wait until*, when it cannot be in time; *never*, when no wait helps.
+    pub async fn admit(&self, tenant: &TenantId, cost: Cost) -> Result<Permit, Refusal> {
+        self.admit_within(tenant, cost, self.max_wait).await
+    }
+
+    /// Waits for admission at most `max_wait`; zero asks without waiting.
+    ///
+    /// # Errors
+    /// [`Refusal`], see [`Pool::admit`].
+    pub async fn admit_within(&self, tenant: &TenantId, cost: Cost, max_wait: Duration) -> Result<Permit, Refusal> {
+        self.shared.admit(tenant, cost, max_wait).await
+    }
+
+    /// The pool's id.
+    #[must_use]
+    pub fn id(&self) -> &PoolId {
+        &self.shared.id
+    }
+
+    /// How the pool's provider writes limits.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        self.shared.dialect
+    }
+
+    /// What is enforced now.
+    #[must_use]
+    pub fn tuning(&self) -> Arc<Tuning> {
+        self.shared.swap.load().clone()
+    }
+}

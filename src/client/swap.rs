@@ -31,6 +31,21 @@ pub struct Tuning {
     pub stamp: Stamp,
 }
 
+impl Tuning {
+    /// What holds before anything was read.
+    #[must_use]
+    pub fn first(limits: HashMap<Grantee, Limits>, state: MemberState, now: MonoTime) -> Self {
+        Self {
+            generation: 1,
+            since: now,
+            limits: Arc::new(limits),
+            holds: BTreeMap::new(),
+            state,
+            stamp: Stamp::default(),
+        }
+    }
+}
+
 /// The atomic pointer to a [`Tuning`].
 #[derive(Debug)]
 pub struct Swap(ArcSwap<Tuning>);

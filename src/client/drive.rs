@@ -1,0 +1,345 @@
+//! The client's tasks: watch the store, report to the leader, keep presence, and put what follows into force.
+//!
+//! What happens inside is decided by [`Session`](super::session::Session) and [`PoolView`](super::member::PoolView);
+//! here are only the sockets and the timers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tracing::{info, warn};
+
+use super::admission::{ClockDebug, OnThrottled, PoolShared};
+use super::member::{MemberState, PoolView};
+use super::report::report;
+use super::session::{Notice, Session};
+use super::swap::Tuning;
+use crate::clock::MonoTime;
+use crate::observation::Report;
+use crate::plan::Reply;
+use crate::quota::{Meter, PoolId};
+use crate::store::{LeaseId, Op, Store, StoreError, Txn, WatchEvent};
+use crate::telemetry::{Metric, Telemetry};
+
+/// How often brake, lapse and expiries are looked at.
+const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(250);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// When to report next while no leader says so.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+/// 429s are reported at once, but not more often than this.
+const REPORT_GAP_MIN: Duration = Duration::from_millis(100);
+const REOPEN_AFTER_MIN: Duration = Duration::from_millis(100);
+const REOPEN_AFTER_MAX: Duration = Duration::from_secs(2);
+const PRESENCE_TTL: Duration = Duration::from_secs(10);
+const PRESENCE_EVERY: Duration = Duration::from_secs(3);
+
+/// What the tasks of one client share.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub instance: String,
+    pub boot: String,
+    pub clock: Arc<dyn ClockDebug>,
+    pub telemetry: Arc<Telemetry>,
+    pub session: Mutex<Session>,
+    pub views: Mutex<BTreeMap<PoolId, PoolView>>,
+    /// Filled once, when the client starts.
+    pub pools: std::sync::OnceLock<BTreeMap<PoolId, Arc<PoolShared>>>,
+    /// Something must reach the leader at once.
+    pub urgent: Notify,
+    /// The first shares have come.
+    pub joined: Notify,
+}
+
+impl Core {
+    fn pools(&self) -> impl Iterator<Item = &Arc<PoolShared>> {
+        self.pools.get().into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Puts into force what the views now say. Called under the views' lock, so swaps follow one another in order.
+    pub fn retune(&self, views: &BTreeMap<PoolId, PoolView>, now: MonoTime) {
+        let wall = self.clock.wall();
+        for pool in self.pools() {
+            let Some(view) = views.get(&pool.id) else { continue };
+            let known = pool.swap.load();
+            let limits = view.limits(now, wall);
+            let state = view.state(now);
+            let told = view.pulse().zip(view.pulse_at());
+            let mut holds = known.holds.clone();
+            holds.retain(|_, until| *until > now);
+            if let Some((pulse, at)) = told {
+                for (meter, ms) in &pulse.hold_ms {
+                    let until = at + Duration::from_millis(*ms);
+                    if until > now {
+                        let held = holds.entry(*meter).or_insert(until);
+                        *held = (*held).max(until);
+                    }
+                }
+            }
+            let stamp = view.pulse().map(|pulse| pulse.stamp).unwrap_or_default();
+            let moved = limits != *known.limits;
+            if !moved && state == known.state && holds == known.holds && stamp == known.stamp {
+                continue;
+            }
+            if state != known.state {
+                self.tell_state(pool, known.state, state);
+            }
+            pool.swap.store(Tuning {
+                generation: known.generation + u64::from(moved),
+                since: if moved { now } else { known.since },
+                limits: if moved { Arc::new(limits) } else { known.limits.clone() },
+                holds,
+                state,
+                stamp,
+            });
+            if moved {
+                self.telemetry.add(Metric::Swaps, &[pool.id.as_str()], 1.0);
+                pool.wake_all();
+            }
+        }
+    }
+
+    fn tell_state(&self, pool: &PoolShared, from: MemberState, to: MemberState) {
+        let number = match to {
+            MemberState::Bootstrap => 0.0,
+            MemberState::Active => 1.0,
+            MemberState::Braking => 2.0,
+            MemberState::Lapsed => 3.0,
+        };
+        self.telemetry.set(Metric::MemberState, &[pool.id.as_str()], number);
+        let pool = pool.id.as_str();
+        if to == MemberState::Active {
+            info!(pool, "member is active (was {})", from.as_str());
+        } else {
+            warn!(pool, "member is {} (was {}): no leader heard", to.as_str(), from.as_str());
+        }
+    }
+
+    fn note(&self, notices: Vec<Notice>) {
+        for notice in notices {
+            match notice {
+                Notice::RecordRefused { kind, key, error } => {
+                    self.telemetry.add(Metric::RecordsRefused, &[kind], 1.0);
+                    warn!(key, "ignoring a {kind}: {error}");
+                }
+                Notice::OrderRestarted => {
+                    self.telemetry.add(Metric::WatchReopened, &["order_restarted"], 1.0);
+                    warn!("the store is another one or was restored: taking its records as they are, levels stay");
+                }
+            }
+        }
+    }
+}
+
+impl OnThrottled for Core {
+    fn on_throttled(&self, pool: &PoolId, holds: &[(Meter, MonoTime)], now: MonoTime) {
+        let mut views = self.views.lock();
+        if let Some(view) = views.get_mut(pool) {
+            view.on_throttled(now);
+        }
+        if let Some(shared) = self.pools.get().and_then(|pools| pools.get(pool))
+            && !holds.is_empty()
+        {
+            let known = shared.swap.load();
+            let mut tuning = Tuning::clone(&known);
+            for (meter, until) in holds {
+                let held = tuning.holds.entry(*meter).or_insert(*until);
+                // A second 429 with a shorter wait never shortens the first.
+                *held = (*held).max(*until);
+            }
+            shared.swap.store(tuning);
+        }
+        drop(views);
+        self.urgent.notify_one();
+    }
+}
+
+/// Lists, watches, and does so again whenever the watch breaks.
+pub(super) async fn watch(core: Arc<Core>, store: Arc<dyn Store>) {
+    let mut pause = REOPEN_AFTER_MIN;
+    let mut complained = false;
+    loop {
+        let error = match follow(&core, &*store, &mut || {
+            pause = REOPEN_AFTER_MIN;
+            complained = false;
+        })
+        .await
+        {
+            Ok(never) => match never {},
+            Err(error) => error,
+        };
+        let why = match &error {
+            StoreError::Compacted { .. } => "compacted",
+            StoreError::Silent { .. } => "silent",
+            StoreError::Unavailable { .. } => "unavailable",
+            _ => "other",
+        };
+        core.telemetry.add(Metric::WatchReopened, &[why], 1.0);
+        if !complained {
+            warn!("store: {error}; members go on with what they have");
+            complained = true;
+        }
+        // Spread: after an outage not all members list at one instant.
+        sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+        pause = (pause * 2).min(REOPEN_AFTER_MAX);
+    }
+}
+
+async fn follow(
+    core: &Core,
+    store: &dyn Store,
+    opened: &mut (dyn FnMut() + Send),
+) -> Result<std::convert::Infallible, StoreError> {
+    let (list, selects) = {
+        let session = core.session.lock();
+        (session.list_selects(), session.watch_selects())
+    };
+    let listing = store.list(&list).await?;
+    let from = {
+        let now = core.clock.now();
+        let mut views = core.views.lock();
+        let mut session = core.session.lock();
+        let notices = session.on_list(&listing, &mut views, now);
+        core.retune(&views, now);
+        core.note(notices);
+        session.next_revision()
+    };
+    opened();
+    core.urgent.notify_one();
+    let mut watch = store.watch(&selects, from).await?;
+    loop {
+        if let WatchEvent::Changes { changes, revision } = watch.next().await? {
+            let now = core.clock.now();
+            let mut views = core.views.lock();
+            let notices = core.session.lock().on_changes(&changes, revision, &mut views, now);
+            core.retune(&views, now);
+            core.note(notices);
+        }
+    }
+}
+
+/// Moves brake and lapse, ends shares and overrides whose time is over.
+pub(super) async fn housekeeping(core: Arc<Core>) {
+    let mut every = interval(HOUSEKEEPING_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let now = core.clock.now();
+        let mut views = core.views.lock();
+        views.values_mut().for_each(|view| view.brake(now));
+        core.retune(&views, now);
+        drop(views);
+        for pool in core.pools() {
+            let waiting = pool.gate_reports().iter().map(|(_, gate)| gate.waiting).sum::<usize>();
+            let waiting = f64::from(u32::try_from(waiting).unwrap_or(u32::MAX));
+            core.telemetry.set(Metric::Waiting, &[pool.id.as_str()], waiting);
+        }
+    }
+}
+
+/// Reports to the leader, at the pace the leader asks for; refusals at once.
+pub(super) async fn reporting(core: Arc<Core>, report_url: Option<String>) {
+    let http = reqwest::Client::builder().timeout(REPORT_TIMEOUT).build().unwrap_or_default();
+    // Where a follower sent us; forgotten as soon as that fails.
+    let mut redirected: Option<String> = None;
+    let mut next = Duration::ZERO;
+    loop {
+        tokio::select! {
+            () = sleep(next) => {}
+            () = core.urgent.notified() => {}
+        }
+        let leader = core.session.lock().leader().map(|leader| leader.report_url.clone());
+        next = REPORT_EVERY;
+        if let Some(url) = redirected.take().or_else(|| report_url.clone()).or(leader) {
+            match post(&core, &http, &url).await {
+                Ok(reply) => {
+                    next = Duration::from_millis(reply.next_report_ms).clamp(REPORT_GAP_MIN, Duration::from_secs(60));
+                }
+                Err(PostError::Elsewhere(url)) => {
+                    core.telemetry.add(Metric::ReportFailures, &["follower"], 1.0);
+                    redirected = Some(url);
+                }
+                Err(PostError::Failed(why)) => core.telemetry.add(Metric::ReportFailures, &[why], 1.0),
+            }
+        }
+        sleep(REPORT_GAP_MIN).await;
+        next = next.saturating_sub(REPORT_GAP_MIN);
+    }
+}
+
+enum PostError {
+    Elsewhere(String),
+    Failed(&'static str),
+}
+
+async fn post(core: &Core, http: &reqwest::Client, url: &str) -> Result<Reply, PostError> {
+    let asked_at = core.clock.now();
+    let body: Report = {
+        let views = core.views.lock();
+        report(&core.instance, &core.boot, core.pools().map(|pool| &**pool), &views, asked_at)
+    };
+    let url = format!("{}/v1/observations", url.trim_end_matches('/'));
+    let response = http.post(url).json(&body).send().await.map_err(|_| PostError::Failed("unreachable"))?;
+    match response.status().as_u16() {
+        200 => {}
+        421 => {
+            let body: serde_json::Value = response.json().await.map_err(|_| PostError::Failed("malformed_reply"))?;
+            let leader = body.get("leader").and_then(serde_json::Value::as_str);
+            return Err(leader.map_or(PostError::Failed("malformed_reply"), |url| PostError::Elsewhere(url.to_owned())));
+        }
+        503 => return Err(PostError::Failed("no_leader")),
+        _ => return Err(PostError::Failed("refused")),
+    }
+    let reply: Reply = response.json().await.map_err(|_| PostError::Failed("malformed_reply"))?;
+    if reply.term < core.session.lock().term() {
+        // A deposed leader that does not know it yet.
+        core.telemetry.add(Metric::RepliesDropped, &["old_term"], 1.0);
+        return Err(PostError::Failed("old_term"));
+    }
+    // Counted from the question, not the answer: the leader's lease then never ends before ours.
+    let until = asked_at + Duration::from_millis(reply.share_valid_ms);
+    let now = core.clock.now();
+    let mut views = core.views.lock();
+    for (pool, shares) in &reply.shares {
+        if let Some(view) = views.get_mut(pool) {
+            view.on_shares(shares.clone(), until);
+        }
+    }
+    core.retune(&views, now);
+    drop(views);
+    core.joined.notify_one();
+    Ok(reply)
+}
+
+/// Keeps `members/<instance>` alive: one key, one lease.
+pub(super) async fn presence(core: Arc<Core>, store: Arc<dyn Store>, key: String, lease: Arc<Mutex<Option<LeaseId>>>) {
+    let mut every = interval(PRESENCE_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let held = *lease.lock();
+        let alive = match held {
+            Some(id) => store.keep_alive(id).await.is_ok(),
+            None => false,
+        };
+        if !alive {
+            // An outage is said by the watch; presence just comes back.
+            *lease.lock() = announce(&core, &*store, &key).await.ok();
+        }
+    }
+}
+
+async fn announce(core: &Core, store: &dyn Store, key: &str) -> Result<LeaseId, StoreError> {
+    let lease = store.lease(PRESENCE_TTL).await?;
+    let value = serde_json::json!({ "boot": core.boot }).to_string().into_bytes();
+    let put = Op::Put { key: key.to_owned(), value, lease: Some(lease) };
+    store.commit(Txn { conditions: Vec::new(), ops: vec![put] }).await?;
+    Ok(lease)
+}
+
+/// Waits until the first shares have come, but not long: without a leader the bootstrap thresholds hold.
+pub(super) async fn joined(core: &Core, at_most: Duration) {
+    let _ = timeout(at_most, core.joined.notified()).await;
+}

@@ -1,0 +1,65 @@
+//! The report and its reply: no queue, one latest value, built when it is sent.
+
+use std::collections::BTreeMap;
+
+use super::PoolShared;
+use super::member::PoolView;
+use crate::clock::MonoTime;
+use crate::observation::{MeterReport, PoolReport, REPORT_SCHEMA, Report, TenantReport};
+use crate::quota::PoolId;
+
+/// A reading older than this is not news.
+const READING_AGE_MAX_MS: u64 = 60_000;
+
+/// What this process has to say now.
+pub(super) fn report<'a>(
+    instance: &str,
+    boot: &str,
+    pools: impl Iterator<Item = &'a PoolShared>,
+    views: &BTreeMap<PoolId, PoolView>,
+    now: MonoTime,
+) -> Report {
+    let pools = pools.map(|pool| (pool.id.clone(), pool_report(pool, views.get(&pool.id), now))).collect();
+    Report { schema: REPORT_SCHEMA, instance: instance.to_owned(), boot: boot.to_owned(), pools }
+}
+
+fn pool_report(pool: &PoolShared, view: Option<&PoolView>, now: MonoTime) -> PoolReport {
+    let ms = |from: MonoTime, to: MonoTime| u64::try_from(to.since(from).as_millis()).unwrap_or(u64::MAX);
+    let meters = pool
+        .readings
+        .lock()
+        .iter()
+        .map(|(meter, reading)| {
+            let report = MeterReport {
+                limit: reading.limit,
+                remaining: reading.remaining,
+                level: reading.level,
+                reset_ms: reading.reset.map(|reset| u64::try_from(reset.as_millis()).unwrap_or(u64::MAX)),
+                age_ms: ms(reading.sent_at, now),
+            };
+            (*meter, report)
+        })
+        .filter(|(_, report)| report.age_ms <= READING_AGE_MAX_MS)
+        .collect();
+    let hold_ms = {
+        let mut holds = pool.long_holds.lock();
+        holds.retain(|_, until| *until > now);
+        holds.iter().map(|(meter, until)| (*meter, ms(now, *until))).collect()
+    };
+    let tenants = pool
+        .gate_reports()
+        .into_iter()
+        .map(|(grantee, gate)| {
+            let share = view.and_then(|view| view.share_at(&grantee, now));
+            let tenant = TenantReport {
+                counters: gate.counters,
+                in_flight: gate.in_flight,
+                waiting: u32::try_from(gate.waiting).unwrap_or(u32::MAX),
+                share: share.map(|share| share.share),
+                concurrency: share.and_then(|share| share.concurrency),
+            };
+            (grantee, tenant)
+        })
+        .collect();
+    PoolReport { meters, hold_ms, tenants }
+}

@@ -3,9 +3,8 @@
 use std::io::Write;
 use std::net::SocketAddr;
 
-use tokio::signal::unix::{SignalKind, signal};
-
 use super::Failure;
+use super::signals::Signals;
 use crate::sim::emulator::{AccountParams, Emulator, EmulatorError, EmulatorParams, LatencyParams};
 
 /// Arguments of `tidegate emulate`.
@@ -74,25 +73,13 @@ impl EmulateArgs {
 
 /// Serves until a signal.
 pub async fn emulate(args: EmulateArgs) -> Result<(), Failure> {
-    // Before the line that says "listening": whoever reads it may signal at once.
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_watch_signals)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(cannot_watch_signals)?;
+    let mut signals = Signals::watch()?;
     let emulator = Emulator::bind(args.listen, args.params()).await.map_err(|error| match error {
         EmulatorError::Params(_) | EmulatorError::NotLoopback(_) => Failure::Usage(error.to_string()),
         _ => Failure::Run(error.to_string()),
     })?;
     announce(emulator.local_addr());
-    let shutdown = async {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    };
-    emulator.serve(shutdown).await.map_err(|error| Failure::Run(error.to_string()))
-}
-
-fn cannot_watch_signals(error: std::io::Error) -> Failure {
-    Failure::Run(format!("cannot watch for signals: {error}"))
+    emulator.serve(signals.received()).await.map_err(|error| Failure::Run(error.to_string()))
 }
 
 fn announce(addr: SocketAddr) {

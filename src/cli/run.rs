@@ -1,0 +1,50 @@
+//! `tidegate run`: the controller.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tracing::info;
+
+use super::Failure;
+use super::signals::Signals;
+use crate::config::Config;
+use crate::controller::{Controller, ListenError};
+use crate::store::{EtcdStore, MemoryStore, Store};
+use crate::telemetry::Telemetry;
+
+/// Arguments of `tidegate run`.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", default_value = "config/tidegate.toml")]
+    config: PathBuf,
+}
+
+/// Runs the controller until a signal.
+pub async fn run(args: RunArgs) -> Result<(), Failure> {
+    let config = Config::load(&args.config).map_err(|error| Failure::Usage(error.to_string()))?;
+    let mut signals = Signals::watch()?;
+    let store: Arc<dyn Store> = if let Some(etcd) = &config.etcd {
+        let store = EtcdStore::connect(&etcd.endpoints).await.map_err(|error| Failure::Usage(error.to_string()))?;
+        info!("records live in etcd at {}", etcd.endpoints.join(", "));
+        Arc::new(store)
+    } else {
+        info!("no [etcd] in the configuration: records live in this process's memory, for members inside it only");
+        Arc::new(MemoryStore::new())
+    };
+    let controller = Controller::start(config.controller, store, Arc::new(Telemetry::new())).await;
+    let controller = controller.map_err(|error| match error {
+        ListenError::OffLoopback(_) => Failure::Usage(error.to_string()),
+        ListenError::Bind(..) => Failure::Run(error.to_string()),
+    })?;
+    {
+        let mut out = std::io::stdout().lock();
+        // Nobody listening on stdout is no reason not to serve.
+        let _ = writeln!(out, "controller listening on http://{}", controller.local_addr());
+        let _ = out.flush();
+    }
+    signals.received().await;
+    controller.stop().await;
+    Ok(())
+}

@@ -1,1 +1,4 @@
 //! All tests that need more than one module.
+
+mod provider;
+mod records;

@@ -1,4 +1,5 @@
-//! What is decided: grants, pulses, overrides and shares; their wire form; how they merge; and the keys they live under.
+//! What is decided: grants, pulses, overrides and shares; their wire form; how they merge; and the keys they live
+//! under.
 //!
 //! Client and controller meet here on the way down, as they meet in [`observation`](crate::observation) on the way
 //! up. Records are JSON that a person can read and write with `etcdctl`.

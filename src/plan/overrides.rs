@@ -141,7 +141,7 @@ struct Wire {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    expires_at: Option<Timestamp>,
+    expires_at: Option<String>,
 }
 
 impl TryFrom<Wire> for Override {
@@ -163,7 +163,10 @@ impl TryFrom<Wire> for Override {
         ];
         let mut given = given.into_iter().flatten();
         match (given.next(), given.next()) {
-            (Some(action), None) => Ok(Self { action, by: wire.by, reason: wire.reason, expires_at: wire.expires_at }),
+            (Some(action), None) => {
+                let expires_at = wire.expires_at.as_deref().map(instant).transpose()?;
+                Ok(Self { action, by: wire.by, reason: wire.reason, expires_at })
+            }
             _ => Err(RecordError::Range("expected exactly one of set, scale, floor, ceiling, freeze and block".into())),
         }
     }
@@ -180,7 +183,7 @@ impl From<Override> for Wire {
             block: None,
             by: record.by,
             reason: record.reason,
-            expires_at: record.expires_at,
+            expires_at: record.expires_at.map(|end| end.to_string()),
         };
         match record.action {
             Action::Set(map) => wire.set = Some(map),
@@ -209,6 +212,13 @@ fn amounts(name: &str, map: BTreeMap<Meter, Amount>) -> Result<BTreeMap<Meter, A
         }
     }
     Ok(map)
+}
+
+fn instant(text: &str) -> Result<Timestamp, RecordError> {
+    text.parse().map_err(|_| {
+        let text: String = text.chars().take(64).collect();
+        RecordError::Range(format!("expires_at {text:?}: expected a time with its offset, as 2026-11-24T00:00:00Z"))
+    })
 }
 
 fn scale(factor: f64) -> Result<Action, RecordError> {

@@ -3,5 +3,7 @@
 mod architecture;
 mod config;
 mod emulator;
+mod provider;
+mod records;
 mod store;
 mod telemetry;

@@ -10,7 +10,7 @@ use crate::clock::UnixMillis;
 use crate::quota::{Grantee, Meter};
 
 /// Largest `scale`.
-pub const SCALE_MAX: f64 = 10.0;
+const SCALE_MAX: f64 = 10.0;
 
 /// Whom an override is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

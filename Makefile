@@ -31,11 +31,11 @@ lint: tools ## Run clippy; every warning is an error
 fmt-check: ## Check the formatting
 	$(CARGO) fmt --check
 
-features: tools ## Compile each feature alone
-	$(CARGO) check --locked --lib --no-default-features
+features: tools ## Run clippy on each feature alone
+	$(CARGO) clippy --locked --lib --no-default-features -- -D warnings
 	@set -eu; for feature in $(FEATURES); do \
-		echo "$(CARGO) check --no-default-features --features $$feature"; \
-		$(CARGO) check --locked --lib --no-default-features --features "$$feature"; \
+		echo "$(CARGO) clippy --no-default-features --features $$feature"; \
+		$(CARGO) clippy --locked --lib --no-default-features --features "$$feature" -- -D warnings; \
 	done
 
 docs: tools ## Build the API documentation; every warning is an error

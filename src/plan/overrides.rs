@@ -28,7 +28,7 @@ pub enum Target {
 pub enum Action {
     /// Replaces the rate.
     Set(BTreeMap<Meter, Amount>),
-    /// Multiplies every rate and burst, 0–[`SCALE_MAX`].
+    /// Multiplies every rate and burst, 0–10.
     Scale(f64),
     /// At least this rate.
     Floor(BTreeMap<Meter, Amount>),

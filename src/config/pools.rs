@@ -131,12 +131,11 @@ fn rate(meter: Meter, field: Field<'_>) -> Option<Rate> {
         return Some(Rate { rate, burst: default_burst(meter, rate) });
     }
     let mut section = field.into_section("a table")?;
-    let rate = match section.take("rate") {
-        Some(field) => field.number(RATE_EXPECTED, &RATE),
-        None => {
-            section.place.mistake(format!("\"rate\" is missing; expected {RATE_EXPECTED}"));
-            None
-        }
+    let rate = if let Some(field) = section.take("rate") {
+        field.number(RATE_EXPECTED, &RATE)
+    } else {
+        section.place.mistake(format!("\"rate\" is missing; expected {RATE_EXPECTED}"));
+        None
     };
     let burst = section.take("burst").map(|field| field.number("a number from 1 to 1e12 (units)", &BURST));
     section.end();

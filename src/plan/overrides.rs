@@ -13,7 +13,7 @@ use crate::clock::UnixMillis;
 use crate::quota::{Grantee, Meter};
 
 /// Largest `scale`.
-pub const SCALE_MAX: f64 = 10.0;
+const SCALE_MAX: f64 = 10.0;
 
 /// Whom an override is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,7 +31,7 @@ pub enum Target {
 pub enum Action {
     /// Replaces the rate.
     Set(BTreeMap<Meter, Amount>),
-    /// Multiplies every rate and burst, 0–[`SCALE_MAX`].
+    /// Multiplies every rate and burst, 0–10.
     Scale(f64),
     /// At least this rate.
     Floor(BTreeMap<Meter, Amount>),

@@ -89,7 +89,7 @@ impl Telemetry {
         for (metric, family) in Metric::ALL.iter().zip(&self.families) {
             samples.extend(family.read().iter().map(|series| Sample {
                 metric: *metric,
-                labels: series.labels.iter().map(|label| label.to_string()).collect(),
+                labels: series.labels.iter().map(|label| String::from(label.as_ref())).collect(),
                 value: f64::from_bits(series.bits.load(Memory::Relaxed)),
             }));
         }

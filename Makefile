@@ -1,0 +1,47 @@
+# The one front door: what can be done here, and how CI does it. `make` alone lists it.
+
+CARGO ?= cargo
+# Each feature is compiled alone: features add, they never need one another by accident.
+FEATURES := store client metrics controller sim cli
+DEMO_ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help tools demo test test-full lint fmt-check features docs ci clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+
+tools: ## Install what the build and the tests need, if it is missing (apt)
+	@.ci/tools
+
+demo: tools ## Run the demo; pass arguments with DEMO_ARGS="..."
+	$(CARGO) build --release --locked
+	target/release/tidegate demo $(DEMO_ARGS)
+
+test: tools ## Run the tests
+	$(CARGO) test --locked
+
+test-full: test ## Run the tests, those that take minutes too
+	$(CARGO) test --locked -- --ignored
+
+lint: tools ## Run clippy; every warning is an error
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+fmt-check: ## Check the formatting
+	$(CARGO) fmt --check
+
+features: tools ## Run clippy on each feature alone
+	$(CARGO) clippy --locked --lib --no-default-features -- -D warnings
+	@set -eu; for feature in $(FEATURES); do \
+		echo "$(CARGO) clippy --no-default-features --features $$feature"; \
+		$(CARGO) clippy --locked --lib --no-default-features --features "$$feature" -- -D warnings; \
+	done
+
+docs: tools ## Build the API documentation; every warning is an error
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+ci: fmt-check lint features docs test ## Everything that must pass before a merge
+
+clean: ## Remove what was built
+	$(CARGO) clean

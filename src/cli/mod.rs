@@ -1,20 +1,27 @@
 //! The commands.
 
+mod demo;
 mod emulate;
+mod run;
+mod signals;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 /// Why a command ended badly: one line for the terminal, and an exit code.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+enum Failure {
     /// The user's input is wrong; exit code 2.
     #[error("{0}")]
     Usage(String),
     /// Something outside failed; exit code 1.
     #[error("{0}")]
     Run(String),
+    /// A signal ended it before it was done; exit code 130, as shells have it.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 /// Adaptive limit controller for services that share LLM provider accounts.
@@ -27,14 +34,25 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the controller: read reports, compute thresholds, publish them.
+    Run(run::RunArgs),
     /// Emulate an LLM provider: real limits, real headers, real 429s.
     Emulate(emulate::EmulateArgs),
+    /// Show the closed loop with real processes, in about a minute.
+    Demo(demo::DemoArgs),
+    /// One of the demo's services.
+    #[command(hide = true)]
+    DemoService(demo::ServiceArgs),
 }
 
 /// Parses the arguments and runs the command.
+///
+/// Exit codes: 0 done, 1 something outside failed, 2 wrong input, 130 interrupted.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("TIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -44,7 +62,10 @@ pub fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         match cli.command {
+            Command::Run(args) => run::run(args).await,
             Command::Emulate(args) => emulate::emulate(args).await,
+            Command::Demo(args) => demo::demo(args).await,
+            Command::DemoService(args) => demo::service(args).await,
         }
     });
     match outcome {
@@ -54,6 +75,7 @@ pub fn main() -> ExitCode {
             match failure {
                 Failure::Usage(_) => ExitCode::from(2),
                 Failure::Run(_) => ExitCode::FAILURE,
+                Failure::Interrupted => ExitCode::from(130),
             }
         }
     }

@@ -5,7 +5,7 @@
 //! wakes it. A caller that leaves (its future is dropped) leaves the line too.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -134,8 +134,8 @@ pub(super) struct PoolShared {
     pub readings: Mutex<BTreeMap<Meter, MeterReading>>,
     /// Long waits the provider asked for.
     pub long_holds: Mutex<BTreeMap<Meter, MonoTime>>,
-    /// Told of refusals by the provider: holds to put in force.
-    pub throttled: Arc<dyn OnThrottled>,
+    /// Told of refusals by the provider; gone when the client is.
+    pub throttled: Weak<dyn OnThrottled>,
     gates: RwLock<HashMap<Grantee, Arc<Gate>>>,
 }
 
@@ -156,7 +156,7 @@ impl PoolShared {
         clock: Arc<dyn ClockDebug>,
         tuning: Tuning,
         telemetry: Arc<Telemetry>,
-        throttled: Arc<dyn OnThrottled>,
+        throttled: Weak<dyn OnThrottled>,
     ) -> Self {
         Self {
             id,
@@ -356,9 +356,15 @@ impl Permit {
                 .collect();
             if let Some(long) = reaction.long {
                 let mut long_holds = self.pool.long_holds.lock();
-                holds.iter().for_each(|(meter, _)| drop(long_holds.insert(*meter, now + long)));
+                for (meter, _) in &holds {
+                    // A second one never shortens the first.
+                    let held = long_holds.entry(*meter).or_insert(now + long);
+                    *held = (*held).max(now + long);
+                }
             }
-            self.pool.throttled.on_throttled(&self.pool.id, &holds, now);
+            if let Some(process) = self.pool.throttled.upgrade() {
+                process.on_throttled(&self.pool.id, &holds, now);
+            }
         }
         observation
     }
@@ -369,8 +375,7 @@ impl Permit {
             return;
         }
         if let Ending::Throttled(kind) = observation.ending {
-            let kind = format!("{kind:?}").to_lowercase();
-            self.pool.telemetry.add(Metric::Throttled, &[self.pool.id.as_str(), &kind], 1.0);
+            self.pool.telemetry.add(Metric::Throttled, &[self.pool.id.as_str(), kind.as_str()], 1.0);
         }
         self.end(observation.ending);
     }

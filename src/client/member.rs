@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::clock::{MonoTime, UnixMillis};
 use crate::limiter::{Limits, MeterLimit};
 use crate::plan::{
-    Action, Effective, Grant, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds, capacity_factor,
+    Effective, Grant, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds, capacity_factor,
     effective,
 };
 use crate::quota::{Grantee, Meter, Unit};
@@ -230,10 +230,6 @@ impl PoolView {
         let (star, own) = self.overrides.for_tenant(grantee, wall);
         let base = self.base(grant, wall);
         let used = effective(&base, star, own);
-        let is_set = |meter: &Meter| {
-            let sets = |o: &crate::plan::Override| matches!(&o.action, Action::Set(map) if map.contains_key(meter));
-            own.map_or_else(|| star.is_some_and(sets), |own| sets(own) || (!touches(own, meter) && star.is_some_and(sets)))
-        };
         let lease = self.share_at(grantee, now);
         let members = f64::from(grant.members.max(1));
         let held_once = self.leases.contains_key(grantee);
@@ -249,7 +245,7 @@ impl PoolView {
             .iter()
             .map(|(meter, rate)| {
                 let safe = safe_part(grant, *meter);
-                let part = match (is_set(meter) || used.frozen, lease) {
+                let part = match (used.set.contains(meter) || used.frozen, lease) {
                     (true, _) => 1.0,
                     (false, Some(_)) => (safe + (1.0 - safe) * kept) * self.brake,
                     (false, None) => safe * self.brake,
@@ -304,14 +300,6 @@ fn safe_part(grant: &Grant, meter: Meter) -> f64 {
     match (grant.safe.rates.get(&meter), grant.thresholds.rates.get(&meter)) {
         (Some(safe), Some(threshold)) if threshold.rate > 0.0 => (safe.rate / threshold.rate).min(1.0),
         _ => 0.0,
-    }
-}
-
-fn touches(record: &crate::plan::Override, meter: &Meter) -> bool {
-    match &record.action {
-        Action::Set(map) | Action::Floor(map) | Action::Ceiling(map) => map.contains_key(meter),
-        Action::Scale(_) => true,
-        Action::Freeze | Action::Block => false,
     }
 }
 

@@ -100,7 +100,8 @@ impl Client {
         let pools = params.pools.iter().filter_map(|pool| {
             let tuning = first.get(&pool.id)?.clone();
             let (clock, telemetry) = (clock.clone(), telemetry.clone());
-            let shared = PoolShared::new(pool.id.clone(), pool.dialect, clock, tuning, telemetry, core.clone());
+            let process: std::sync::Weak<Core> = Arc::downgrade(&core);
+            let shared = PoolShared::new(pool.id.clone(), pool.dialect, clock, tuning, telemetry, process);
             Some((pool.id.clone(), Arc::new(shared)))
         });
         let _ = core.pools.set(pools.collect());

@@ -184,6 +184,20 @@ pub enum Ending {
 }
 
 impl ThrottleKind {
+    /// The kind's name in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Tokens => "tokens",
+            Self::InputTokens => "input_tokens",
+            Self::OutputTokens => "output_tokens",
+            Self::Unknown => "unknown",
+            Self::Daily => "daily",
+            Self::Overload => "overload",
+        }
+    }
+
     /// Whether this kind speaks about the meter's unit. An unknown kind speaks about every unit.
     #[must_use]
     pub fn concerns(self, unit: Unit) -> bool {

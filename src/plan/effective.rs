@@ -1,6 +1,6 @@
 //! The one pure function that applies overrides to a base.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::overrides::{Action, Amount, Override};
 use super::{Rate, Thresholds};
@@ -15,6 +15,8 @@ pub struct Effective {
     pub blocked: bool,
     /// The base is kept and does not lapse.
     pub frozen: bool,
+    /// Meters whose rate an operator has `set`: no brake or lapse moves them.
+    pub set: BTreeSet<Meter>,
 }
 
 /// Applies the overrides for `*` (`star`) and for the tenant itself (`own`) to its base.
@@ -28,16 +30,18 @@ pub fn effective(base: &Thresholds, star: Option<&Override>, own: Option<&Overri
     let star = star.map(|o| &o.action);
     let own = own.map(|o| &o.action);
 
-    let meters: Vec<Meter> = base.rates.keys().copied().chain(named(star)).chain(named(own)).collect();
-    let rates = meters
-        .into_iter()
-        .filter_map(|meter| {
-            let base = base.rates.get(&meter).copied();
-            let action = if touches(own, meter) { own } else { star };
-            apply(action, meter, base).map(|rate| (meter, rate))
-        })
-        .collect();
-    Effective { thresholds: Thresholds { rates, concurrency: base.concurrency }, blocked, frozen }
+    let mut thresholds = Thresholds { rates: BTreeMap::new(), concurrency: base.concurrency };
+    let mut set = BTreeSet::new();
+    for meter in base.rates.keys().copied().chain(named(star)).chain(named(own)) {
+        let action = if touches(own, meter) { own } else { star };
+        if matches!(action, Some(Action::Set(map)) if map.contains_key(&meter)) {
+            set.insert(meter);
+        }
+        if let Some(rate) = apply(action, meter, base.rates.get(&meter).copied()) {
+            thresholds.rates.insert(meter, rate);
+        }
+    }
+    Effective { thresholds, blocked, frozen, set }
 }
 
 /// What `@capacity` leaves of a meter's base, 0–1: min(1, override ÷ the pulse's capacity).

@@ -172,6 +172,22 @@ impl Process {
         self.ring.lock().lines.iter().cloned().collect()
     }
 
+    /// The lines after the first `count`, as far as they are still in the ring, and the count to ask with next.
+    #[must_use]
+    pub fn lines_after(&self, count: u64) -> (Vec<String>, u64) {
+        let ring = self.ring.lock();
+        let skipped = usize::try_from(count.saturating_sub(ring.dropped)).unwrap_or(usize::MAX);
+        (ring.lines.iter().skip(skipped).cloned().collect(), ring.dropped + ring.lines.len() as u64)
+    }
+
+    /// That it has not ended.
+    ///
+    /// # Errors
+    /// It has, with its last words.
+    pub fn check_running(&mut self) -> Result<(), ProcessError> {
+        self.status().map_or(Ok(()), |status| Err(self.ended_with(status)))
+    }
+
     /// Lines written so far: a place to wait from, with [`Process::wait_for_line_after`].
     #[must_use]
     pub fn line_count(&self) -> u64 {

@@ -69,7 +69,7 @@ metrics! {
     WatchReopened Counter "watch_reopened_total" ["why"] "Watches that had to be opened again.";
     Swaps Counter "swaps_total" ["pool"] "Changes of thresholds that were put into force.";
     Admitted Counter "admitted_total" ["pool", "tenant"] "Calls that were admitted.";
-    Refused Counter "refused_total" ["pool", "tenant", "why"] "Calls that were refused before they were sent.";
+    Refused Counter "refused_total" ["pool", "tenant"] "Calls that were refused before they were sent.";
     Waiting Gauge "waiting" ["pool"] "Calls that wait to be admitted.";
     Throttled Counter "throttled_total" ["pool", "kind"] "Calls that the provider throttled.";
     HeaderFaults Counter "header_faults_total" ["pool"] "Limit headers of the provider that could not be read.";

@@ -240,7 +240,7 @@ fn tidegate() -> Result<Command, StageError> {
 }
 
 async fn start(name: &str, command: Command, folder: &Folder) -> Result<(Process, String), StageError> {
-    let process = Process::spawn(name, command, Some(&folder.0.join(format!("{name}.log"))))?;
+    let mut process = Process::spawn(name, command, Some(&folder.0.join(format!("{name}.log"))))?;
     let line = process.wait_for_line(|line| line.contains(" listening on http://"), START_WAIT).await?;
     let url = line.split_whitespace().find(|word| word.starts_with("http://")).unwrap_or_default().to_owned();
     Ok((process, url))

@@ -9,7 +9,7 @@ use crate::sim::emulator::{AccountParams, Emulator, EmulatorError, EmulatorParam
 
 /// Arguments of `tidegate emulate`.
 #[derive(Debug, clap::Args)]
-pub struct EmulateArgs {
+pub(super) struct EmulateArgs {
     /// Loopback address and port to listen on; port 0 takes any free one.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8787")]
     listen: SocketAddr,
@@ -40,7 +40,7 @@ pub struct EmulateArgs {
     /// Median length of an answer, in LLM tokens [range: 1–100000].
     #[arg(long, value_name = "N", default_value_t = 40)]
     output_tokens: u64,
-    /// Charge a request's max_tokens at arrival, beside its estimated input.
+    /// Charge a request's `max_tokens` at arrival, beside its estimated input.
     #[arg(long)]
     charge_max_tokens: bool,
     /// Seed of latencies, lengths and request ids.
@@ -72,7 +72,7 @@ impl EmulateArgs {
 }
 
 /// Serves until a signal.
-pub async fn emulate(args: EmulateArgs) -> Result<(), Failure> {
+pub(super) async fn emulate(args: EmulateArgs) -> Result<(), Failure> {
     let mut signals = Signals::watch()?;
     let emulator = Emulator::bind(args.listen, args.params()).await.map_err(|error| match error {
         EmulatorError::Params(_) | EmulatorError::NotLoopback(_) => Failure::Usage(error.to_string()),

@@ -15,14 +15,14 @@ use crate::telemetry::Telemetry;
 
 /// Arguments of `tidegate run`.
 #[derive(Debug, clap::Args)]
-pub struct RunArgs {
+pub(super) struct RunArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE", default_value = "config/tidegate.toml")]
     config: PathBuf,
 }
 
 /// Runs the controller until a signal.
-pub async fn run(args: RunArgs) -> Result<(), Failure> {
+pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let config = Config::load(&args.config).map_err(|error| Failure::Usage(error.to_string()))?;
     let mut signals = Signals::watch()?;
     let store: Arc<dyn Store> = if let Some(etcd) = &config.etcd {

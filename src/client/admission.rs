@@ -110,11 +110,7 @@ impl Gate {
 
     fn report(&self) -> GateReport {
         let state = self.state.lock();
-        GateReport {
-            counters: state.counters.clone(),
-            in_flight: state.limiter.in_flight(),
-            waiting: state.line.len(),
-        }
+        GateReport { counters: state.counters.clone(), in_flight: state.limiter.in_flight(), waiting: state.line.len() }
     }
 
     fn wake_all(&self) {

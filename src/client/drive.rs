@@ -59,7 +59,7 @@ impl Core {
     }
 
     /// Puts into force what the views now say. Called under the views' lock, so swaps follow one another in order.
-    pub fn retune(&self, views: &BTreeMap<PoolId, PoolView>, now: MonoTime) {
+    pub(super) fn retune(&self, views: &BTreeMap<PoolId, PoolView>, now: MonoTime) {
         let wall = self.clock.wall();
         for pool in self.pools() {
             let Some(view) = views.get(&pool.id) else { continue };

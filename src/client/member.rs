@@ -115,12 +115,11 @@ impl PoolView {
     /// # Errors
     /// [`RecordError`] when it is malformed; the last good one stays.
     pub fn on_override(&mut self, target: Target, value: Option<&[u8]>) -> Result<(), RecordError> {
-        match value {
-            Some(value) => self.overrides.put(target, value),
-            None => {
-                self.overrides.remove(&target);
-                Ok(())
-            }
+        if let Some(value) = value {
+            self.overrides.put(target, value)
+        } else {
+            self.overrides.remove(&target);
+            Ok(())
         }
     }
 

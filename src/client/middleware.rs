@@ -45,8 +45,7 @@ impl Middleware for Limited {
             let bytes = request.body().and_then(Body::as_bytes).map_or(0, <[u8]>::len);
             self.pool.dialect().estimate(bytes, 0)
         });
-        let mut permit =
-            self.pool.admit(&tenant, cost).await.map_err(reqwest_middleware::Error::middleware)?;
+        let mut permit = self.pool.admit(&tenant, cost).await.map_err(reqwest_middleware::Error::middleware)?;
         match next.run(request, extensions).await {
             Ok(response) => Ok(self.answered(permit, response).await),
             Err(error) => {

@@ -86,12 +86,7 @@ impl Session {
     }
 
     /// Takes a list: diffs it against the views.
-    pub fn on_list(
-        &mut self,
-        listing: &Listing,
-        views: &mut BTreeMap<PoolId, PoolView>,
-        now: MonoTime,
-    ) -> Vec<Notice> {
+    pub fn on_list(&mut self, listing: &Listing, views: &mut BTreeMap<PoolId, PoolView>, now: MonoTime) -> Vec<Notice> {
         let mut notices = Vec::new();
         let other_cluster = self.cluster_id.is_some_and(|id| id != listing.cluster_id);
         if other_cluster || listing.revision < self.revision {
@@ -197,11 +192,9 @@ impl Session {
                 self.leader = Some(leader);
                 self.term = self.term.max(entry.create_revision);
             }
-            Err(error) => notices.push(Notice::RecordRefused {
-                kind: "leader",
-                key: entry.key.clone(),
-                error: error.to_string(),
-            }),
+            Err(error) => {
+                notices.push(Notice::RecordRefused { kind: "leader", key: entry.key.clone(), error: error.to_string() })
+            }
         }
     }
 

@@ -48,23 +48,23 @@ impl Tuning {
 
 /// The atomic pointer to a [`Tuning`].
 #[derive(Debug)]
-pub struct Swap(ArcSwap<Tuning>);
+pub(super) struct Swap(ArcSwap<Tuning>);
 
 impl Swap {
     /// Begins with `tuning`.
     #[must_use]
-    pub fn new(tuning: Tuning) -> Self {
+    pub(super) fn new(tuning: Tuning) -> Self {
         Self(ArcSwap::from_pointee(tuning))
     }
 
     /// The tuning now; load once a decision.
     #[must_use]
-    pub fn load(&self) -> Guard<Arc<Tuning>> {
+    pub(super) fn load(&self) -> Guard<Arc<Tuning>> {
         self.0.load()
     }
 
     /// Puts a new tuning in force.
-    pub fn store(&self, tuning: Tuning) {
+    pub(super) fn store(&self, tuning: Tuning) {
         self.0.store(Arc::new(tuning));
     }
 }

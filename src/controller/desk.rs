@@ -25,7 +25,7 @@ const REPORT_EVERY_MAX_MS: u64 = 5_000;
 
 /// A term of leadership.
 #[derive(Debug)]
-pub struct Office {
+pub(super) struct Office {
     /// The leader key's create revision.
     pub term: u64,
     /// The last keep-alive that the store confirmed.
@@ -38,7 +38,7 @@ pub struct Office {
 impl Office {
     /// A new term.
     #[must_use]
-    pub fn new(term: u64, confirmed_at: MonoTime, pools: BTreeMap<PoolId, PoolPlanner>) -> Self {
+    pub(super) fn new(term: u64, confirmed_at: MonoTime, pools: BTreeMap<PoolId, PoolPlanner>) -> Self {
         Self { term, confirmed_at, pools, replies: 0 }
     }
 }
@@ -56,7 +56,7 @@ pub enum NotLeading {
 
 /// The desk.
 #[derive(Debug)]
-pub struct Desk {
+pub(super) struct Desk {
     office: Mutex<Option<Office>>,
     leader: Mutex<Option<LeaderRecord>>,
     /// Asks for a tick before its time.
@@ -68,27 +68,27 @@ pub struct Desk {
 impl Desk {
     /// An empty desk; a lease counts as fresh for `lease_fresh_for` after its last confirmed keep-alive.
     #[must_use]
-    pub fn new(lease_fresh_for: Duration, telemetry: Arc<Telemetry>) -> Self {
+    pub(super) fn new(lease_fresh_for: Duration, telemetry: Arc<Telemetry>) -> Self {
         Self { office: Mutex::new(None), leader: Mutex::new(None), early: Notify::new(), lease_fresh_for, telemetry }
     }
 
     /// Begins a term.
-    pub fn take_office(&self, office: Office) {
+    pub(super) fn take_office(&self, office: Office) {
         *self.office.lock() = Some(office);
     }
 
     /// Ends the term.
-    pub fn leave_office(&self) {
+    pub(super) fn leave_office(&self) {
         *self.office.lock() = None;
     }
 
     /// Who leads, when another does.
-    pub fn set_leader(&self, leader: Option<LeaderRecord>) {
+    pub(super) fn set_leader(&self, leader: Option<LeaderRecord>) {
         *self.leader.lock() = leader;
     }
 
     /// The store confirmed the lease.
-    pub fn confirmed(&self, now: MonoTime) {
+    pub(super) fn confirmed(&self, now: MonoTime) {
         if let Some(office) = self.office.lock().as_mut() {
             office.confirmed_at = now;
         }
@@ -96,7 +96,7 @@ impl Desk {
 
     /// Whether this process leads with a fresh lease.
     #[must_use]
-    pub fn leads(&self, now: MonoTime) -> bool {
+    pub(super) fn leads(&self, now: MonoTime) -> bool {
         self.office.lock().as_ref().is_some_and(|office| self.fresh(office, now))
     }
 
@@ -105,7 +105,7 @@ impl Desk {
     }
 
     /// Works on the office, while in office.
-    pub fn with_office<T>(&self, work: impl FnOnce(&mut Office) -> T) -> Option<T> {
+    pub(super) fn with_office<T>(&self, work: impl FnOnce(&mut Office) -> T) -> Option<T> {
         self.office.lock().as_mut().map(work)
     }
 
@@ -113,7 +113,7 @@ impl Desk {
     ///
     /// # Errors
     /// [`NotLeading`] with where to go instead.
-    pub fn answer(&self, report: &Report, now: MonoTime) -> Result<Reply, NotLeading> {
+    pub(super) fn answer(&self, report: &Report, now: MonoTime) -> Result<Reply, NotLeading> {
         let mut office = self.office.lock();
         let Some(office) = office.as_mut().filter(|office| self.fresh(office, now)) else {
             let other = self.leader.lock().as_ref().map(|leader| leader.report_url.clone());
@@ -136,8 +136,7 @@ impl Desk {
         office.replies += 1;
         self.telemetry.add(Metric::ReportsAccepted, &[], 1.0);
         // At most 1,000 posts a second: as many members as that report once a second.
-        let next_report_ms =
-            u64::try_from(members).unwrap_or(u64::MAX).clamp(REPORT_EVERY_MIN_MS, REPORT_EVERY_MAX_MS);
+        let next_report_ms = u64::try_from(members).unwrap_or(u64::MAX).clamp(REPORT_EVERY_MIN_MS, REPORT_EVERY_MAX_MS);
         Ok(Reply {
             term: office.term,
             epoch: office.replies,

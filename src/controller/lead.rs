@@ -26,7 +26,7 @@ use crate::telemetry::{Metric, Telemetry};
 /// The leader's lease.
 pub const LEADER_TTL: Duration = Duration::from_secs(3);
 /// How long after a confirmed keep-alive a leader may write: the TTL less one second for doubt.
-pub const LEASE_FRESH_FOR: Duration = Duration::from_secs(2);
+pub(super) const LEASE_FRESH_FOR: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_EVERY: Duration = Duration::from_millis(700);
 const TICK_EVERY: Duration = Duration::from_secs(1);
 /// Early ticks are at least this far apart.
@@ -52,7 +52,7 @@ enum Ended {
 
 impl Leading {
     /// Campaigns and leads until told to stop; resigns then.
-    pub async fn run(mut self) {
+    pub(super) async fn run(mut self) {
         let mut store_complained = false;
         while !*self.stop.borrow() {
             match self.campaign().await {
@@ -333,7 +333,8 @@ impl Leading {
             statuses
         });
         let mut statuses = statuses.unwrap_or_default();
-        let gone: Vec<(PoolId, Target)> = book.revisions.keys().filter(|key| !seen.contains_key(key)).cloned().collect();
+        let gone: Vec<(PoolId, Target)> =
+            book.revisions.keys().filter(|key| !seen.contains_key(key)).cloned().collect();
         statuses.extend(gone.iter().map(|(pool, target)| (pool.clone(), target.clone(), None, 0)));
         book.restored = true;
         if statuses.is_empty() {

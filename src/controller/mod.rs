@@ -48,11 +48,7 @@ impl Controller {
     ///
     /// # Errors
     /// [`ListenError`] when the report address cannot be had.
-    pub async fn start(
-        params: Params,
-        store: Arc<dyn Store>,
-        telemetry: Arc<Telemetry>,
-    ) -> Result<Self, ListenError> {
+    pub async fn start(params: Params, store: Arc<dyn Store>, telemetry: Arc<Telemetry>) -> Result<Self, ListenError> {
         let listener = serve::bind(params.listen).await?;
         let local_addr = listener.local_addr().map_err(|error| ListenError::Bind(params.listen, error))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());

@@ -186,7 +186,11 @@ impl PoolPlanner {
             schema: PULSE_SCHEMA,
             stamp: pulse_stamp,
             valid_for_ms: u64::try_from(VALID_FOR.as_millis()).unwrap_or(u64::MAX),
-            capacity: self.steps.iter().map(|(meter, step)| (*meter, per_window(*meter, step.capacity_per_s))).collect(),
+            capacity: self
+                .steps
+                .iter()
+                .map(|(meter, step)| (*meter, per_window(*meter, step.capacity_per_s)))
+                .collect(),
             scale_epoch: (!scale.is_empty()).then_some(pulse_stamp.epoch),
             scale,
             hold_ms: self.signal.holds_ms(now),
@@ -336,7 +340,9 @@ impl PoolPlanner {
                 ("headers_capacity", format!("provider limit {limit:.0} {meter}, others use {others:.0} %"))
             }
             (Mode::Cut, _) => ("aimd_cut", format!("too many 429s: halved to {now:.0} {meter}")),
-            (Mode::Increase, _) => ("aimd_increase", format!("no headers, used and no 429s: growing, {now:.0} {meter}")),
+            (Mode::Increase, _) => {
+                ("aimd_increase", format!("no headers, used and no 429s: growing, {now:.0} {meter}"))
+            }
             _ => ("aimd_hold", format!("no headers, nothing to learn: {now:.0} {meter}")),
         };
         Reason { code: code.into(), text }

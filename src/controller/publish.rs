@@ -3,13 +3,13 @@
 use crate::plan::keyspace::{Key, Keyspace};
 use crate::plan::{OverrideStatus, Target};
 use crate::quota::PoolId;
-use crate::store::{Condition, Op, Store, StoreError, TXN_OPS_MAX, Txn, Outcome};
+use crate::store::{Condition, Op, Outcome, Store, StoreError, TXN_OPS_MAX, Txn};
 
 use super::planner::Publication;
 
 /// Why records were not written.
 #[derive(Debug, thiserror::Error)]
-pub enum PublishError {
+pub(super) enum PublishError {
     /// Another leader rules: the fence refused the transaction.
     #[error("deposed: the leader key is not ours any more")]
     Deposed,
@@ -25,7 +25,7 @@ pub enum PublishError {
 ///
 /// # Errors
 /// [`PublishError`]; what was not written is planned again at the next tick.
-pub async fn publish(
+pub(super) async fn publish(
     store: &dyn Store,
     keys: &Keyspace,
     term: u64,
@@ -48,7 +48,7 @@ pub async fn publish(
 ///
 /// # Errors
 /// [`PublishError`].
-pub async fn publish_statuses(
+pub(super) async fn publish_statuses(
     store: &dyn Store,
     keys: &Keyspace,
     term: u64,

@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::Json;
 use tokio::net::TcpListener;
 
 use super::desk::{Desk, NotLeading};
@@ -33,7 +33,7 @@ pub enum ListenError {
 ///
 /// # Errors
 /// [`ListenError`]: off loopback, or the address is taken.
-pub async fn bind(addr: SocketAddr) -> Result<TcpListener, ListenError> {
+pub(super) async fn bind(addr: SocketAddr) -> Result<TcpListener, ListenError> {
     if !addr.ip().is_loopback() {
         return Err(ListenError::OffLoopback(addr));
     }

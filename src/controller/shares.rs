@@ -89,8 +89,7 @@ impl Shares {
         let most = if learning { wish.echoed.unwrap_or(0.0).min(room) } else { room };
         let share = target.min(most);
         let room_places = places.unwrap_or(0).saturating_sub(others_places);
-        let most_places =
-            if learning { wish.echoed_concurrency.unwrap_or(0).min(room_places) } else { room_places };
+        let most_places = if learning { wish.echoed_concurrency.unwrap_or(0).min(room_places) } else { room_places };
         let concurrency = target_places.min(most_places);
 
         if let Some(lease) = self.leases.get_mut(member) {

@@ -95,13 +95,8 @@ impl Limiter {
     /// A limiter whose buckets start with one second of rate.
     #[must_use]
     pub fn new(limits: &Limits, now: MonoTime) -> Self {
-        let mut limiter = Self {
-            meters: BTreeMap::new(),
-            removed: BTreeMap::new(),
-            concurrency: None,
-            in_flight: 0,
-            blocked: false,
-        };
+        let mut limiter =
+            Self { meters: BTreeMap::new(), removed: BTreeMap::new(), concurrency: None, in_flight: 0, blocked: false };
         limiter.retune(limits, now);
         limiter
     }

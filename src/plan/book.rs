@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::overrides::{Override, Target};
 use super::RecordError;
+use super::overrides::{Override, Target};
 use crate::clock::UnixMillis;
 use crate::quota::Grantee;
 

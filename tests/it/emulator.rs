@@ -394,7 +394,7 @@ fn header(response: &Response, name: &str) -> String {
 }
 
 fn rate_limit_headers(response: &Response) -> BTreeMap<String, String> {
-    let names = response.headers().keys().map(|name| name.as_str());
+    let names = response.headers().keys().map(http::HeaderName::as_str);
     let names = names.filter(|name| name.starts_with("x-ratelimit-") || name.starts_with("retry-after"));
     names.map(|name| (name.to_owned(), header(response, name))).collect()
 }

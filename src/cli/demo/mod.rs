@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Failure;
 use super::signals::Signals;
-pub use service::{ServiceArgs, service};
+pub(super) use service::{ServiceArgs, service};
 use stage::{Offer, Stage};
 use table::{Outcome, print_table};
 
@@ -31,7 +31,7 @@ const TENANTS: [Offer; 3] = [
 
 /// Arguments of `tidegate demo`.
 #[derive(Debug, clap::Args)]
-pub struct DemoArgs {}
+pub(super) struct DemoArgs {}
 
 /// What is done at the start of a phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +105,7 @@ const PHASES: [Phase; 6] = [
 ];
 
 /// Runs the demo.
-pub async fn demo(_args: DemoArgs) -> Result<(), Failure> {
+pub(super) async fn demo(_args: DemoArgs) -> Result<(), Failure> {
     let mut signals = Signals::watch()?;
     tokio::select! {
         outcome = play() => outcome,
@@ -154,7 +154,16 @@ async fn play() -> Result<(), Failure> {
         elapsed += phase.seconds;
         let after = stage.state().await.map_err(failed)?;
         let retunes = stage.retunes_since_mark();
-        outcomes.push(Outcome::judge(phase.name, phase.limit, phase.overridden.then_some(OVERRIDE), phase.act != Act::Nothing, &TENANTS, &before, &after, &retunes));
+        outcomes.push(Outcome::judge(
+            phase.name,
+            phase.limit,
+            phase.overridden.then_some(OVERRIDE),
+            phase.act != Act::Nothing,
+            &TENANTS,
+            &before,
+            &after,
+            &retunes,
+        ));
     }
     progress_end();
     stage.strike().await;
@@ -167,7 +176,13 @@ fn progress(second: u64, total: u64, phase: &Phase) {
     let mut out = std::io::stdout().lock();
     let line = format!("[{second:>2}/{total} s] {:<9} {}", phase.name, phase.now);
     // A terminal shows one line that changes; a log gets a line a phase.
-    let _ = if out.is_terminal() { write!(out, "\r\x1b[2K{line}") } else if second_is_first(second) { writeln!(out, "{line}") } else { Ok(()) };
+    let _ = if out.is_terminal() {
+        write!(out, "\r\x1b[2K{line}")
+    } else if second_is_first(second) {
+        writeln!(out, "{line}")
+    } else {
+        Ok(())
+    };
     let _ = out.flush();
 }
 

@@ -25,7 +25,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Arguments of a demo service.
 #[derive(Debug, clap::Args)]
-pub struct ServiceArgs {
+pub(crate) struct ServiceArgs {
     /// This service's name.
     #[arg(long)]
     name: String,
@@ -55,7 +55,7 @@ fn offer(text: &str) -> Result<(TenantId, f64), String> {
 
 /// A change of what this member enforces.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Retuned {
+pub(super) struct Retuned {
     /// When, by the wall clock.
     pub unix_ms: u64,
     /// The pulse it rests on.
@@ -68,7 +68,7 @@ pub struct Retuned {
 }
 
 /// Offers load until a signal.
-pub async fn service(args: ServiceArgs) -> Result<(), Failure> {
+pub(crate) async fn service(args: ServiceArgs) -> Result<(), Failure> {
     let mut signals = Signals::watch()?;
     let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
     let store = EtcdStore::connect(std::slice::from_ref(&args.etcd)).await.map_err(|error| usage(&error))?;

@@ -16,7 +16,7 @@ const SERVICES: [&str; 2] = ["service-a", "service-b"];
 
 /// What one tenant offers.
 #[derive(Debug, Clone, Copy)]
-pub struct Offer {
+pub(super) struct Offer {
     /// Whose.
     pub tenant: &'static str,
     /// Its weight in the division.
@@ -27,7 +27,7 @@ pub struct Offer {
 
 /// Why the demo could not go on.
 #[derive(Debug, thiserror::Error)]
-pub enum StageError {
+pub(super) enum StageError {
     /// A process.
     #[error(transparent)]
     Process(#[from] ProcessError),
@@ -49,7 +49,7 @@ pub enum StageError {
 
 /// A member's limits moved.
 #[derive(Debug, Clone, PartialEq)]
-pub struct MemberRetunes {
+pub(super) struct MemberRetunes {
     /// What it enforced when the phase began.
     pub before: Option<Retuned>,
     /// Every change since.
@@ -57,7 +57,7 @@ pub struct MemberRetunes {
 }
 
 /// All processes of the demo; dropping it kills them.
-pub struct Stage {
+pub(super) struct Stage {
     services: Vec<Process>,
     read: Vec<u64>,
     retunes: Vec<Vec<Retuned>>,
@@ -82,7 +82,7 @@ impl Drop for Folder {
 
 impl Stage {
     /// Starts everything and waits until it answers.
-    pub async fn set(limit: u64, offers: &[Offer]) -> Result<Self, StageError> {
+    pub(super) async fn set(limit: u64, offers: &[Offer]) -> Result<Self, StageError> {
         let folder = std::env::temp_dir().join(format!("tidegate-demo-{}", std::process::id()));
         std::fs::create_dir_all(&folder).map_err(|error| StageError::File(folder.clone(), error))?;
         let folder = Folder(folder);
@@ -130,33 +130,33 @@ impl Stage {
     }
 
     /// etcd's client URL.
-    pub fn etcd_endpoint(&self) -> &str {
+    pub(super) fn etcd_endpoint(&self) -> &str {
         self.etcd.endpoint()
     }
 
     /// The provider's base URL.
-    pub fn provider_url(&self) -> &str {
+    pub(super) fn provider_url(&self) -> &str {
         &self.provider_url
     }
 
     /// The controller's base URL.
-    pub fn controller_url(&self) -> &str {
+    pub(super) fn controller_url(&self) -> &str {
         &self.controller_url
     }
 
     /// The emulator's account of itself.
-    pub async fn state(&self) -> Result<EmulatorState, StageError> {
+    pub(super) async fn state(&self) -> Result<EmulatorState, StageError> {
         let url = format!("{}/admin/state", self.provider_url);
         Ok(self.http.get(url).send().await?.error_for_status()?.json().await?)
     }
 
     /// Begins a phase in which nothing is done.
-    pub async fn mark(&mut self) -> Result<(), StageError> {
+    pub(super) async fn mark(&mut self) -> Result<(), StageError> {
         self.patch(&serde_json::json!({})).await
     }
 
     /// Changes the provider's limit; nobody is told.
-    pub async fn change_limit(&mut self, requests_per_minute: u64) -> Result<(), StageError> {
+    pub(super) async fn change_limit(&mut self, requests_per_minute: u64) -> Result<(), StageError> {
         self.patch(&serde_json::json!({ "requests_per_minute": requests_per_minute })).await
     }
 
@@ -168,16 +168,15 @@ impl Stage {
     }
 
     /// Puts an override as an operator would; returns the command.
-    pub async fn put_override(&mut self, tenant: &str, requests_per_minute: u64) -> Result<String, StageError> {
-        let record = format!(
-            r#"{{"set":{{"requests/minute":{requests_per_minute}}},"by":"demo","reason":"noisy neighbour"}}"#
-        );
+    pub(super) async fn put_override(&mut self, tenant: &str, requests_per_minute: u64) -> Result<String, StageError> {
+        let record =
+            format!(r#"{{"set":{{"requests/minute":{requests_per_minute}}},"by":"demo","reason":"noisy neighbour"}}"#);
         self.mark().await?;
         self.etcdctl(&["put", &override_key(tenant), &record])
     }
 
     /// Removes it.
-    pub async fn remove_override(&mut self, tenant: &str) -> Result<String, StageError> {
+    pub(super) async fn remove_override(&mut self, tenant: &str) -> Result<String, StageError> {
         self.mark().await?;
         self.etcdctl(&["del", &override_key(tenant)])
     }
@@ -198,7 +197,7 @@ impl Stage {
     }
 
     /// Takes in what the services have said; a process that has ended ends the demo.
-    pub fn collect(&mut self) -> Result<(), StageError> {
+    pub(super) fn collect(&mut self) -> Result<(), StageError> {
         for (slot, service) in self.services.iter_mut().enumerate() {
             let (lines, read) = service.lines_after(self.read[slot]);
             self.read[slot] = read;
@@ -211,7 +210,7 @@ impl Stage {
     }
 
     /// What each member's limits did since the phase began.
-    pub fn retunes_since_mark(&self) -> BTreeMap<&'static str, MemberRetunes> {
+    pub(super) fn retunes_since_mark(&self) -> BTreeMap<&'static str, MemberRetunes> {
         let of = |slot: usize| {
             let (before, since) = self.retunes[slot].split_at(self.marked[slot].min(self.retunes[slot].len()));
             MemberRetunes { before: before.last().cloned(), since: since.to_vec() }
@@ -220,7 +219,7 @@ impl Stage {
     }
 
     /// Stops everything, services first.
-    pub async fn strike(mut self) {
+    pub(super) async fn strike(mut self) {
         for process in self.services.iter_mut().chain([&mut self.controller, &mut self.emulator]) {
             // One that cannot be stopped politely is killed when it is dropped.
             let _ = process.terminate().await;

@@ -11,7 +11,7 @@ const MOVED: f64 = 0.25;
 
 /// What came of one phase.
 #[derive(Debug, Clone)]
-pub struct Outcome {
+pub(super) struct Outcome {
     name: &'static str,
     /// Requests admitted ÷ the provider's true capacity.
     used: f64,
@@ -36,7 +36,7 @@ struct Retune {
 impl Outcome {
     /// Judges a phase by the emulator's state before and after it.
     #[allow(clippy::too_many_arguments, reason = "one call, and each is a different fact")]
-    pub fn judge(
+    pub(super) fn judge(
         name: &'static str,
         limit: u64,
         overridden: Option<u64>,
@@ -65,7 +65,8 @@ impl Outcome {
             .zip(&claims)
             .map(|(part, claim)| part.min(claim.demand))
             .collect();
-        let got = |state: &EmulatorState, tenant: &str| state.truth.users.get(tenant).map_or(0, |u| u.admitted_requests);
+        let got =
+            |state: &EmulatorState, tenant: &str| state.truth.users.get(tenant).map_or(0, |u| u.admitted_requests);
         let shares: Vec<f64> = offers
             .iter()
             .zip(&fair)
@@ -106,13 +107,19 @@ impl Retune {
 }
 
 /// Prints the table.
-pub fn print_table(outcomes: &[Outcome], offers: &[Offer]) {
+pub(super) fn print_table(outcomes: &[Outcome], offers: &[Offer]) {
     println!("as counted by the provider               each tenant ÷ its fair share     last member retuned");
     print!("{:<10}{:>8}{:>8}{:>8}      ", "phase", "use", "429s", "Jain");
     offers.iter().for_each(|offer| print!("{:>9}", offer.tenant));
     println!("{:>16}{:>12}", "after change", "after 429");
     for outcome in outcomes {
-        print!("{:<10}{:>7.1}%{:>7.2}%{:>8.3}      ", outcome.name, 100.0 * outcome.used, 100.0 * outcome.refused, outcome.jain);
+        print!(
+            "{:<10}{:>7.1}%{:>7.2}%{:>8.3}      ",
+            outcome.name,
+            100.0 * outcome.used,
+            100.0 * outcome.refused,
+            outcome.jain
+        );
         outcome.shares.iter().for_each(|share| print!("{:>8.1}%", 100.0 * share));
         if let Some(retune) = outcome.retuned {
             let seconds = |ms: Option<u64>, without: &str| {
@@ -123,7 +130,9 @@ pub fn print_table(outcomes: &[Outcome], offers: &[Offer]) {
         println!();
     }
     println!();
-    println!("use: requests admitted ÷ the provider's true capacity. 429s: of the requests sent. Jain: over the tenants'");
+    println!(
+        "use: requests admitted ÷ the provider's true capacity. 429s: of the requests sent. Jain: over the tenants'"
+    );
     println!("parts of their weighted max-min share ({}).", weights(offers));
     println!("ramp-up begins below the true capacity on purpose.");
 }

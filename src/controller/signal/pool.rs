@@ -111,8 +111,8 @@ impl PoolSignal {
                 ended.refused[slot] += refused(new, unit).saturating_sub(refused(old, unit));
             }
             let throttled = |counters: &Counters| counters.throttled.values().sum::<u64>();
-            ended.resolved += new.succeeded.saturating_sub(old.succeeded)
-                + throttled(new).saturating_sub(throttled(old));
+            ended.resolved +=
+                new.succeeded.saturating_sub(old.succeeded) + throttled(new).saturating_sub(throttled(old));
             sent.requests += new.reserved.requests.saturating_sub(old.reserved.requests);
             sent.input_tokens += new.reserved.input_tokens.saturating_sub(old.reserved.input_tokens);
             sent.output_tokens += new.reserved.output_tokens.saturating_sub(old.reserved.output_tokens);

@@ -329,13 +329,12 @@ impl Provider {
             let verdict = desk.account.request(request.user.as_deref(), tokens, self.clock.now());
             (verdict, desk.latency.draw(request.max_tokens()), desk.latency.request_id(), desk.headers)
         };
-        let mut response = match verdict.refusal {
-            Some(refusal) => self.refuse(&request, &refusal, headers),
-            None => {
-                self.metrics.admitted(tokens);
-                tokio::time::sleep(draw.to_head).await;
-                self.answer(&request, &body, draw, &id)
-            }
+        let mut response = if let Some(refusal) = verdict.refusal {
+            self.refuse(&request, &refusal, headers)
+        } else {
+            self.metrics.admitted(tokens);
+            tokio::time::sleep(draw.to_head).await;
+            self.answer(&request, &body, draw, &id)
         };
         if headers {
             show(&verdict.shown, &mut response);

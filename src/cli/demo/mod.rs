@@ -37,7 +37,8 @@ pub(super) struct DemoArgs {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Act {
     Nothing,
-    Limit(u64),
+    /// The limit becomes this; of the bucket's contents, so many requests are gone.
+    Limit(u64, u64),
     Override,
     Lift,
 }
@@ -73,15 +74,15 @@ const PHASES: [Phase; 6] = [
     Phase {
         name: "halved",
         seconds: 12,
-        act: Act::Limit(LIMIT / 2),
+        act: Act::Limit(LIMIT / 2, LIMIT),
         limit: LIMIT / 2,
         overridden: false,
-        now: "the provider has halved its limit, unannounced",
+        now: "the provider has halved its limit, unannounced, and its bucket is empty",
     },
     Phase {
         name: "restored",
         seconds: 10,
-        act: Act::Limit(LIMIT),
+        act: Act::Limit(LIMIT, 0),
         limit: LIMIT,
         overridden: false,
         now: "the provider has restored its limit",
@@ -133,7 +134,7 @@ async fn play() -> Result<(), Failure> {
     for phase in PHASES {
         match phase.act {
             Act::Nothing => stage.mark().await.map_err(failed)?,
-            Act::Limit(limit) => stage.change_limit(limit).await.map_err(failed)?,
+            Act::Limit(limit, spent) => stage.change_limit(limit, spent).await.map_err(failed)?,
             Act::Override => {
                 let command = stage.put_override("noisy", OVERRIDE).await.map_err(failed)?;
                 progress_end();

@@ -95,7 +95,8 @@ pub(crate) async fn service(args: ServiceArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Poisson arrivals, open loop: a refused request is not offered again.
+/// Arrivals at a jittered pace, open loop: a refused request is not offered again. Jittered and not Poisson, so that a
+/// phase of ten seconds is not judged by its luck.
 async fn offer_load(http: ClientWithMiddleware, url: String, tenant: TenantId, per_s: f64, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let body = serde_json::json!({
@@ -108,7 +109,7 @@ async fn offer_load(http: ClientWithMiddleware, url: String, tenant: TenantId, p
     let mut next = clock.now();
     let mut calls = tokio::task::JoinSet::new();
     loop {
-        next = next.after_seconds(-(1.0 - random.f64()).ln() / per_s);
+        next = next.after_seconds((0.5 + random.f64()) / per_s);
         sleep(next.since(clock.now())).await;
         while calls.try_join_next().is_some() {}
         let request = http.post(&url).header("content-type", "application/json").body(body.clone());

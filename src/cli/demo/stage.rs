@@ -1,6 +1,7 @@
 //! The demo's processes, and what can be done to them.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -155,9 +156,9 @@ impl Stage {
         self.patch(&serde_json::json!({})).await
     }
 
-    /// Changes the provider's limit; nobody is told.
-    pub(super) async fn change_limit(&mut self, requests_per_minute: u64) -> Result<(), StageError> {
-        self.patch(&serde_json::json!({ "requests_per_minute": requests_per_minute })).await
+    /// Changes the provider's limit; nobody is told. `spent` requests of the bucket are gone at that moment.
+    pub(super) async fn change_limit(&mut self, requests_per_minute: u64, spent: u64) -> Result<(), StageError> {
+        self.patch(&serde_json::json!({ "requests_per_minute": requests_per_minute, "spend_requests": spent })).await
     }
 
     async fn patch(&mut self, change: &serde_json::Value) -> Result<(), StageError> {
@@ -246,8 +247,11 @@ async fn start(name: &str, command: Command, folder: &Folder) -> Result<(Process
 }
 
 fn config_text(etcd: &str, requests_per_minute: u64, offers: &[Offer]) -> String {
-    let tenants: String =
-        offers.iter().map(|o| format!("[pools.{POOL}.tenants.{}]\nweight = {}\n", o.tenant, o.weight)).collect();
+    let mut tenants = String::new();
+    for Offer { tenant, weight, .. } in offers {
+        // Writing to a string cannot fail.
+        let _ = writeln!(tenants, "[pools.{POOL}.tenants.{tenant}]\nweight = {weight}");
+    }
     format!(
         "[controller]\nname = \"demo\"\nlisten = \"127.0.0.1:0\"\n\n[etcd]\nendpoints = [\"{etcd}\"]\n\n\
          [pools.{POOL}]\ndialect = \"openai\"\n\n[pools.{POOL}.capacity]\n\

@@ -49,7 +49,8 @@ impl Outcome {
         let seconds = precise(after.now.uptime_ms - before.now.uptime_ms) / 1e3;
         let total = |state: &EmulatorState| (state.truth.total.admitted_requests, state.truth.total.refused_requests);
         let (admitted, refused) = (total(after).0 - total(before).0, total(after).1 - total(before).1);
-        let capacity = after.truth.requests.capacity_units - before.truth.requests.capacity_units;
+        // What the bucket held is not counted: over a phase it is stored and spent again.
+        let capacity = precise(limit) / 60.0 * seconds;
 
         let claims: Vec<Claim> = offers
             .iter()
@@ -110,7 +111,9 @@ impl Retune {
 pub(super) fn print_table(outcomes: &[Outcome], offers: &[Offer]) {
     println!("as counted by the provider               each tenant ÷ its fair share     last member retuned");
     print!("{:<10}{:>8}{:>8}{:>8}      ", "phase", "use", "429s", "Jain");
-    offers.iter().for_each(|offer| print!("{:>9}", offer.tenant));
+    for offer in offers {
+        print!("{:>9}", offer.tenant);
+    }
     println!("{:>16}{:>12}", "after change", "after 429");
     for outcome in outcomes {
         print!(
@@ -120,7 +123,9 @@ pub(super) fn print_table(outcomes: &[Outcome], offers: &[Offer]) {
             100.0 * outcome.refused,
             outcome.jain
         );
-        outcome.shares.iter().for_each(|share| print!("{:>8.1}%", 100.0 * share));
+        for share in &outcome.shares {
+            print!("{:>8.1}%", 100.0 * share);
+        }
         if let Some(retune) = outcome.retuned {
             let seconds = |ms: Option<u64>, without: &str| {
                 ms.map_or_else(|| without.to_owned(), |ms| format!("{:.2} s", precise(ms) / 1e3))

@@ -334,6 +334,15 @@ impl Account {
         Ok(())
     }
 
+    /// Somebody else spends this many requests at one moment, as far as they are there.
+    pub fn spend_requests(&mut self, units: f64) {
+        let [requests, _] = &mut self.meters;
+        let taken = units.min(requests.burst - requests.used).max(0.0);
+        requests.used += taken;
+        requests.truth.hidden_units += taken;
+        requests.truth.capacity_units -= taken;
+    }
+
     /// The limits in force.
     #[must_use]
     pub const fn params(&self) -> AccountParams {

@@ -426,11 +426,12 @@ async fn state(State(provider): State<Arc<Provider>>) -> Json<EmulatorState> {
 async fn change(State(provider): State<Arc<Provider>>, body: Result<Bytes, BytesRejection>) -> Response {
     let mut desk = provider.desk.lock();
     let changed = body.map_err(|rejection| rejection.body_text()).and_then(|body| {
-        let (params, headers) = changed_by(&body, desk.account.params(), desk.headers)?;
+        let settings = Settings::changed_by(&body, desk.account.params(), desk.headers)?;
         let now = provider.clock.now();
-        desk.account.change(params, now).map_err(|error| error.to_string())?;
+        desk.account.change(settings.params, now).map_err(|error| error.to_string())?;
+        desk.account.spend_requests(settings.spend_requests);
         desk.account.mark(now);
-        desk.headers = headers;
+        desk.headers = settings.headers;
         Ok(())
     });
     match changed {
@@ -439,30 +440,48 @@ async fn change(State(provider): State<Arc<Provider>>, body: Result<Bytes, Bytes
     }
 }
 
-/// The settings after a `PATCH`, or one line that names the field.
-fn changed_by(body: &[u8], mut params: AccountParams, mut headers: bool) -> Result<(AccountParams, bool), String> {
-    let fields: Map<String, Value> = serde_json::from_slice(body).map_err(|error| format!("body: {error}"))?;
-    for (field, value) in &fields {
-        let whole = || value.as_u64().ok_or_else(|| format!("{field} {value}: expected a whole number, 1–1000000000"));
-        let number = || value.as_f64().ok_or_else(|| format!("{field} {value}: expected a number"));
-        match field.as_str() {
-            "requests_per_minute" => params.requests_per_minute = whole()?,
-            "tokens_per_minute" => params.tokens_per_minute = whole()?,
-            "burst_seconds" => params.burst_seconds = number()?,
-            "hidden_requests_per_minute" => params.hidden_requests_per_minute = number()?,
-            "hidden_tokens_per_minute" => params.hidden_tokens_per_minute = number()?,
-            "headers" => {
-                headers = value.as_bool().ok_or_else(|| format!("headers {value}: expected true or false"))?;
-            }
-            unknown => {
-                return Err(format!(
-                    "unknown field {unknown:?}: expected requests_per_minute, tokens_per_minute, burst_seconds, \
-                     hidden_requests_per_minute, hidden_tokens_per_minute or headers"
-                ));
+/// The settings after a `PATCH`.
+struct Settings {
+    params: AccountParams,
+    headers: bool,
+    spend_requests: f64,
+}
+
+impl Settings {
+    /// Applies the fields of a `PATCH` body; the error is one line that names the field.
+    fn changed_by(body: &[u8], params: AccountParams, headers: bool) -> Result<Self, String> {
+        let fields: Map<String, Value> = serde_json::from_slice(body).map_err(|error| format!("body: {error}"))?;
+        let mut settings = Self { params, headers, spend_requests: 0.0 };
+        for (field, value) in &fields {
+            let whole =
+                || value.as_u64().ok_or_else(|| format!("{field} {value}: expected a whole number, 1–1000000000"));
+            let number = || value.as_f64().ok_or_else(|| format!("{field} {value}: expected a number"));
+            match field.as_str() {
+                "requests_per_minute" => settings.params.requests_per_minute = whole()?,
+                "tokens_per_minute" => settings.params.tokens_per_minute = whole()?,
+                "burst_seconds" => settings.params.burst_seconds = number()?,
+                "hidden_requests_per_minute" => settings.params.hidden_requests_per_minute = number()?,
+                "hidden_tokens_per_minute" => settings.params.hidden_tokens_per_minute = number()?,
+                "spend_requests" => settings.spend_requests = whole_or_zero(field, value)?,
+                "headers" => {
+                    settings.headers =
+                        value.as_bool().ok_or_else(|| format!("headers {value}: expected true or false"))?;
+                }
+                unknown => {
+                    return Err(format!(
+                        "unknown field {unknown:?}: expected requests_per_minute, tokens_per_minute, burst_seconds, \
+                         hidden_requests_per_minute, hidden_tokens_per_minute, spend_requests or headers"
+                    ));
+                }
             }
         }
+        Ok(settings)
     }
-    Ok((params, headers))
+}
+
+fn whole_or_zero(field: &str, value: &Value) -> Result<f64, String> {
+    let n = value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| *n <= 1_000_000_000);
+    n.map(f64::from).ok_or_else(|| format!("{field} {value}: expected a whole number, 0–1000000000"))
 }
 
 async fn metrics(State(provider): State<Arc<Provider>>) -> Response {

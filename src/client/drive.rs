@@ -254,7 +254,8 @@ pub(super) async fn housekeeping(core: Arc<Core>) {
 
 /// Reports to the leader, at the pace the leader asks for; refusals at once.
 pub(super) async fn reporting(core: Arc<Core>, report_url: Option<String>) {
-    let http = reqwest::Client::builder().timeout(REPORT_TIMEOUT).build().unwrap_or_default();
+    // The leader is on the inside; a proxy for the way out has no business here.
+    let http = reqwest::Client::builder().no_proxy().timeout(REPORT_TIMEOUT).build().unwrap_or_default();
     // Where a follower sent us; forgotten as soon as that fails.
     let mut redirected: Option<String> = None;
     let mut next = Duration::ZERO;

@@ -60,6 +60,9 @@ impl Grant {
                     b.rates.get(meter).is_none_or(|y| moved(x.rate, y.rate) || moved(x.burst, y.burst))
                 })
         };
-        self.members != other.members || differ(&self.thresholds, &other.thresholds) || differ(&self.safe, &other.safe)
+        self.reason.code != other.reason.code
+            || self.members != other.members
+            || differ(&self.thresholds, &other.thresholds)
+            || differ(&self.safe, &other.safe)
     }
 }

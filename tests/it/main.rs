@@ -4,9 +4,11 @@
 #![allow(clippy::too_many_lines, reason = "a story is told in one piece, a table of cases too")]
 
 mod architecture;
+mod closed_loop;
 mod config;
 mod emulator;
 mod provider;
 mod records;
 mod store;
 mod telemetry;
+mod world;

@@ -124,11 +124,12 @@ async fn offer_load(http: ClientWithMiddleware, url: String, tenant: TenantId, p
 
 async fn tell_retunes(pool: Pool) {
     let clock = SystemClock::new();
-    let mut told = 0;
+    let mut told = None;
     loop {
         let tuning = pool.tuning();
-        if tuning.generation != told {
-            told = tuning.generation;
+        let news = Some((tuning.generation, tuning.state));
+        if news != told {
+            told = news;
             let rate = |limits: &crate::limiter::Limits| {
                 let meter = limits.meters.get(&Meter::REQUESTS_PER_MINUTE).filter(|_| !limits.blocked);
                 meter.map_or(0.0, |limit| limit.rate.rate)

@@ -1,11 +1,12 @@
 //! The closed loop with real processes: what an operator sees when limits move and when things die.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::world::{POOL, World, eventually, listening, tidegate, total};
 use tidegate::sim::process::Process;
+use tokio::time::Instant;
 
 const OVERLOAD: [&str; 2] = ["alpha=12", "beta=6"];
 

@@ -1,6 +1,13 @@
 //! All tests that need more than one module.
 
 #![allow(unreachable_pub, reason = "the crate is a test: nothing is reachable, and pub says what a file offers")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "counts of a test stay small"
+)]
+#![allow(clippy::items_after_statements, reason = "a table's row type stands beside the table")]
 #![allow(clippy::too_many_lines, reason = "a story is told in one piece, a table of cases too")]
 
 mod architecture;

@@ -2,104 +2,25 @@
 //! hang, die and come back.
 
 use std::future::Future;
-use std::net::TcpListener;
-use std::process::Stdio;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tempfile::TempDir;
+use tidegate::sim::Etcd;
+use tidegate::sim::process::free_port;
 use tidegate::store::{
     Change, Condition, EtcdStore, LeaseId, MemoryStore, Op, Outcome, Select, Source, Store, StoreError, TXN_OPS_MAX,
     Txn, Watch, WatchEvent,
 };
-use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 /// Longer than anything here takes; reaching it is a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-// ---- an etcd of one's own ----
-
-struct Etcd {
-    child: Child,
-    directory: TempDir,
-    client_port: u16,
-    peer_port: u16,
+async fn start_etcd() -> Etcd {
+    Etcd::start().await.expect("etcd starts")
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a loopback port").local_addr().expect("its address").port()
-}
-
-impl Etcd {
-    async fn start() -> Self {
-        // A port can be taken between the look and the start; then etcd exits, and others are tried.
-        for _ in 0..5 {
-            let (client_port, peer_port) = (free_port(), free_port());
-            let directory = tempfile::tempdir().expect("a directory");
-            let child = Self::spawn(&directory, client_port, peer_port);
-            let mut etcd = Self { child, directory, client_port, peer_port };
-            if etcd.answers().await {
-                return etcd;
-            }
-        }
-        panic!("etcd did not start");
-    }
-
-    fn spawn(directory: &TempDir, client_port: u16, peer_port: u16) -> Child {
-        let (client, peer) = (format!("http://127.0.0.1:{client_port}"), format!("http://127.0.0.1:{peer_port}"));
-        Command::new("etcd")
-            .args(["--name", "it", "--log-level", "error", "--initial-cluster", &format!("it={peer}")])
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .arg("--data-dir")
-            .arg(directory.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("etcd on PATH")
-    }
-
-    /// Waits until it answers; false if it exits instead.
-    async fn answers(&mut self) -> bool {
-        let store = self.store().await;
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            if store.list(&[key("up")]).await.is_ok() {
-                return true;
-            }
-            if self.child.try_wait().expect("a status").is_some() {
-                return false;
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-        false
-    }
-
-    fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
-    }
-
-    async fn store(&self) -> EtcdStore {
-        EtcdStore::connect(&[self.endpoint()]).await.expect("a valid endpoint")
-    }
-
-    async fn kill(&mut self) {
-        self.child.kill().await.expect("killed");
-    }
-
-    /// On the same ports and data; answers when this returns.
-    async fn restart(&mut self) {
-        self.child = Self::spawn(&self.directory, self.client_port, self.peer_port);
-        assert!(self.answers().await, "etcd did not come back");
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id().expect("running")).expect("a pid");
-        kill(Pid::from_raw(pid), signal).expect("signalled");
-    }
+async fn store_on(etcd: &Etcd) -> EtcdStore {
+    EtcdStore::connect(&[etcd.endpoint().to_owned()]).await.expect("a valid endpoint")
 }
 
 // ---- words of the tests ----
@@ -143,7 +64,7 @@ async fn keys(store: &impl Store, select: Select) -> Vec<String> {
 async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
     match timeout(PATIENCE, future).await {
         Ok(value) => value,
-        Err(_) => panic!("{what}: not within {PATIENCE:?}"),
+        Err(_elapsed) => panic!("{what}: not within {PATIENCE:?}"),
     }
 }
 
@@ -370,8 +291,8 @@ macro_rules! for_both {
         mod etcd {
             use super::*;
             $(#[tokio::test] async fn $case() {
-                let etcd = Etcd::start().await;
-                super::$case(etcd.store().await).await;
+                let etcd = start_etcd().await;
+                super::$case(store_on(&etcd).await).await;
             })*
         }
     };
@@ -417,8 +338,8 @@ async fn a_watch_from_before_the_history_in_memory_is_compacted() {
 
 #[tokio::test]
 async fn a_watch_from_before_etcds_compaction_is_compacted() {
-    let etcd = Etcd::start().await;
-    let store = etcd.store().await;
+    let etcd = start_etcd().await;
+    let store = store_on(&etcd).await;
     let first = write(&store, [put("/a", "1")]).await;
     let last = write(&store, [put("/a", "2")]).await;
     let mut operator = etcd_client::Client::connect([etcd.endpoint()], None).await.expect("a client");
@@ -432,9 +353,9 @@ async fn a_watch_from_before_etcds_compaction_is_compacted() {
 
 #[tokio::test]
 async fn a_store_made_before_its_etcd_works_once_it_comes_up() {
-    let mut etcd = Etcd::start().await;
-    etcd.kill().await;
-    let store = etcd.store().await;
+    let mut etcd = start_etcd().await;
+    etcd.kill().expect("kill -9");
+    let store = store_on(&etcd).await;
     let asked = Instant::now();
     let lost = store.list(&[key("/a")]).await;
     assert!(matches!(lost, Err(StoreError::Unavailable { .. })), "{lost:?}");
@@ -442,23 +363,23 @@ async fn a_store_made_before_its_etcd_works_once_it_comes_up() {
     assert!(matches!(lost, Err(StoreError::Unavailable { .. })), "{lost:?}");
     assert!(matches!(store.watch(&[key("/a")], 1).await, Err(StoreError::Unavailable { .. })));
     assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
-    etcd.restart().await;
+    etcd.restart().await.expect("etcd comes back");
     write(&store, [put("/a", "x")]).await;
     assert_eq!(keys(&store, key("/a")).await, ["/a"]);
 }
 
 #[tokio::test]
 async fn a_killed_etcd_ends_the_watch_and_is_found_again() {
-    let mut etcd = Etcd::start().await;
-    let store = etcd.store().await;
+    let mut etcd = start_etcd().await;
+    let store = store_on(&etcd).await;
     let revision = write(&store, [put("/a", "1")]).await;
     let before = store.list(&[key("/a")]).await.expect("a listing");
     let mut watch = store.watch(&[key("/a")], revision).await.expect("a watch");
     assert_eq!(changes(&mut watch, 1).await.len(), 1);
-    etcd.kill().await;
+    etcd.kill().expect("kill -9");
     let ended = end(&mut watch).await;
     assert!(matches!(ended, StoreError::Unavailable { .. }), "{ended:?}");
-    etcd.restart().await;
+    etcd.restart().await.expect("etcd comes back");
     let after = store.list(&[key("/a")]).await.expect("a listing");
     assert_eq!(after, before);
     let mut watch = store.watch(&[key("/a")], after.revision + 1).await.expect("a watch");
@@ -468,16 +389,16 @@ async fn a_killed_etcd_ends_the_watch_and_is_found_again() {
 
 #[tokio::test]
 async fn a_hung_etcd_is_unavailable_and_its_watch_silent() {
-    let etcd = Etcd::start().await;
-    let store = etcd.store().await;
+    let mut etcd = start_etcd().await;
+    let store = store_on(&etcd).await;
     let mut watch = store.watch(&[key("/a")], 1).await.expect("a watch");
-    etcd.signal(Signal::SIGSTOP);
+    etcd.process().pause().expect("paused");
     let asked = Instant::now();
     let lost = store.list(&[key("/a")]).await;
     assert!(matches!(lost, Err(StoreError::Unavailable { .. })), "{lost:?}");
     assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
     assert_eq!(end(&mut watch).await, StoreError::Silent { seconds: 9 });
-    etcd.signal(Signal::SIGCONT);
+    etcd.process().resume().expect("resumed");
     in_time("an answer", async {
         while store.list(&[key("/a")]).await.is_err() {
             sleep(Duration::from_millis(50)).await;
@@ -488,20 +409,20 @@ async fn a_hung_etcd_is_unavailable_and_its_watch_silent() {
 
 #[tokio::test]
 async fn a_dead_endpoint_among_others_is_passed_over() {
-    let etcd = Etcd::start().await;
-    let dead = format!("http://127.0.0.1:{}", free_port());
-    let store = EtcdStore::connect(&[dead, etcd.endpoint()]).await.expect("valid endpoints");
+    let etcd = start_etcd().await;
+    let dead = format!("http://127.0.0.1:{}", free_port().expect("a free port"));
+    let store = EtcdStore::connect(&[dead, etcd.endpoint().to_owned()]).await.expect("valid endpoints");
     assert!(store.list(&[key("/a")]).await.is_ok());
     write(&store, [put("/a", "x")]).await;
 }
 
 #[tokio::test]
 async fn a_full_etcd_says_so_in_one_line() {
-    let etcd = Etcd::start().await;
+    let etcd = start_etcd().await;
     let mut operator = etcd_client::Client::connect([etcd.endpoint()], None).await.expect("a client");
     let (arm, kind) = (etcd_client::AlarmAction::Activate, etcd_client::AlarmType::Nospace);
     operator.alarm(arm, kind, None).await.expect("an alarm");
-    let store = etcd.store().await;
+    let store = store_on(&etcd).await;
     let full = store.commit(Txn { conditions: Vec::new(), ops: vec![put("/a", "x")] }).await;
     assert_eq!(full, Err(StoreError::NoSpace));
     assert!(store.list(&[key("/a")]).await.is_ok());

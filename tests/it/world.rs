@@ -5,12 +5,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tidegate::sim::emulator::EmulatorState;
 use tidegate::sim::process::Process;
 use tidegate::sim::{Etcd, etcdctl};
+use tokio::time::Instant;
 
 /// How long anything may take before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -251,7 +251,7 @@ impl Emulator {
             .route("/admin", patch(change))
             .route("/metrics", get(metrics))
             .route("/healthz", get(async || "ok\n"))
-            .fallback(async || error(StatusCode::NOT_FOUND, "invalid_request_error", "no such path", Value::Null))
+            .fallback(async || error(StatusCode::NOT_FOUND, "invalid_request_error", "no such path", &Value::Null))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(self.provider);
         // Head and body are two writes; Nagle would hold the second back.
@@ -314,13 +314,13 @@ impl Provider {
             Ok(body) => body,
             Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
                 let message = format!("request body: expected at most {BODY_BYTES_MAX} bytes");
-                return error(StatusCode::PAYLOAD_TOO_LARGE, invalid, &message, Value::Null);
+                return error(StatusCode::PAYLOAD_TOO_LARGE, invalid, &message, &Value::Null);
             }
-            Err(rejection) => return error(StatusCode::BAD_REQUEST, invalid, &rejection.body_text(), Value::Null),
+            Err(rejection) => return error(StatusCode::BAD_REQUEST, invalid, &rejection.body_text(), &Value::Null),
         };
         let request = match ChatRequest::parse(&body) {
             Ok(request) => request,
-            Err(message) => return error(StatusCode::BAD_REQUEST, invalid, &message, Value::Null),
+            Err(message) => return error(StatusCode::BAD_REQUEST, invalid, &message, &Value::Null),
         };
         let charged = request.max_tokens().filter(|_| self.charge_max_tokens);
         let tokens = precharge_tokens(body.len(), charged);
@@ -330,7 +330,7 @@ impl Provider {
             (verdict, desk.latency.draw(request.max_tokens()), desk.latency.request_id(), desk.headers)
         };
         let mut response = if let Some(refusal) = verdict.refusal {
-            self.refuse(&request, &refusal, headers)
+            Self::refuse(&request, &refusal, headers)
         } else {
             self.metrics.admitted(tokens);
             tokio::time::sleep(draw.to_head).await;
@@ -339,7 +339,7 @@ impl Provider {
         if headers {
             show(&verdict.shown, &mut response);
         }
-        set(&mut response, "x-request-id", id);
+        set(&mut response, "x-request-id", &id);
         response
     }
 
@@ -369,11 +369,11 @@ impl Provider {
         };
         let mut response = Response::new(Body::new(body));
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        set(&mut response, "openai-processing-ms", draw.to_head.as_millis());
+        set(&mut response, "openai-processing-ms", &draw.to_head.as_millis());
         response
     }
 
-    fn refuse(&self, request: &ChatRequest, refusal: &Refusal, headers: bool) -> Response {
+    fn refuse(request: &ChatRequest, refusal: &Refusal, headers: bool) -> Response {
         let (kind, long, short) = match refusal.unit {
             Unit::Requests => ("requests", "requests per min", "RPM"),
             _ => ("tokens", "tokens per min", "TPM"),
@@ -391,10 +391,10 @@ impl Provider {
                  Requested {requested}. Send fewer input tokens or ask for fewer output tokens."
             ),
         };
-        let mut response = error(StatusCode::TOO_MANY_REQUESTS, kind, &message, json!("rate_limit_exceeded"));
+        let mut response = error(StatusCode::TOO_MANY_REQUESTS, kind, &message, &json!("rate_limit_exceeded"));
         if let Some(ms) = retry_after_ms.filter(|_| headers) {
-            set(&mut response, "retry-after-ms", ms);
-            set(&mut response, "retry-after", ms.div_ceil(1_000));
+            set(&mut response, "retry-after-ms", &ms);
+            set(&mut response, "retry-after", &ms.div_ceil(1_000));
         }
         response
     }
@@ -497,7 +497,7 @@ async fn metrics(State(provider): State<Arc<Provider>>) -> Response {
 }
 
 /// An error in OpenAI's shape.
-fn error(status: StatusCode, kind: &str, message: &str, code: Value) -> Response {
+fn error(status: StatusCode, kind: &str, message: &str, code: &Value) -> Response {
     let body = json!({"error": {"message": message, "type": kind, "param": null, "code": code}});
     (status, Json(body)).into_response()
 }
@@ -505,9 +505,9 @@ fn error(status: StatusCode, kind: &str, message: &str, code: Value) -> Response
 fn show(shown: &ShownMeters, response: &mut Response) {
     let mut meter = |names: [&'static str; 3], shown: &Shown| {
         let [limit, remaining, reset] = names;
-        set(response, limit, shown.limit);
-        set(response, remaining, shown.remaining);
-        set(response, reset, go_duration(shown.reset_ms));
+        set(response, limit, &shown.limit);
+        set(response, remaining, &shown.remaining);
+        set(response, reset, &go_duration(shown.reset_ms));
     };
     let requests = ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"];
     meter(requests, &shown.requests);
@@ -515,7 +515,7 @@ fn show(shown: &ShownMeters, response: &mut Response) {
     meter(tokens, &shown.tokens);
 }
 
-fn set(response: &mut Response, name: &'static str, value: impl ToString) {
+fn set(response: &mut Response, name: &'static str, value: &impl ToString) {
     // Numbers, durations and hexadecimal ids are always valid header values.
     if let Ok(value) = HeaderValue::from_str(&value.to_string()) {
         response.headers_mut().insert(HeaderName::from_static(name), value);

@@ -485,27 +485,3 @@ fn write(op: Op) -> TxnOp {
         Op::Delete { key } => TxnOp::delete(key, None),
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn endpoints_are_plain_http_urls() {
-        assert_eq!(valid_endpoint("http://127.0.0.1:2379/"), Ok("http://127.0.0.1:2379".to_owned()));
-        for wrong in ["", "127.0.0.1:2379", "https://etcd:2379", "http://", "http://a/b", "http://u:p@a:1", "unix:/x"] {
-            assert!(matches!(valid_endpoint(wrong), Err(StoreError::Endpoint { .. })), "{wrong}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_store_without_endpoints_is_refused() {
-        assert_eq!(EtcdStore::connect(&[]).await.err(), Some(StoreError::NoEndpoints));
-    }
-
-    #[test]
-    fn the_end_of_a_prefix_is_behind_every_key_of_it() {
-        assert_eq!(prefix_end("/a/"), b"/a0");
-        assert!(prefix_end("é").as_slice() > "é\u{10ffff}".as_bytes());
-    }
-}

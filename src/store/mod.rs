@@ -340,33 +340,3 @@ impl Txn {
         Ok(())
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(text: &str) -> Select {
-        Select::Key(text.to_owned())
-    }
-
-    fn prefix(text: &str) -> Select {
-        Select::Prefix(text.to_owned())
-    }
-
-    #[test]
-    fn selects_that_others_cover_are_dropped() {
-        let selects = [key("/a/x"), prefix("/a/"), key("/b"), key("/b"), prefix("/a/b/"), prefix("/c"), key("/c")];
-        assert_eq!(disjoint(&selects), Ok(vec![prefix("/a/"), key("/b"), prefix("/c")]));
-    }
-
-    #[test]
-    fn a_key_between_two_others_of_a_prefix_hides_nothing() {
-        let selects = [prefix("/a"), key("/a!"), prefix("/a/b"), key("/b/"), key("/b/x")];
-        assert_eq!(disjoint(&selects), Ok(vec![prefix("/a"), key("/b/"), key("/b/x")]));
-    }
-
-    #[test]
-    fn an_empty_select_is_refused() {
-        assert!(matches!(disjoint(&[prefix("")]), Err(StoreError::Rejected(_))));
-    }
-}

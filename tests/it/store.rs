@@ -427,3 +427,29 @@ async fn a_full_etcd_says_so_in_one_line() {
     assert_eq!(full, Err(StoreError::NoSpace));
     assert!(store.list(&[key("/a")]).await.is_ok());
 }
+
+// ---- what is refused before anything is asked ----
+
+#[tokio::test]
+async fn endpoints_are_plain_http_urls_and_at_least_one() {
+    assert_eq!(EtcdStore::connect(&[]).await.err(), Some(StoreError::NoEndpoints));
+    assert!(EtcdStore::connect(&["http://127.0.0.1:2379/".to_owned()]).await.is_ok());
+    for wrong in ["", "127.0.0.1:2379", "https://etcd:2379", "http://", "http://a/b", "http://u:p@a:1", "unix:/x"] {
+        let refused = EtcdStore::connect(&[wrong.to_owned()]).await;
+        assert!(matches!(refused, Err(StoreError::Endpoint { .. })), "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_several_selects_cover_is_listed_once_and_none_between_is_hidden() {
+    let store = MemoryStore::new();
+    write(&store, ["/a/x", "/a!", "/a/b/c", "/b", "/b/x", "/c1"].map(|key| put(key, "v")).to_vec()).await;
+    let selects = [key("/a/x"), prefix("/a/"), key("/b"), key("/b"), prefix("/a/b/"), prefix("/c"), key("/c1")];
+    let listing = store.list(&selects).await.expect("a listing");
+    let mut listed: Vec<String> = listing.entries.into_iter().map(|entry| entry.key).collect();
+    listed.sort();
+    assert_eq!(listed, ["/a/b/c", "/a/x", "/b", "/c1"]);
+    let listing = store.list(&[prefix("/a"), key("/a!"), prefix("/a/b")]).await.expect("a listing");
+    assert_eq!(listing.entries.len(), 3);
+    assert!(matches!(store.list(&[prefix("")]).await, Err(StoreError::Rejected(_))));
+}

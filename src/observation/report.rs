@@ -14,6 +14,9 @@ pub const REPORT_SCHEMA: u32 = 1;
 /// Largest report body, in bytes.
 pub const REPORT_BYTES_MAX: usize = 1024 * 1024;
 
+/// Longest instance or boot name, in bytes.
+const NAME_BYTES_MAX: usize = 128;
+
 /// Why a report was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
@@ -26,6 +29,12 @@ pub enum ReportError {
     /// Another format than this one.
     #[error("report schema {0}: expected {REPORT_SCHEMA}")]
     Schema(u32),
+    /// A name that is empty, too long, or not printable.
+    #[error("report field {0}: expected 1–128 bytes without control characters")]
+    Name(&'static str),
+    /// A share above the whole.
+    #[error("report field share is {0}: expected 0 to 1")]
+    Share(f64),
     /// A number that cannot be: negative, or not finite.
     #[error("report field {field} is {value}: expected a finite number, 0 or more")]
     Number {
@@ -276,6 +285,8 @@ impl Report {
         if report.schema != REPORT_SCHEMA {
             return Err(ReportError::Schema(report.schema));
         }
+        name("instance", &report.instance)?;
+        name("boot", &report.boot)?;
         for pool in report.pools.values() {
             for meter in pool.meters.values() {
                 number("limit", meter.limit)?;
@@ -284,6 +295,9 @@ impl Report {
             }
             for tenant in pool.tenants.values() {
                 number("share", tenant.share)?;
+                if let Some(share) = tenant.share.filter(|share| *share > 1.0) {
+                    return Err(ReportError::Share(share));
+                }
                 finite("ttfb_log_ms.sum", Some(tenant.counters.ttfb_log_ms.sum))?;
                 finite("tpot_log_ms.sum", Some(tenant.counters.tpot_log_ms.sum))?;
                 number("ttfb_log_ms.sum_sq", Some(tenant.counters.ttfb_log_ms.sum_sq))?;
@@ -292,6 +306,11 @@ impl Report {
         }
         Ok(report)
     }
+}
+
+fn name(field: &'static str, text: &str) -> Result<(), ReportError> {
+    let valid = (1..=NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control);
+    if valid { Ok(()) } else { Err(ReportError::Name(field)) }
 }
 
 fn number(field: &'static str, value: Option<f64>) -> Result<(), ReportError> {

@@ -222,6 +222,7 @@ async fn a_wrong_report_gets_one_clear_line_and_changes_nothing() {
         ("{}".to_owned(), 400, "missing field"),
         (r#"{"schema":9,"instance":"a","boot":"b","pools":{}}"#.to_owned(), 400, "schema 9: expected 1"),
         (r#"{"schema":1,"instance":"a","boot":"b","pools":{"Bad Pool":{}}}"#.to_owned(), 400, "pool id"),
+        (r#"{"schema":1,"instance":"","boot":"b","pools":{}}"#.to_owned(), 400, "instance: expected 1–128 bytes"),
         ("x".repeat(2 * 1024 * 1024), 413, ""),
     ] {
         let (got, text) = post(body).await;
@@ -229,7 +230,7 @@ async fn a_wrong_report_gets_one_clear_line_and_changes_nothing() {
         assert!(text.contains(part) && text.trim_end().lines().count() <= 1, "{part:?} in {text:?}");
     }
     let metrics = http.get(format!("{url}/metrics")).send().await.expect("metrics").text().await.expect("a text");
-    assert!(metrics.contains(r#"tidegate_reports_refused_total{why="malformed"} 4"#), "{metrics}");
+    assert!(metrics.contains(r#"tidegate_reports_refused_total{why="malformed"} 5"#), "{metrics}");
     assert!(!controller.lines().iter().any(|line| line.contains("panic")), "{:?}", controller.lines());
 }
 

@@ -239,6 +239,7 @@ impl Limiter {
 
     /// Ends a request. With `charged`, the difference to what was reserved is given back or taken; without, usage is
     /// unknown and counts as fully used.
+    #[allow(clippy::needless_pass_by_value, reason = "a reservation is settled once")]
     pub fn settle(&mut self, reservation: Reservation, charged: Option<Cost>, now: MonoTime) {
         self.in_flight = self.in_flight.saturating_sub(1);
         for (meter, metered) in &mut self.meters {

@@ -178,7 +178,7 @@ impl World {
                 self.empties += 1;
                 self.level = 0.0;
             }
-            if self.now % 250 == 0 && headers {
+            if self.now.is_multiple_of(250) && headers {
                 let sample =
                     Sample { sent_at: ms(self.now), limit_per_s: self.limit, level: self.level, own: self.own };
                 self.flying.push_back(sample);
@@ -186,7 +186,7 @@ impl World {
             while self.flying.front().is_some_and(|s| self.now >= s.sent_at.0 / 1_000_000 + self.delay) {
                 self.newest = self.flying.pop_front();
             }
-            if self.now % 1_000 == 0 {
+            if self.now.is_multiple_of(1_000) {
                 self.tick();
             }
         }

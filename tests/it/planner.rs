@@ -519,12 +519,6 @@ fn a_steady_tenant_below_its_fair_share_is_granted_its_demand_within_seconds_and
         #[allow(clippy::cast_precision_loss)]
         let part = got as f64 / asked as f64;
         let p95 = waits[waits.len() * 95 / 100];
-        println!(
-            "depth {depth}: granted ≥ {least:.2}/s, {part:.3} admitted, p50 {} p95 {p95} ms, lowest level {lowest_level:.1}, sent {:.2}/s",
-            waits[waits.len() / 2],
-            fleet.members.iter().flat_map(|m| m.gates.values()).map(|g| g.counters.admitted as f64).sum::<f64>()
-                / 120.0
-        );
         assert!(least >= 2.2, "depth {depth}: granted {least}/s at the least");
         assert!(part >= 0.98, "depth {depth}: {got} of {asked}");
         assert!(p95 <= 2_000, "depth {depth}: p95 {p95} ms");

@@ -35,28 +35,30 @@ pub fn divide(capacity: f64, claims: &[Claim]) -> Vec<f64> {
 
 /// Raises the parts to one weighted level, each at most to `wanted`, until `capacity` is used.
 fn fill(capacity: f64, claims: &[Claim], parts: &mut [f64], wanted: impl Fn(&Claim) -> f64) {
-    // A part at the level v is max(what it has, min(wanted, v × weight)): monotone in v, so the level that uses the
-    // capacity exactly lies between two break points and follows from a line.
+    // A part at the level v is max(what it has, min(wanted, v × weight)): it begins to rise at one break point and
+    // stops at another, so what is used is a chain of lines, walked once in the order of the break points.
     let has: Vec<f64> = parts.to_vec();
     let part = |i: usize, level: f64| has[i].max(wanted(&claims[i]).min(level * claims[i].weight));
-    let used = |level: f64| (0..claims.len()).map(|i| part(i, level)).sum::<f64>();
-    let mut breaks: Vec<f64> = (0..claims.len())
-        .flat_map(|i| [has[i] / claims[i].weight, wanted(&claims[i]) / claims[i].weight])
-        .filter(|level| level.is_finite())
+    let mut breaks: Vec<(f64, f64)> = (0..claims.len())
+        .filter(|i| wanted(&claims[*i]) > has[*i])
+        .flat_map(|i| {
+            let weight = claims[i].weight;
+            [(has[i] / weight, weight), (wanted(&claims[i]) / weight, -weight)]
+        })
         .collect();
-    breaks.sort_by(f64::total_cmp);
-    let mut below = 0.0;
-    for above in breaks {
-        let (used_below, used_above) = (used(below), used(above));
-        if used_above >= capacity {
-            let slope = (used_above - used_below) / (above - below);
-            let level = if slope > 0.0 { below + (capacity - used_below).max(0.0) / slope } else { below };
-            (0..claims.len()).for_each(|i| parts[i] = part(i, level));
-            return;
+    breaks.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (mut level, mut slope, mut used) = (0.0, 0.0_f64, has.iter().sum::<f64>());
+    for (at, turn) in breaks {
+        let rise = slope.max(0.0) * (at - level);
+        if used + rise >= capacity {
+            if slope > 0.0 {
+                level += (capacity - used).max(0.0) / slope;
+            }
+            break;
         }
-        below = above;
+        (level, slope, used) = (at, slope + turn, used + rise);
     }
-    (0..claims.len()).for_each(|i| parts[i] = part(i, below));
+    (0..claims.len()).for_each(|i| parts[i] = part(i, level));
 }
 
 /// Hands out what is spare by weight, up to the ceilings.

@@ -14,7 +14,7 @@ use super::signal::PoolSignal;
 use crate::clock::{MonoTime, UnixMillis};
 use crate::observation::{PoolReport, TenantReport};
 use crate::plan::{
-    GRANT_SCHEMA, Grant, OverrideBook, PULSE_SCHEMA, Pulse, Rate, Reason, Share, Stamp, Target, Thresholds,
+    Action, GRANT_SCHEMA, Grant, OverrideBook, PULSE_SCHEMA, Pulse, Rate, Reason, Share, Stamp, Target, Thresholds,
     capacity_factor, effective,
 };
 use crate::quota::{Grantee, Meter, Unit};
@@ -32,6 +32,10 @@ const REQUEST_BURST_S: f64 = 6.0;
 const TOKEN_BURST_S: f64 = 12.0;
 /// All tenants' bursts together are at most this part of the provider's.
 const BURST_PART: f64 = 0.25;
+/// A tenant without traffic counts with this many requests per second, so that its first request finds a threshold;
+const IDLE_PER_S: f64 = 0.1;
+/// all of them together with at most this part of the capacity, so that the idle do not starve the busy.
+const IDLE_PART: f64 = 0.1;
 /// Without a leader a tenant keeps this part of its threshold.
 const SAFE_PART: f64 = 0.5;
 
@@ -158,6 +162,7 @@ impl PoolPlanner {
 
     /// One tick: steps the law and plans what to publish.
     pub fn tick(&mut self, now: MonoTime, wall: UnixMillis) -> Publication {
+        self.signal.forget_silent(now);
         self.step_laws(now);
         let planned = self.plan(now, wall);
         let due = self.grants_at.is_none_or(|at| now.since(at) >= GRANTS_EVERY);
@@ -232,7 +237,7 @@ impl PoolPlanner {
         let weight_sum: f64 = weights.iter().sum();
         let mut thresholds = vec![Thresholds::default(); grantees.len()];
         for (meter, step) in &self.steps {
-            let rates = self.divide_meter(*meter, step, &grantees, wall);
+            let rates = self.divide_meter(*meter, step, &grantees, now, wall);
             for ((t, rate_per_s), weight) in thresholds.iter_mut().zip(rates).zip(&weights) {
                 let burst = tenant_burst(*meter, step, rate_per_s, weight / weight_sum);
                 t.rates.insert(*meter, Rate { rate: round(per_window(*meter, rate_per_s)), burst: round(burst) });
@@ -246,6 +251,9 @@ impl PoolPlanner {
             .map(|(i, (grantee, tenant))| {
                 let mut thresholds = std::mem::take(&mut thresholds[i]);
                 thresholds.concurrency = places.as_ref().map(|p| p[i]);
+                if let Some(frozen) = self.frozen(&grantee, wall) {
+                    thresholds = frozen.thresholds.clone();
+                }
                 let safe = self.safe(&thresholds, tenant.weight / weight_sum);
                 let stamp = Stamp { term: self.term, epoch: 0 };
                 (grantee, Grant { schema: GRANT_SCHEMA, stamp, thresholds, safe, members, reason: reason.clone() })
@@ -253,28 +261,66 @@ impl PoolPlanner {
             .collect()
     }
 
+    /// The grant that an operator wants kept as it is.
+    fn frozen(&self, grantee: &Grantee, wall: UnixMillis) -> Option<&Grant> {
+        let (star, own) = self.overrides.for_tenant(grantee, wall);
+        let frozen = [star, own].into_iter().flatten().any(|record| record.action == Action::Freeze);
+        self.published.get(grantee).filter(|_| frozen)
+    }
+
+    /// What each tenant brings to the division of one meter.
+    fn claims(
+        &self,
+        meter: Meter,
+        capacity_per_s: f64,
+        grantees: &[(Grantee, TenantParams)],
+        now: MonoTime,
+    ) -> Vec<Claim> {
+        #[allow(clippy::cast_precision_loss, reason = "a count of tenants")]
+        let idle_most = IDLE_PART * capacity_per_s / grantees.len() as f64;
+        let learning = self.learning_until.is_some_and(|until| now < until);
+        let claim = |(grantee, tenant): &(Grantee, TenantParams)| {
+            let idle = (IDLE_PER_S * self.signal.cost_per_request(grantee, meter.unit)).min(idle_most);
+            let seen = self.signal.demand_per_s(grantee, meter) + idle;
+            let granted = self.published.get(grantee).and_then(|grant| grant.thresholds.rates.get(&meter));
+            // A new leader has not heard of all demand yet: what was granted stands for it.
+            let demand = match granted {
+                Some(rate) if learning => seen.max(meter.per_second(rate.rate)),
+                _ => seen,
+            };
+            Claim {
+                weight: tenant.weight,
+                demand,
+                floor: tenant.floor.get(&meter).map_or(0.0, |floor| meter.per_second(*floor)),
+                ceiling: tenant.ceiling.get(&meter).map_or(f64::INFINITY, |ceiling| meter.per_second(*ceiling)),
+            }
+        };
+        grantees.iter().map(claim).collect()
+    }
+
     /// One meter's capacity over the tenants, in units per second: base for each, with what overrides will use
     /// reserved first.
+    ///
+    /// Members put the factor of `@capacity` on each base themselves, so that it works without a leader: the bases
+    /// divide the whole capacity, and what an override uses counts as the base that the factor would turn into it.
     fn divide_meter(
         &self,
         meter: Meter,
         step: &Step,
         grantees: &[(Grantee, TenantParams)],
+        now: MonoTime,
         wall: UnixMillis,
     ) -> Vec<f64> {
-        let told = per_window(meter, step.capacity_per_s);
-        let capacity =
-            step.capacity_per_s * capacity_factor(self.overrides.at(&Target::Capacity, wall), Some(told), meter);
-        let claims: Vec<Claim> = grantees
-            .iter()
-            .map(|(grantee, tenant)| Claim {
-                weight: tenant.weight,
-                demand: self.signal.demand_per_s(grantee, meter),
-                floor: tenant.floor.get(&meter).map_or(0.0, |floor| meter.per_second(*floor)),
-                ceiling: tenant.ceiling.get(&meter).map_or(f64::INFINITY, |ceiling| meter.per_second(*ceiling)),
-            })
-            .collect();
+        let capacity = step.capacity_per_s;
+        let told = per_window(meter, capacity);
+        let factor = capacity_factor(self.overrides.at(&Target::Capacity, wall), Some(told), meter);
+        let claims = self.claims(meter, capacity, grantees, now);
         let mut parts = divide(capacity, &claims);
+        for ((grantee, _), part) in grantees.iter().zip(&mut parts) {
+            if let Some(rate) = self.frozen(grantee, wall).and_then(|grant| grant.thresholds.rates.get(&meter)) {
+                *part = meter.per_second(rate.rate);
+            }
+        }
         // What an override uses is taken out before the others share the rest; its own base stays what it would be.
         let reserved: Vec<Option<f64>> = grantees
             .iter()
@@ -282,11 +328,11 @@ impl PoolPlanner {
             .map(|((grantee, _), part)| {
                 let (star, own) = self.overrides.for_tenant(grantee, wall);
                 star.or(own)?;
-                let rate = Rate { rate: per_window(meter, *part), burst: 1.0 };
+                let rate = Rate { rate: per_window(meter, *part) * factor, burst: 1.0 };
                 let base = Thresholds { rates: BTreeMap::from([(meter, rate)]), concurrency: None };
                 let used = effective(&base, star, own);
                 let rate = used.thresholds.rates.get(&meter).map_or(0.0, |r| meter.per_second(r.rate));
-                Some(if used.blocked { 0.0 } else { rate })
+                Some(if used.blocked || factor <= 0.0 { 0.0 } else { rate / factor })
             })
             .collect();
         if reserved.iter().any(Option::is_some) {

@@ -74,12 +74,9 @@ impl Shares {
         });
         known.wish = wish;
         known.seen_at = now;
-        // Until the member says otherwise it may be enforcing anything it was given; its echo is the truth.
-        known.held = wish.echoed.unwrap_or(0.0).max(if wish.echoed == Some(known.issued) { 0.0 } else { known.issued });
+        // It may be enforcing what it says, or what it was given last and has not said yet.
+        known.held = wish.echoed.unwrap_or(0.0).max(known.issued);
         known.held_concurrency = wish.echoed_concurrency.unwrap_or(0).max(known.issued_concurrency);
-        if wish.echoed_concurrency == Some(known.issued_concurrency) {
-            known.held_concurrency = known.issued_concurrency;
-        }
 
         let learning = learning_until.is_some_and(|until| now < until);
         let (target, target_places) = self.target(member, places.unwrap_or(0));

@@ -5,8 +5,12 @@
 
 use crate::clock::MonoTime;
 
-/// Slack for sums of floats: a billionth of a unit.
+/// Slack for sums of floats: a billionth of a unit, and of the amount where that is larger than a unit.
 const EPSILON: f64 = 1e-9;
+
+fn slack(units: f64) -> f64 {
+    EPSILON * units.abs().max(1.0)
+}
 
 /// A token bucket.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,13 +56,18 @@ impl Bucket {
         self.level = self.level.min(burst);
     }
 
+    /// Goes on at `now` with the level it had when last touched: what would have flowed in since is lost.
+    pub fn resume(&mut self, now: MonoTime) {
+        self.updated = self.updated.max(now);
+    }
+
     /// When the level will have reached `units`; `None` when it never will at this rate and burst.
     #[must_use]
     pub fn reaches_at(&self, units: f64, now: MonoTime) -> Option<MonoTime> {
         let missing = units - self.level_at(now);
-        if missing <= EPSILON {
+        if missing <= slack(units) {
             Some(now)
-        } else if self.rate_per_s > 0.0 && units <= self.burst + EPSILON {
+        } else if self.rate_per_s > 0.0 && units <= self.burst + slack(units) {
             Some(now.after_seconds(missing / self.rate_per_s))
         } else {
             None
@@ -69,7 +78,7 @@ impl Bucket {
     #[must_use]
     pub fn supplies_at(&self, units: f64, now: MonoTime) -> Option<MonoTime> {
         let missing = units - self.level_at(now);
-        if missing <= EPSILON {
+        if missing <= slack(units) {
             Some(now)
         } else if self.rate_per_s > 0.0 {
             Some(now.after_seconds(missing / self.rate_per_s))

@@ -63,6 +63,8 @@ pub struct Never {
 pub struct Reservation {
     cost: Cost,
     oversize: Vec<Meter>,
+    /// How many requests were admitted before this one.
+    serial: u64,
 }
 
 impl Reservation {
@@ -78,6 +80,8 @@ struct Metered {
     bucket: Bucket,
     undivided_burst: f64,
     oversize_in_flight: bool,
+    /// The first reservation that took from this bucket; an older one has nothing to get back.
+    first_serial: u64,
 }
 
 /// The limiter of one tenant in one member.
@@ -89,14 +93,21 @@ pub struct Limiter {
     concurrency: Option<u32>,
     in_flight: u32,
     blocked: bool,
+    admitted: u64,
 }
 
 impl Limiter {
     /// A limiter whose buckets start with one second of rate.
     #[must_use]
     pub fn new(limits: &Limits, now: MonoTime) -> Self {
-        let mut limiter =
-            Self { meters: BTreeMap::new(), removed: BTreeMap::new(), concurrency: None, in_flight: 0, blocked: false };
+        let mut limiter = Self {
+            meters: BTreeMap::new(),
+            removed: BTreeMap::new(),
+            concurrency: None,
+            in_flight: 0,
+            blocked: false,
+            admitted: 0,
+        };
         limiter.retune(limits, now);
         limiter
     }
@@ -110,6 +121,7 @@ impl Limiter {
                     bucket: Bucket::new(rate_per_s, limit.rate.burst, since),
                     undivided_burst: limit.undivided_burst,
                     oversize_in_flight: false,
+                    first_serial: self.admitted,
                 });
                 self.meters.insert(*meter, metered);
             }
@@ -120,7 +132,8 @@ impl Limiter {
         }
         let gone: Vec<Meter> = self.meters.keys().filter(|meter| !limits.meters.contains_key(meter)).copied().collect();
         for meter in gone {
-            if let Some(metered) = self.meters.remove(&meter) {
+            if let Some(mut metered) = self.meters.remove(&meter) {
+                metered.bucket.take(0.0, since);
                 self.removed.insert(meter, (metered, since));
             }
         }
@@ -129,7 +142,10 @@ impl Limiter {
     }
 
     fn recall(&mut self, meter: Meter, since: MonoTime) -> Option<Metered> {
-        let (metered, removed_at) = self.removed.remove(&meter)?;
+        let (mut metered, removed_at) = self.removed.remove(&meter)?;
+        // Nothing was taken while it was away, so nothing flowed in either.
+        metered.bucket.resume(since);
+        metered.first_serial = self.admitted;
         (since.seconds_since(removed_at) < meter.window.seconds()).then_some(metered)
     }
 
@@ -168,7 +184,8 @@ impl Limiter {
                 continue;
             }
             let is_oversize = needed > metered.bucket.burst();
-            if is_oversize && metered.oversize_in_flight {
+            // A bucket that holds nothing is not full, it is no bucket: a member without a share admits nothing.
+            if is_oversize && (metered.oversize_in_flight || metered.bucket.burst() <= 0.0) {
                 return Decision::WaitUntil(None);
             }
             let Some(at) = metered.bucket.reaches_at(needed.min(metered.bucket.burst()), now) else {
@@ -187,7 +204,8 @@ impl Limiter {
             metered.oversize_in_flight |= oversize.contains(meter);
         }
         self.in_flight += 1;
-        Decision::Admit(Reservation { cost: *cost, oversize })
+        self.admitted += 1;
+        Decision::Admit(Reservation { cost: *cost, oversize, serial: self.admitted - 1 })
     }
 
     fn never(&self, cost: &Cost) -> Option<Never> {
@@ -206,20 +224,34 @@ impl Limiter {
             return None;
         }
         self.meters.iter().try_fold(now, |latest, (meter, metered)| {
-            let needed = ahead.of(meter.unit) + cost.of(meter.unit);
-            metered.bucket.supplies_at(needed, now).map(|at| latest.max(at))
+            let needed = cost.of(meter.unit);
+            if needed <= 0.0 {
+                return Some(latest);
+            }
+            // As in `try_admit`: what is above the member's burst is admitted from a full bucket.
+            let from = needed.min(metered.bucket.burst());
+            if from <= 0.0 {
+                return None;
+            }
+            metered.bucket.supplies_at(ahead.of(meter.unit) + from, now).map(|at| latest.max(at))
         })
     }
 
     /// Ends a request. With `charged`, the difference to what was reserved is given back or taken; without, usage is
     /// unknown and counts as fully used.
+    #[allow(clippy::needless_pass_by_value, reason = "a reservation is settled once")]
     pub fn settle(&mut self, reservation: Reservation, charged: Option<Cost>, now: MonoTime) {
         self.in_flight = self.in_flight.saturating_sub(1);
         for (meter, metered) in &mut self.meters {
-            if let Some(charged) = charged {
+            if let Some(charged) = charged
+                && reservation.serial >= metered.first_serial
+            {
                 metered.bucket.give_back(reservation.cost.of(meter.unit) - charged.of(meter.unit), now);
             }
-            if reservation.oversize.contains(meter) {
+        }
+        for meter in &reservation.oversize {
+            let away = self.removed.get_mut(meter).map(|(metered, _)| metered);
+            for metered in self.meters.get_mut(meter).into_iter().chain(away) {
                 metered.oversize_in_flight = false;
             }
         }

@@ -10,12 +10,17 @@
 #![allow(clippy::items_after_statements, reason = "a table's row type stands beside the table")]
 #![allow(clippy::too_many_lines, reason = "a story is told in one piece, a table of cases too")]
 
+mod apportion;
 mod architecture;
 mod closed_loop;
 mod config;
 mod emulator;
+mod law;
+mod limiter;
+mod planner;
 mod provider;
 mod records;
+mod shares;
 mod store;
 mod telemetry;
 mod world;

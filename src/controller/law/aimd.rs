@@ -20,6 +20,9 @@ const DECREASE: f64 = 0.5;
 const REACT_S: f64 = 2.0;
 /// A rate counts as used from this fraction on.
 const USED: f64 = 0.8;
+/// With more asked for than the rate, divided limits are never used to the last unit. Below this something else holds
+/// the requests back (another meter, a ceiling), and growing would go on without end.
+const USED_WITH_BACKLOG: f64 = 0.6;
 /// Share of 429s that is tolerated, and the chance of a false cut.
 const TOLERATED: f64 = 0.01;
 const SIGNIFICANCE: f64 = 0.01;
@@ -73,6 +76,11 @@ impl Aimd {
         self.stepped_at = None;
     }
 
+    /// Never above this, in units per second.
+    pub fn cap(&mut self, most_per_s: f64) {
+        self.rate_per_s = self.rate_per_s.min(most_per_s).max(FLOOR_PER_S);
+    }
+
     /// Whether the refusals are more than chance.
     #[must_use]
     pub fn congested(&self, traffic: &Traffic) -> bool {
@@ -95,8 +103,8 @@ impl Aimd {
             return Mode::Cut;
         }
         let backlog = traffic.demand_per_s > self.rate_per_s;
-        let used = traffic.sent_per_s >= USED * self.rate_per_s;
-        if !(used || backlog) {
+        let used = traffic.sent_per_s >= if backlog { USED_WITH_BACKLOG } else { USED } * self.rate_per_s;
+        if !used {
             return Mode::Hold;
         }
         if self.decreased_at.is_none() && backlog {

@@ -116,6 +116,9 @@ impl MeterLaw {
             }
         }
         let mode = self.aimd.step(inputs.now, nominal.rate, &inputs.traffic);
+        if let Some(observer) = &self.observer {
+            self.aimd.cap(observer.limit_per_s());
+        }
         Step {
             mode,
             capacity_per_s: self.aimd.rate_per_s(),

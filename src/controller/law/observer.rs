@@ -29,6 +29,9 @@ const LEVEL_GAIN: f64 = 0.15;
 const GUARD_S: f64 = 3.0;
 /// Use of a bucket shallower than the guard: its noise reaches empty.
 const SHALLOW_USE: f64 = 0.97;
+/// From this part of its depth on, a bucket that should be full counts as full: rounding, and the request that brought
+/// the reading, hide the rest.
+const BRIM: f64 = 0.8;
 /// Samples closer than this carry more noise than news.
 const SAMPLE_GAP_S: f64 = 0.3;
 /// A limit that moved by more than this fraction is a new limit.
@@ -67,8 +70,11 @@ impl Observer {
     /// Takes a newer-sent sample; an older one, or one too close, changes nothing but the limit.
     pub fn update(&mut self, sample: &Sample) {
         let limit_per_s = sample.limit_per_s;
-        if sample.sent_at > self.last.sent_at && (limit_per_s / self.last.limit_per_s - 1.0).abs() > LIMIT_STEP {
-            self.burst *= limit_per_s / self.last.limit_per_s;
+        let moved = (limit_per_s - self.last.limit_per_s).abs() > LIMIT_STEP * self.last.limit_per_s;
+        if sample.sent_at > self.last.sent_at && moved {
+            // From a limit of nothing no depth follows.
+            let ratio = if self.last.limit_per_s > 0.0 { limit_per_s / self.last.limit_per_s } else { 0.0 };
+            self.burst = (self.burst * ratio).max(sample.level).max(limit_per_s);
             self.level = sample.level;
             self.others_per_s = 0.0;
             self.last = *sample;
@@ -77,13 +83,19 @@ impl Observer {
         if span_s < SAMPLE_GAP_S {
             return;
         }
-        // The depth is learned: what was seen in the bucket fits in it.
-        self.burst = (0.9995 * self.burst).max(sample.level);
+        // The depth is learned: what was seen in the bucket fits in it. It does not fade: a pool in full use for hours
+        // never shows its depth, and would lose its reserve, and its tenants their largest requests.
+        self.burst = self.burst.max(sample.level);
         let own = (sample.own - self.last.own).max(0.0);
-        let predicted = (self.level + (limit_per_s - self.others_per_s) * span_s - own).min(self.burst);
+        let unbounded = self.level + (limit_per_s - self.others_per_s) * span_s - own;
+        let predicted = unbounded.min(self.burst);
         let error = sample.level - predicted;
         self.level = (predicted + (1.0 - (1.0 - ALPHA).powf(span_s)) * error).min(self.burst);
-        self.others_per_s = (self.others_per_s - BETA * error).clamp(-limit_per_s, limit_per_s);
+        // What flows over a full bucket's rim is nobody's use: near the rim a small miss teaches nothing about others.
+        let brimming = unbounded >= self.burst && sample.level >= BRIM * self.burst;
+        if !brimming {
+            self.others_per_s = (self.others_per_s - BETA * error).clamp(-limit_per_s, limit_per_s);
+        }
         self.last = *sample;
     }
 

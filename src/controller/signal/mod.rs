@@ -6,5 +6,5 @@
 mod pool;
 mod rate;
 
-pub use pool::{DEMAND_FLOOR_PER_S, PoolSignal};
+pub use pool::PoolSignal;
 pub use rate::SmoothRate;

@@ -19,8 +19,12 @@ const ENDINGS_S: f64 = 3.0;
 const DRAIN_S: f64 = 5.0;
 /// Demand is granted with this headroom: a member's part is never used to the last unit.
 const HEADROOM: f64 = 1.15;
-/// Every tenant counts with this many requests per second, so that the first request finds a threshold.
-pub const DEMAND_FLOOR_PER_S: f64 = 0.1;
+/// Arrivals are random: over this long, one standard deviation more than the mean is room they can use, in seconds.
+const SPREAD_S: f64 = 4.0;
+/// Use is measured over this long, in seconds.
+const USE_S: f64 = 5.0;
+/// The line along which use is continued beyond a report spans at least this long: two reports may be close together.
+const LINE_MIN: Duration = Duration::from_secs(1);
 /// A tenant's cost per request before any was seen.
 const COST_UNSEEN: Cost = Cost::request(500, 0);
 
@@ -60,7 +64,6 @@ pub struct PoolSignal {
     members: BTreeMap<String, Member>,
     readings: BTreeMap<Meter, NewestReading>,
     endings: VecDeque<Ended>,
-    sent: BTreeMap<Unit, SmoothRate>,
     holds: BTreeMap<Meter, MonoTime>,
     /// Units of members that are gone, so that the pool's cumulative use never runs backwards.
     departed: UnitCounts,
@@ -86,9 +89,11 @@ impl PoolSignal {
             boot: boot.to_owned(),
             seen_at: now,
             // What it counted before it was first heard of (by this leader) is where counting begins, not news.
+            // A restarted one counts from zero.
             tenants: report
                 .tenants
                 .iter()
+                .filter(|_| !restarted)
                 .map(|(grantee, tenant)| {
                     (grantee.clone(), TenantSignal { counters: tenant.counters.clone(), ..TenantSignal::default() })
                 })
@@ -102,6 +107,10 @@ impl PoolSignal {
         for (grantee, tenant) in &report.tenants {
             let known = member.tenants.entry(grantee.clone()).or_default();
             let (old, new) = (&known.counters, &tenant.counters);
+            if runs_backwards(old, new) {
+                // A report that was overtaken by a later one.
+                continue;
+            }
             known.attempts.add(delta(old.attempts, new.attempts), now);
             known.waiting = tenant.waiting;
             let refused = |counters: &Counters, unit: Unit| {
@@ -123,9 +132,6 @@ impl PoolSignal {
         member.history.push_back((now, total));
         while member.history.len() > 2 && member.history.get(1).is_some_and(|(at, _)| now.since(*at) > HISTORY) {
             member.history.pop_front();
-        }
-        for unit in Unit::ALL {
-            self.sent.entry(unit).or_default().add(sent.of(unit), now);
         }
         let throttled = ended.refused.iter().any(|n| *n > 0);
         if ended.resolved > 0 || throttled {
@@ -154,14 +160,17 @@ impl PoolSignal {
         }
     }
 
-    fn forget_silent(&mut self, now: MonoTime) {
+    /// Forgets members that have not reported lately, and with them their demand.
+    pub fn forget_silent(&mut self, now: MonoTime) {
         let silent: Vec<String> = self
             .members
             .iter()
             .filter(|(_, member)| now.since(member.seen_at) > MEMBER_SILENT_MAX)
             .map(|(name, _)| name.clone())
             .collect();
-        silent.iter().for_each(|name| self.depart(name));
+        for name in &silent {
+            self.depart(name);
+        }
     }
 
     fn depart(&mut self, instance: &str) {
@@ -179,7 +188,7 @@ impl PoolSignal {
     }
 
     /// Units that all members had sent by `at`, cumulative; between reports on a straight line, after the last one
-    /// along the line of the last two.
+    /// along the line of the last second.
     #[must_use]
     pub fn own_at(&self, unit: Unit, at: MonoTime) -> f64 {
         self.departed.of(unit) + self.members.values().map(|member| interpolate(&member.history, unit, at)).sum::<f64>()
@@ -214,7 +223,9 @@ impl PoolSignal {
         let (resolved, refused) = recent.fold((0, 0), |(n, k), e| (n + e.resolved, k + e.refused[slot]));
         Traffic {
             demand_per_s: self.grantees().iter().map(|g| self.demand_per_s(g, meter)).sum(),
-            sent_per_s: self.sent.get(&meter.unit).map_or(0.0, SmoothRate::per_s),
+            sent_per_s: (self.own_at(meter.unit, now)
+                - self.own_at(meter.unit, now.before(Duration::from_secs_f64(USE_S))))
+                / USE_S,
             resolved,
             refused,
         }
@@ -232,7 +243,7 @@ impl PoolSignal {
     #[must_use]
     pub fn demand_per_s(&self, grantee: &Grantee, meter: Meter) -> f64 {
         let requests: f64 = self.members.values().map(|member| request_demand(member, grantee)).sum();
-        (requests + DEMAND_FLOOR_PER_S) * self.cost_per_request(grantee, meter.unit)
+        requests * self.cost_per_request(grantee, meter.unit)
     }
 
     /// One member's demand for a tenant, in requests per second.
@@ -241,7 +252,9 @@ impl PoolSignal {
         self.members.get(instance).map_or(0.0, |member| request_demand(member, grantee))
     }
 
-    fn cost_per_request(&self, grantee: &Grantee, unit: Unit) -> f64 {
+    /// What a tenant takes of a unit per request, on average; a guess before anything was seen.
+    #[must_use]
+    pub fn cost_per_request(&self, grantee: &Grantee, unit: Unit) -> f64 {
         let mut units = UnitCounts::default();
         for tenant in self.members.values().filter_map(|member| member.tenants.get(grantee)) {
             units.plus(&tenant.counters.reserved);
@@ -261,15 +274,24 @@ impl PoolSignal {
 }
 
 fn request_demand(member: &Member, grantee: &Grantee) -> f64 {
-    member
-        .tenants
-        .get(grantee)
-        .map_or(0.0, |tenant| HEADROOM * tenant.attempts.per_s() + f64::from(tenant.waiting) / DRAIN_S)
+    member.tenants.get(grantee).map_or(0.0, |tenant| {
+        let per_s = tenant.attempts.per_s();
+        HEADROOM * per_s + (per_s / SPREAD_S).sqrt() + f64::from(tenant.waiting) / DRAIN_S
+    })
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts between two reports are small")]
 fn delta(old: u64, new: u64) -> f64 {
     new.saturating_sub(old) as f64
+}
+
+/// Whether any count of `new` is below that of `old`.
+fn runs_backwards(old: &Counters, new: &Counters) -> bool {
+    new.attempts < old.attempts
+        || new.sent < old.sent
+        || new.succeeded < old.succeeded
+        || new.reserved.requests < old.reserved.requests
+        || new.throttled.values().sum::<u64>() < old.throttled.values().sum::<u64>()
 }
 
 fn interpolate(history: &VecDeque<(MonoTime, UnitCounts)>, unit: Unit, at: MonoTime) -> f64 {
@@ -278,8 +300,12 @@ fn interpolate(history: &VecDeque<(MonoTime, UnitCounts)>, unit: Unit, at: MonoT
     let (left, right) = match after {
         0 => return point(0).map_or(0.0, |(_, units)| units),
         n if n < history.len() => (point(n - 1), point(n)),
-        // Beyond the last report: on along the last line, for at most one second.
-        n => (n.checked_sub(2).and_then(point), point(n - 1)),
+        // Beyond the last report: on along the line of the last second, for at most one second.
+        n => {
+            let last = history.get(n - 1).map_or(at, |(t, _)| *t);
+            let far = history.iter().take(n - 1).rposition(|(t, _)| last.since(*t) >= LINE_MIN);
+            (point(far.unwrap_or(0)), point(n - 1))
+        }
     };
     match (left, right) {
         (Some((t0, u0)), Some((t1, u1))) if t1 > t0 => {

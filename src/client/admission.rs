@@ -152,7 +152,13 @@ impl GateState {
     }
 
     /// The limiter's answer to who may ask it; to others, that it is not their turn.
-    fn decide(&mut self, request: &Request, limits: Option<&Limits>, held: Option<MonoTime>, now: MonoTime) -> Decision {
+    fn decide(
+        &mut self,
+        request: &Request,
+        limits: Option<&Limits>,
+        held: Option<MonoTime>,
+        now: MonoTime,
+    ) -> Decision {
         let may_ask = match &request.place {
             Some(place) => self.line.is_head(place.ticket),
             None => self.line.is_empty(),

@@ -31,6 +31,8 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 /// 429s are reported at once, but not more often than this.
 const REPORT_GAP_MIN: Duration = Duration::from_millis(100);
+/// A leader that asks for longer pauses than this is asked again all the same.
+const REPORT_GAP_MAX: Duration = Duration::from_secs(5);
 const REOPEN_AFTER_MIN: Duration = Duration::from_millis(100);
 const REOPEN_AFTER_MAX: Duration = Duration::from_secs(2);
 /// A hold told by the leader is released over this fraction of its length, but not over more than the second.
@@ -155,9 +157,10 @@ impl Core {
 /// Tenants that got or lost a gate of their own change lines, and those blocked leave: both wherever they stand.
 fn whom_it_concerns(before: &Tuning, after: &Tuning) -> Wake {
     let same = before.limits.len() == after.limits.len()
-        && after.limits.iter().all(|(grantee, limits)| {
-            before.limits.get(grantee).is_some_and(|known| known.blocked == limits.blocked)
-        });
+        && after
+            .limits
+            .iter()
+            .all(|(grantee, limits)| before.limits.get(grantee).is_some_and(|known| known.blocked == limits.blocked));
     if same { Wake::Heads } else { Wake::Everyone }
 }
 
@@ -220,11 +223,13 @@ async fn follow(
         core.note(notices);
         session.next_revision()
     };
-    opened();
     core.urgent.notify_one();
     let mut watch = store.watch(&selects, from).await?;
     loop {
-        if let WatchEvent::Changes { changes, revision } = watch.next().await? {
+        let event = watch.next().await?;
+        // Only now: a store that lists but refuses to be watched is not listed ten times a second.
+        opened();
+        if let WatchEvent::Changes { changes, revision } = event {
             let now = core.clock.now();
             let mut views = core.views.lock();
             let notices = core.session.lock().on_changes(&changes, revision, &mut views, now);
@@ -242,7 +247,9 @@ pub(super) async fn housekeeping(core: Arc<Core>) {
         every.tick().await;
         let now = core.clock.now();
         let mut views = core.views.lock();
-        views.values_mut().for_each(|view| view.brake(now));
+        for view in views.values_mut() {
+            view.brake(now);
+        }
         core.retune(&views, now);
         drop(views);
         for pool in core.pools() {
@@ -262,18 +269,23 @@ pub(super) async fn reporting(core: Arc<Core>, report_url: Option<String>) {
             () = sleep(next) => {}
             () = core.urgent.notified() => {}
         }
-        let leader = core.session.lock().leader().map(|leader| leader.report_url.clone());
         next = REPORT_EVERY;
-        if let Some(url) = redirected.take().or_else(|| report_url.clone()).or(leader) {
-            match post(&core, &http, &url).await {
-                Ok(reply) => {
-                    next = Duration::from_millis(reply.next_report_ms).clamp(REPORT_GAP_MIN, Duration::from_secs(60));
-                }
-                Err(PostError::Elsewhere(url)) => {
-                    core.telemetry.add(Metric::ReportFailures, &["follower"], 1.0);
-                    redirected = Some(url);
-                }
-                Err(PostError::Failed(why)) => core.telemetry.add(Metric::ReportFailures, &[why], 1.0),
+        let leader = core.session.lock().leader().map(|leader| leader.report_url.clone());
+        let was_redirected = redirected.is_some();
+        let Some(url) = redirected.clone().or_else(|| report_url.clone()).or(leader) else { continue };
+        match post(&core, &http, &url).await {
+            Ok(reply) => {
+                next = Duration::from_millis(reply.next_report_ms).clamp(REPORT_GAP_MIN, REPORT_GAP_MAX);
+            }
+            Err(PostError::Elsewhere(other)) => {
+                core.telemetry.add(Metric::ReportFailures, &["follower"], 1.0);
+                redirected = Some(other);
+                // On at once, but followers that send us to each other see us at the ordinary pace.
+                next = if was_redirected { REPORT_EVERY } else { REPORT_GAP_MIN };
+            }
+            Err(PostError::Failed(why)) => {
+                core.telemetry.add(Metric::ReportFailures, &[why], 1.0);
+                redirected = None;
             }
         }
         sleep(REPORT_GAP_MIN).await;
@@ -336,19 +348,20 @@ pub(super) async fn presence(core: Arc<Core>, store: Arc<dyn Store>, key: String
             Some(id) => store.keep_alive(id).await.is_ok(),
             None => false,
         };
-        if !alive {
+        if !alive && announce(&core, &*store, &key, &lease).await.is_err() {
             // An outage is said by the watch; presence just comes back.
-            *lease.lock() = announce(&core, &*store, &key).await.ok();
+            *lease.lock() = None;
         }
     }
 }
 
-async fn announce(core: &Core, store: &dyn Store, key: &str) -> Result<LeaseId, StoreError> {
-    let lease = store.lease(PRESENCE_TTL).await?;
+async fn announce(core: &Core, store: &dyn Store, key: &str, lease: &Mutex<Option<LeaseId>>) -> Result<(), StoreError> {
+    let granted = store.lease(PRESENCE_TTL).await?;
+    // Known before the key is there, so that a client closed in between takes the key away.
+    *lease.lock() = Some(granted);
     let value = serde_json::json!({ "boot": core.boot }).to_string().into_bytes();
-    let put = Op::Put { key: key.to_owned(), value, lease: Some(lease) };
-    store.commit(Txn { conditions: Vec::new(), ops: vec![put] }).await?;
-    Ok(lease)
+    let put = Op::Put { key: key.to_owned(), value, lease: Some(granted) };
+    store.commit(Txn { conditions: Vec::new(), ops: vec![put] }).await.map(drop)
 }
 
 /// Waits until the first shares have come, but not long: without a leader the bootstrap thresholds hold.

@@ -75,10 +75,7 @@ impl Swap {
     }
 
     /// Puts in force what `change` makes of the tuning; returns what it replaced and what it became, if anything.
-    pub(super) fn update(
-        &self,
-        change: impl FnOnce(&Tuning) -> Option<Tuning>,
-    ) -> Option<(Arc<Tuning>, Arc<Tuning>)> {
+    pub(super) fn update(&self, change: impl FnOnce(&Tuning) -> Option<Tuning>) -> Option<(Arc<Tuning>, Arc<Tuning>)> {
         let _one_at_a_time = self.writer.lock();
         let known = self.tuning.load_full();
         let changed = Arc::new(change(&known)?);

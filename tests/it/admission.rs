@@ -68,20 +68,9 @@ impl Desk {
         state.lock().term = u64::MAX;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
-        let router = Router::new().route("/v1/observations", post(Self::answer)).with_state(state.clone());
+        let router = Router::new().route("/v1/observations", post(answer)).with_state(state.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         Self { url, state }
-    }
-
-    async fn answer(State(state): State<Arc<Mutex<DeskState>>>, Json(report): Json<Report>) -> Response {
-        let mut state = state.lock();
-        state.reports.push((Instant::now(), report));
-        if let Some(leader) = &state.leader {
-            return (StatusCode::MISDIRECTED_REQUEST, Json(serde_json::json!({ "leader": leader }))).into_response();
-        }
-        let shares = BTreeMap::from([(pool(), state.shares.clone())]);
-        let term = state.term;
-        Json(Reply { term, epoch: 1, share_valid_ms: 60_000, next_report_ms: 100, shares }).into_response()
     }
 
     pub fn share(&self, name: &str, share: f64, concurrency: Option<u32>) {
@@ -97,6 +86,18 @@ impl Desk {
         let told = state.reports.last().and_then(|(_, report)| report.pools[POOL].tenants.get(&grantee(name)));
         told.cloned().unwrap_or_default()
     }
+}
+
+#[allow(clippy::unused_async, reason = "a handler is async")]
+async fn answer(State(state): State<Arc<Mutex<DeskState>>>, Json(report): Json<Report>) -> Response {
+    let mut state = state.lock();
+    state.reports.push((Instant::now(), report));
+    if let Some(leader) = &state.leader {
+        return (StatusCode::MISDIRECTED_REQUEST, Json(serde_json::json!({ "leader": leader }))).into_response();
+    }
+    let shares = BTreeMap::from([(pool(), state.shares.clone())]);
+    let term = state.term;
+    Json(Reply { term, epoch: 1, share_valid_ms: 60_000, next_report_ms: 100, shares }).into_response()
 }
 
 // === a client with a store and a desk ===
@@ -268,9 +269,9 @@ async fn under_contention_nobody_is_forgotten_and_the_counters_add_up() {
 async fn one_who_leaves_frees_his_place_and_the_next_is_woken() {
     let stage = Stage::open(&[("acme", at_a_time(1))]).await;
     let held = stage.now("acme", one()).await.expect("free");
-    let head = stage.waiter("acme", one()).await;
+    let first = stage.waiter("acme", one()).await;
     let next = stage.waiter("acme", one()).await;
-    head.abort();
+    first.abort();
     stage.reported("acme", "one is left", |told| told.waiting == 1).await;
     drop(held);
     drop(admitted("the next in line", next).await);
@@ -407,15 +408,20 @@ async fn a_retune_wakes_those_who_wait_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_wake_up_is_lost_between_asking_and_standing_in_line() {
-    // Nothing flows at all, then everything does, while callers arrive.
+    // Nothing flows, then everything does, while one caller arrives: nobody else's settling would wake him.
     let (closed, open) = (rates(&[(RPM, 0.0, 1.0)]), rates(&[(RPM, AMPLE, AMPLE)]));
     let stage = Stage::open(&[("acme", closed.clone())]).await;
-    for _ in 0..100 {
-        let callers: Vec<_> = (0..8).map(|_| stage.spawn("acme", one(), LONG)).collect();
-        stage.regrant("acme", open.clone()).await;
-        for caller in callers {
-            drop(admitted("the retune", caller).await);
-        }
+    for round in 0..300 {
+        let opened = stage.regrant("acme", open.clone());
+        let (pool, delay) = (stage.pool.clone(), round % 40);
+        let caller = tokio::spawn(async move {
+            for _ in 0..delay * 50 {
+                std::hint::spin_loop();
+            }
+            pool.admit_within(&tenant("acme"), one(), LONG).await
+        });
+        opened.await;
+        drop(admitted("the retune", caller).await);
         stage.regrant("acme", closed.clone()).await;
         stage.enforced("acme", &closed).await;
         while let Ok(left_over) = stage.now("acme", one()).await {

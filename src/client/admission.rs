@@ -1,8 +1,14 @@
-//! Admission, asynchronously: ask the limiter, wait in line, hold a permit, settle it.
+//! Admission, asynchronously: ask the limiter, or wait in line for it.
 //!
 //! A gate is one tenant's limiter and line in this process; tenants without a grant share the `@default` gate. Only
 //! the head of a line asks; it sleeps until the instant the limiter named, or until a retune or a settled request
 //! wakes it. A caller that leaves (its future is dropped) leaves the line too.
+//!
+//! *No wake-up is lost*: limits are swapped first and waiters woken after, under the gate's lock; who is about to wait
+//! looks, under the same lock, whether the limits he asked by are still the ones in force.
+//!
+//! *Locks*, in this order and never across an await: the views, the session, the swap's writer, the map of gates, one
+//! gate.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
@@ -11,20 +17,19 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
+use super::Permit;
 use super::swap::{Swap, Tuning};
 use crate::clock::{Clock, MonoTime};
 use crate::limiter::{Decision, Limiter, Limits, Line, Never, Reservation, Ticket};
-use crate::observation::{Counters, Ending, MeterReading};
-use crate::provider::{Dialect, Head, Hold, Observation, TokenCharge, reflex};
+use crate::observation::{Counters, MeterReading};
+use crate::provider::Dialect;
 use crate::quota::{Cost, Grantee, Meter, PoolId, TenantId};
-use crate::telemetry::{Metric, Telemetry};
+use crate::telemetry::Telemetry;
 
 /// Most that may wait in one line; the next one is refused at once.
 pub const LINE_MAX: usize = 10_000;
 /// What a refusal says when nothing flows and nobody knows for how long.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// A hold is released over this fraction of its length, so that members do not return at one instant.
-const HOLD_JITTER: f64 = 0.2;
 
 /// Why a request was not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
@@ -63,15 +68,6 @@ impl std::fmt::Display for Why {
     }
 }
 
-/// What the provider says a request really used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Usage {
-    /// LLM tokens sent.
-    pub input_tokens: u64,
-    /// LLM tokens received.
-    pub output_tokens: u64,
-}
-
 #[derive(Debug)]
 struct GateState {
     limiter: Limiter,
@@ -95,6 +91,15 @@ pub(super) struct GateReport {
     pub waiting: usize,
 }
 
+/// Who looks again after a retune.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wake {
+    /// Numbers changed: they matter to the head of each line alone.
+    Heads,
+    /// Tenants got or lost a gate of their own, or a block: that matters to all.
+    Everyone,
+}
+
 impl Gate {
     fn new(grantee: Grantee, tuning: &Tuning, now: MonoTime) -> Self {
         let none = Limits::default();
@@ -113,9 +118,84 @@ impl Gate {
         GateReport { counters: state.counters.clone(), in_flight: state.limiter.in_flight(), waiting: state.line.len() }
     }
 
-    fn wake_all(&self) {
-        self.state.lock().line.all().for_each(|waiter| waiter.notify_one());
+    fn wake(&self, whom: Wake) {
+        let state = self.state.lock();
+        let many = if whom == Wake::Everyone { usize::MAX } else { 1 };
+        for waiter in state.line.all().take(many) {
+            waiter.notify_one();
+        }
     }
+
+    pub(super) fn count(&self, count: impl FnOnce(&mut Counters)) {
+        count(&mut self.state.lock().counters);
+    }
+
+    /// Ends a request in flight; the head of the line may have its place.
+    pub(super) fn settle(&self, reservation: Reservation, charged: Option<Cost>, used: &Cost, now: MonoTime) {
+        let mut state = self.state.lock();
+        state.limiter.settle(reservation, charged, now);
+        state.counters.settled.add(used);
+        if let Some(head) = state.line.head() {
+            head.notify_one();
+        }
+    }
+}
+
+impl GateState {
+    fn retune(&mut self, limits: Option<&Limits>, tuning: &Tuning) {
+        if self.generation != tuning.generation
+            && let Some(limits) = limits
+        {
+            self.limiter.retune(limits, tuning.since);
+            self.generation = tuning.generation;
+        }
+    }
+
+    /// The limiter's answer to who may ask it; to others, that it is not their turn.
+    fn decide(
+        &mut self,
+        request: &Request,
+        limits: Option<&Limits>,
+        held: Option<MonoTime>,
+        now: MonoTime,
+    ) -> Decision {
+        let may_ask = match &request.place {
+            Some(place) => self.line.is_head(place.ticket),
+            None => self.line.is_empty(),
+        };
+        if !may_ask {
+            // No turn of his would help: that need not wait for it.
+            return never(limits, &request.cost).map_or(Decision::WaitUntil(None), Decision::Never);
+        }
+        let metered = limits.is_some_and(|limits| limits.meters.keys().any(|m| request.cost.of(m.unit) > 0.0));
+        match held.filter(|until| *until > now) {
+            // The provider may refuse on a meter that no grant speaks of.
+            Some(until) if !metered => Decision::WaitUntil(Some(until)),
+            held => self.limiter.try_admit(&request.cost, now, |_| held),
+        }
+    }
+
+    /// When the request could be admitted, as far as one can tell; `at` is the limiter's own word.
+    fn expected_at(&self, request: &Request, at: Option<MonoTime>, now: MonoTime) -> Option<MonoTime> {
+        if at.is_some() {
+            return at;
+        }
+        let waiting = self.line.cost_waiting();
+        let ahead = if request.place.is_some() { waiting.minus(&request.cost) } else { waiting };
+        self.limiter.expected_at(&ahead, &request.cost, now)
+    }
+}
+
+fn never(limits: Option<&Limits>, cost: &Cost) -> Option<Never> {
+    limits?.meters.iter().find_map(|(meter, limit)| {
+        let (needed, burst) = (cost.of(meter.unit), limit.undivided_burst);
+        (needed > burst).then_some(Never { meter: *meter, needed, burst })
+    })
+}
+
+/// Until when a request of this cost is held, whatever limits there are.
+fn held_until(tuning: &Tuning, cost: &Cost) -> Option<MonoTime> {
+    tuning.holds.iter().filter(|(meter, _)| cost.of(meter.unit) > 0.0).map(|(_, until)| *until).max()
 }
 
 /// What all users of one pool in this process share.
@@ -139,10 +219,29 @@ pub(super) struct PoolShared {
 pub(super) trait ClockDebug: Clock + std::fmt::Debug {}
 impl<C: Clock + std::fmt::Debug> ClockDebug for C {}
 
-/// What happens in the process when the provider refuses.
+/// What else happens in the process when the provider refuses.
 pub(super) trait OnThrottled: Send + Sync + std::fmt::Debug {
-    /// Puts the holds in force at once, and tells the leader.
-    fn on_throttled(&self, pool: &PoolId, holds: &[(Meter, MonoTime)], now: MonoTime);
+    /// Brakes a member without a leader, and tells the leader if there is one.
+    fn on_throttled(&self, pool: &PoolId, now: MonoTime);
+}
+
+/// One request on its way to admission.
+struct Request {
+    wanted: Grantee,
+    cost: Cost,
+    deadline: MonoTime,
+    place: Option<Place>,
+    counted: bool,
+    waited: bool,
+}
+
+enum Answer {
+    Admitted(Permit),
+    Refused(Refusal),
+    /// To be asked again when woken, or after this long.
+    Wait(Arc<Notify>, Duration),
+    /// The limits were swapped meanwhile.
+    AskAgain,
 }
 
 impl PoolShared {
@@ -177,9 +276,11 @@ impl PoolShared {
         gates.entry(grantee.clone()).or_insert_with(|| Arc::new(Gate::new(grantee.clone(), tuning, now))).clone()
     }
 
-    /// Everyone who waits looks again.
-    pub(super) fn wake_all(&self) {
-        self.gates.read().values().for_each(|gate| gate.wake_all());
+    /// Those to whom a retune matters look again.
+    pub(super) fn wake(&self, whom: Wake) {
+        for gate in self.gates.read().values() {
+            gate.wake(whom);
+        }
     }
 
     /// What each gate has to report.
@@ -196,89 +297,84 @@ impl PoolShared {
     ) -> Result<Permit, Refusal> {
         let wanted = Grantee::Tenant(tenant.clone());
         let deadline = self.clock.now() + max_wait;
-        let mut place: Option<Place> = None;
-        let mut attempted = false;
+        let mut request = Request { wanted, cost, deadline, place: None, counted: false, waited: false };
         loop {
-            let now = self.clock.now();
-            let (wake, sleep_until) = {
-                let tuning = self.swap.load();
-                let gate = self.gate_of(&wanted, &tuning, now);
-                if place.as_ref().is_some_and(|place| !Arc::ptr_eq(&place.gate, &gate)) {
-                    // The tenant got, or lost, a grant of its own: on to the other line.
-                    place = None;
-                }
-                let mut guard = gate.state.lock();
-                let state = &mut *guard;
-                if !std::mem::replace(&mut attempted, true) {
-                    state.counters.attempts += 1;
-                }
-                if state.generation != tuning.generation
-                    && let Some(limits) = tuning.limits.get(&gate.grantee)
-                {
-                    state.limiter.retune(limits, tuning.since);
-                    state.generation = tuning.generation;
-                }
-                let may_ask = match &place {
-                    Some(place) => state.line.is_head(place.ticket),
-                    None => state.line.is_empty(),
-                };
-                let decision = if may_ask {
-                    state.limiter.try_admit(&cost, now, |meter| tuning.holds.get(&meter).copied())
-                } else {
-                    Decision::WaitUntil(None)
-                };
-                match decision {
-                    Decision::Admit(reservation) => {
-                        state.counters.admitted += 1;
-                        state.counters.reserved.add(&cost);
-                        if place.is_some() {
-                            state.counters.waited += 1;
-                        }
-                        drop(guard);
-                        drop(place);
-                        return Ok(Permit::new(self.clone(), gate, reservation, now));
-                    }
-                    Decision::Never(never) => {
-                        state.counters.refused += 1;
-                        return Err(Refusal::Never(never));
-                    }
-                    Decision::WaitUntil(at) => {
-                        let blocked = tuning.limits.get(&gate.grantee).is_some_and(|limits| limits.blocked);
-                        let refusal = |until: Option<MonoTime>| Refusal::WaitUntil {
-                            after: until.map_or(ASK_AGAIN, |until| until.since(now)),
-                            why: if blocked { Why::Blocked } else { Why::Limit },
-                        };
-                        if now >= deadline {
-                            state.counters.refused += 1;
-                            let expected = state.limiter.expected_at(&Cost::default(), &cost, now);
-                            return Err(refusal(expected.max(at)));
-                        }
-                        if place.is_none() {
-                            // The honest wait of a newcomer: refuse now what cannot be in time.
-                            let expected = state.limiter.expected_at(&state.line.cost_waiting(), &cost, now).max(at);
-                            if blocked || expected.is_some_and(|at| at > deadline) {
-                                state.counters.refused += 1;
-                                return Err(refusal(expected));
-                            }
-                            if state.line.len() >= LINE_MAX {
-                                state.counters.refused += 1;
-                                let after = expected.map_or(ASK_AGAIN, |until| until.since(now));
-                                return Err(Refusal::WaitUntil { after, why: Why::LineFull });
-                            }
-                            let wake = Arc::new(Notify::new());
-                            let ticket = state.line.join(cost, wake.clone());
-                            place = Some(Place { gate: gate.clone(), ticket, wake });
-                        }
-                        let wake = place.as_ref().map(|place| place.wake.clone()).unwrap_or_default();
-                        (wake, at.unwrap_or(deadline).min(deadline))
-                    }
-                }
-            };
-            tokio::select! {
-                () = wake.notified() => {}
-                () = tokio::time::sleep(sleep_until.since(now)) => {}
+            match self.ask(&mut request) {
+                Answer::Admitted(permit) => return Ok(permit),
+                Answer::Refused(refusal) => return Err(refusal),
+                Answer::AskAgain => {}
+                Answer::Wait(wake, at_most) => tokio::select! {
+                    () = wake.notified() => {}
+                    () = tokio::time::sleep(at_most) => {}
+                },
             }
         }
+    }
+
+    fn ask(self: &Arc<Self>, request: &mut Request) -> Answer {
+        let now = self.clock.now();
+        let tuning = self.swap.load();
+        let gate = self.gate_of(&request.wanted, &tuning, now);
+        if request.place.as_ref().is_some_and(|place| !Arc::ptr_eq(&place.gate, &gate)) {
+            // The tenant got, or lost, a grant of its own: on to the other line.
+            request.place = None;
+        }
+        let mut state = gate.state.lock();
+        if self.swap.load().generation != tuning.generation {
+            return Answer::AskAgain;
+        }
+        let limits = tuning.limits.get(&gate.grantee);
+        state.retune(limits, &tuning);
+        if !std::mem::replace(&mut request.counted, true) {
+            state.counters.attempts += 1;
+        }
+        let held = held_until(&tuning, &request.cost);
+        match state.decide(request, limits, held, now) {
+            Decision::Admit(reservation) => {
+                state.counters.admitted += 1;
+                state.counters.waited += u64::from(request.waited);
+                state.counters.reserved.add(&request.cost);
+                drop(state);
+                request.place = None;
+                Answer::Admitted(Permit::new(self.clone(), gate, reservation, now))
+            }
+            Decision::Never(never) => {
+                state.counters.refused += 1;
+                Answer::Refused(Refusal::Never(never))
+            }
+            Decision::WaitUntil(at) => {
+                let expected = state.expected_at(request, at, now).max(held);
+                let blocked = limits.is_some_and(|limits| limits.blocked);
+                let late = request.place.is_none() && expected.is_some_and(|at| at > request.deadline);
+                let full = request.place.is_none() && state.line.len() >= LINE_MAX;
+                let why = match () {
+                    () if blocked => Some(Why::Blocked),
+                    () if now >= request.deadline || late => Some(Why::Limit),
+                    () if full => Some(Why::LineFull),
+                    () => None,
+                };
+                if let Some(why) = why {
+                    state.counters.refused += 1;
+                    let after = expected.filter(|at| *at > now).map_or(ASK_AGAIN, |at| at.since(now));
+                    return Answer::Refused(Refusal::WaitUntil { after, why });
+                }
+                request.waited = true;
+                let wake = request.stand_in_line(&gate, &mut state);
+                Answer::Wait(wake, at.unwrap_or(request.deadline).min(request.deadline).since(now))
+            }
+        }
+    }
+}
+
+impl Request {
+    fn stand_in_line(&mut self, gate: &Arc<Gate>, state: &mut GateState) -> Arc<Notify> {
+        if let Some(place) = &self.place {
+            return place.wake.clone();
+        }
+        let wake = Arc::new(Notify::new());
+        let ticket = state.line.join(self.cost, wake.clone());
+        self.place = Some(Place { gate: gate.clone(), ticket, wake: wake.clone() });
+        wake
     }
 }
 
@@ -294,131 +390,5 @@ impl Drop for Place {
         if let Some(next) = self.gate.state.lock().line.leave(self.ticket) {
             next.notify_one();
         }
-    }
-}
-
-/// Leave to send one request. Tell it what came back, then settle it; a permit that is dropped counts as fully used.
-#[derive(Debug)]
-#[must_use = "a dropped permit frees its place in flight at once"]
-pub struct Permit {
-    pool: Arc<PoolShared>,
-    gate: Arc<Gate>,
-    reservation: Option<Reservation>,
-    sent_at: MonoTime,
-    answered: bool,
-}
-
-impl Permit {
-    fn new(pool: Arc<PoolShared>, gate: Arc<Gate>, reservation: Reservation, now: MonoTime) -> Self {
-        Self { pool, gate, reservation: Some(reservation), sent_at: now, answered: false }
-    }
-
-    /// What was reserved.
-    #[must_use]
-    pub fn cost(&self) -> Cost {
-        self.reservation.as_ref().map(Reservation::cost).unwrap_or_default()
-    }
-
-    /// Reads a response's head: learns the provider's limits, and holds at once what it refused.
-    ///
-    /// Pass the result to [`Permit::conclude`], refined by [`Dialect::refine`] where there is an error body.
-    pub fn observe(&mut self, head: &Head<'_>) -> Observation {
-        let now = self.pool.clock.now();
-        let observation = self.pool.dialect.read(head, self.sent_at);
-        {
-            let mut readings = self.pool.readings.lock();
-            for reading in &observation.readings {
-                let known = readings.entry(reading.meter).or_insert(*reading);
-                if reading.sent_at >= known.sent_at {
-                    *known = *reading;
-                }
-            }
-        }
-        let id = self.pool.id.as_str();
-        if observation.faults > 0 {
-            self.pool.telemetry.add(Metric::HeaderFaults, &[id], f64::from(observation.faults));
-        }
-        {
-            let mut state = self.gate.state.lock();
-            state.counters.ttfb_log_ms.add(now.seconds_since(self.sent_at) * 1e3);
-        }
-        if matches!(observation.ending, Ending::Throttled(_)) {
-            let reaction = reflex(self.pool.dialect, &observation, &self.cost());
-            let jitter = 1.0 + HOLD_JITTER * fastrand::f64();
-            let holds: Vec<(Meter, MonoTime)> = reaction
-                .holds
-                .iter()
-                .map(|Hold { meter, for_at_least }| (*meter, now.after_seconds(for_at_least.as_secs_f64() * jitter)))
-                .collect();
-            if let Some(long) = reaction.long {
-                let mut long_holds = self.pool.long_holds.lock();
-                for (meter, _) in &holds {
-                    // A second one never shortens the first.
-                    let held = long_holds.entry(*meter).or_insert(now + long);
-                    *held = (*held).max(now + long);
-                }
-            }
-            if let Some(process) = self.pool.throttled.upgrade() {
-                process.on_throttled(&self.pool.id, &holds, now);
-            }
-        }
-        observation
-    }
-
-    /// Counts how the request ended.
-    pub fn conclude(&mut self, observation: &Observation) {
-        if std::mem::replace(&mut self.answered, true) {
-            return;
-        }
-        if let Ending::Throttled(kind) = observation.ending {
-            self.pool.telemetry.add(Metric::Throttled, &[self.pool.id.as_str(), kind.as_str()], 1.0);
-        }
-        self.end(observation.ending);
-    }
-
-    /// The call failed without an answer: says nothing about capacity.
-    pub fn failed(&mut self) {
-        if !std::mem::replace(&mut self.answered, true) {
-            self.end(Ending::Ignored);
-        }
-    }
-
-    fn end(&self, ending: Ending) {
-        let mut state = self.gate.state.lock();
-        state.counters.sent += 1;
-        state.counters.ended(ending);
-    }
-
-    /// Ends the permit with the real usage. What the provider does not charge is given back, as far as its dialect
-    /// corrects its own estimate at all.
-    pub fn settle(mut self, usage: Usage) {
-        self.release(Some(usage));
-    }
-
-    fn release(&mut self, usage: Option<Usage>) {
-        let Some(reservation) = self.reservation.take() else { return };
-        let now = self.pool.clock.now();
-        let reserved = reservation.cost();
-        let charged = match self.pool.dialect.semantics().token_charge {
-            // The provider keeps its own estimate, so giving tokens back would only make the bucket lie.
-            TokenCharge::Estimate => None,
-        };
-        let mut state = self.gate.state.lock();
-        state.limiter.settle(reservation, charged, now);
-        let used = usage.map_or(reserved, |usage| Cost {
-            requests: reserved.requests,
-            input_tokens: usage.input_tokens,
-            output_tokens: usage.output_tokens,
-        });
-        state.counters.settled.add(&used);
-        if let Some(head) = state.line.head() {
-            head.notify_one();
-        }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.release(None);
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
-use super::admission::{ClockDebug, OnThrottled, PoolShared};
+use super::admission::{ClockDebug, OnThrottled, PoolShared, Wake};
 use super::member::{MemberState, PoolView};
 use super::report::report;
 use super::session::{Notice, Session};
@@ -31,8 +31,13 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 /// 429s are reported at once, but not more often than this.
 const REPORT_GAP_MIN: Duration = Duration::from_millis(100);
+/// A leader that asks for longer pauses than this is asked again all the same.
+const REPORT_GAP_MAX: Duration = Duration::from_secs(5);
 const REOPEN_AFTER_MIN: Duration = Duration::from_millis(100);
 const REOPEN_AFTER_MAX: Duration = Duration::from_secs(2);
+/// A hold told by the leader is released over this fraction of its length, but not over more than the second.
+const HOLD_SPREAD: f64 = 0.2;
+const HOLD_SPREAD_MAX: Duration = Duration::from_secs(5);
 const PRESENCE_TTL: Duration = Duration::from_secs(10);
 const PRESENCE_EVERY: Duration = Duration::from_secs(3);
 
@@ -51,6 +56,8 @@ pub(super) struct Core {
     pub urgent: Notify,
     /// The first shares have come.
     pub joined: Notify,
+    /// 0–1, this process's own: where in the spread of a hold's release it stands.
+    pub jitter: f64,
 }
 
 impl Core {
@@ -63,42 +70,41 @@ impl Core {
         let wall = self.clock.wall();
         for pool in self.pools() {
             let Some(view) = views.get(&pool.id) else { continue };
-            let known = pool.swap.load();
             let limits = view.limits(now, wall);
             let state = view.state(now);
-            let told = view.pulse().zip(view.pulse_at());
-            let mut holds = known.holds.clone();
-            holds.retain(|_, until| *until > now);
-            if let Some((pulse, at)) = told {
-                for (meter, ms) in &pulse.hold_ms {
-                    let until = at + Duration::from_millis(*ms);
-                    if until > now {
-                        let held = holds.entry(*meter).or_insert(until);
-                        *held = (*held).max(until);
-                    }
-                }
-            }
             let stamp = view.pulse().map(|pulse| pulse.stamp).unwrap_or_default();
-            let moved = limits != *known.limits;
-            if !moved && state == known.state && holds == known.holds && stamp == known.stamp {
-                continue;
-            }
-            if state != known.state {
-                self.tell_state(pool, known.state, state);
-            }
-            pool.swap.store(Tuning {
-                generation: known.generation + u64::from(moved),
-                since: if moved { now } else { known.since },
-                limits: if moved { Arc::new(limits) } else { known.limits.clone() },
-                holds,
-                state,
-                stamp,
+            let told = self.holds_told(view, now);
+            let changed = pool.swap.update(|known| {
+                let moved = limits != *known.limits;
+                let mut tuning = Tuning { state, stamp, ..known.clone() };
+                tuning.holds.retain(|_, until| *until > now);
+                tuning.hold(&told);
+                if moved {
+                    (tuning.generation, tuning.since) = (known.generation + 1, now);
+                    tuning.limits = Arc::new(limits);
+                }
+                let same = !moved && state == known.state && stamp == known.stamp && tuning.holds == known.holds;
+                (!same).then_some(tuning)
             });
-            if moved {
+            let Some((before, after)) = changed else { continue };
+            if after.state != before.state {
+                self.tell_state(pool, before.state, after.state);
+            }
+            if after.generation != before.generation {
                 self.telemetry.add(Metric::Swaps, &[pool.id.as_str()], 1.0);
-                pool.wake_all();
+                pool.wake(whom_it_concerns(&before, &after));
             }
         }
+    }
+
+    /// The holds that the leader tells of, released over some time so that members do not return at one instant.
+    fn holds_told(&self, view: &PoolView, now: MonoTime) -> Vec<(Meter, MonoTime)> {
+        let Some((pulse, at)) = view.pulse().zip(view.pulse_at()) else { return Vec::new() };
+        let until = |ms: u64| {
+            let spread = Duration::from_millis(ms).mul_f64(HOLD_SPREAD).min(HOLD_SPREAD_MAX);
+            at + Duration::from_millis(ms) + spread.mul_f64(self.jitter)
+        };
+        pulse.hold_ms.iter().map(|(meter, ms)| (*meter, until(*ms))).filter(|(_, until)| *until > now).collect()
     }
 
     fn tell_state(&self, pool: &PoolShared, from: MemberState, to: MemberState) {
@@ -148,25 +154,21 @@ impl Core {
     }
 }
 
+/// Tenants that got or lost a gate of their own change lines, and those blocked leave: both wherever they stand.
+fn whom_it_concerns(before: &Tuning, after: &Tuning) -> Wake {
+    let same = before.limits.len() == after.limits.len()
+        && after
+            .limits
+            .iter()
+            .all(|(grantee, limits)| before.limits.get(grantee).is_some_and(|known| known.blocked == limits.blocked));
+    if same { Wake::Heads } else { Wake::Everyone }
+}
+
 impl OnThrottled for Core {
-    fn on_throttled(&self, pool: &PoolId, holds: &[(Meter, MonoTime)], now: MonoTime) {
-        let mut views = self.views.lock();
-        if let Some(view) = views.get_mut(pool) {
+    fn on_throttled(&self, pool: &PoolId, now: MonoTime) {
+        if let Some(view) = self.views.lock().get_mut(pool) {
             view.on_throttled(now);
         }
-        if let Some(shared) = self.pools.get().and_then(|pools| pools.get(pool))
-            && !holds.is_empty()
-        {
-            let known = shared.swap.load();
-            let mut tuning = Tuning::clone(&known);
-            for (meter, until) in holds {
-                let held = tuning.holds.entry(*meter).or_insert(*until);
-                // A second 429 with a shorter wait never shortens the first.
-                *held = (*held).max(*until);
-            }
-            shared.swap.store(tuning);
-        }
-        drop(views);
         self.urgent.notify_one();
     }
 }
@@ -221,11 +223,13 @@ async fn follow(
         core.note(notices);
         session.next_revision()
     };
-    opened();
     core.urgent.notify_one();
     let mut watch = store.watch(&selects, from).await?;
     loop {
-        if let WatchEvent::Changes { changes, revision } = watch.next().await? {
+        let event = watch.next().await?;
+        // Only now: a store that lists but refuses to be watched is not listed ten times a second.
+        opened();
+        if let WatchEvent::Changes { changes, revision } = event {
             let now = core.clock.now();
             let mut views = core.views.lock();
             let notices = core.session.lock().on_changes(&changes, revision, &mut views, now);
@@ -243,7 +247,9 @@ pub(super) async fn housekeeping(core: Arc<Core>) {
         every.tick().await;
         let now = core.clock.now();
         let mut views = core.views.lock();
-        views.values_mut().for_each(|view| view.brake(now));
+        for view in views.values_mut() {
+            view.brake(now);
+        }
         core.retune(&views, now);
         drop(views);
         for pool in core.pools() {
@@ -264,18 +270,23 @@ pub(super) async fn reporting(core: Arc<Core>, report_url: Option<String>) {
             () = sleep(next) => {}
             () = core.urgent.notified() => {}
         }
-        let leader = core.session.lock().leader().map(|leader| leader.report_url.clone());
         next = REPORT_EVERY;
-        if let Some(url) = redirected.take().or_else(|| report_url.clone()).or(leader) {
-            match post(&core, &http, &url).await {
-                Ok(reply) => {
-                    next = Duration::from_millis(reply.next_report_ms).clamp(REPORT_GAP_MIN, Duration::from_secs(60));
-                }
-                Err(PostError::Elsewhere(url)) => {
-                    core.telemetry.add(Metric::ReportFailures, &["follower"], 1.0);
-                    redirected = Some(url);
-                }
-                Err(PostError::Failed(why)) => core.telemetry.add(Metric::ReportFailures, &[why], 1.0),
+        let leader = core.session.lock().leader().map(|leader| leader.report_url.clone());
+        let was_redirected = redirected.is_some();
+        let Some(url) = redirected.clone().or_else(|| report_url.clone()).or(leader) else { continue };
+        match post(&core, &http, &url).await {
+            Ok(reply) => {
+                next = Duration::from_millis(reply.next_report_ms).clamp(REPORT_GAP_MIN, REPORT_GAP_MAX);
+            }
+            Err(PostError::Elsewhere(other)) => {
+                core.telemetry.add(Metric::ReportFailures, &["follower"], 1.0);
+                redirected = Some(other);
+                // On at once, but followers that send us to each other see us at the ordinary pace.
+                next = if was_redirected { REPORT_EVERY } else { REPORT_GAP_MIN };
+            }
+            Err(PostError::Failed(why)) => {
+                core.telemetry.add(Metric::ReportFailures, &[why], 1.0);
+                redirected = None;
             }
         }
         sleep(REPORT_GAP_MIN).await;
@@ -338,19 +349,20 @@ pub(super) async fn presence(core: Arc<Core>, store: Arc<dyn Store>, key: String
             Some(id) => store.keep_alive(id).await.is_ok(),
             None => false,
         };
-        if !alive {
+        if !alive && announce(&core, &*store, &key, &lease).await.is_err() {
             // An outage is said by the watch; presence just comes back.
-            *lease.lock() = announce(&core, &*store, &key).await.ok();
+            *lease.lock() = None;
         }
     }
 }
 
-async fn announce(core: &Core, store: &dyn Store, key: &str) -> Result<LeaseId, StoreError> {
-    let lease = store.lease(PRESENCE_TTL).await?;
+async fn announce(core: &Core, store: &dyn Store, key: &str, lease: &Mutex<Option<LeaseId>>) -> Result<(), StoreError> {
+    let granted = store.lease(PRESENCE_TTL).await?;
+    // Known before the key is there, so that a client closed in between takes the key away.
+    *lease.lock() = Some(granted);
     let value = serde_json::json!({ "boot": core.boot }).to_string().into_bytes();
-    let put = Op::Put { key: key.to_owned(), value, lease: Some(lease) };
-    store.commit(Txn { conditions: Vec::new(), ops: vec![put] }).await?;
-    Ok(lease)
+    let put = Op::Put { key: key.to_owned(), value, lease: Some(granted) };
+    store.commit(Txn { conditions: Vec::new(), ops: vec![put] }).await.map(drop)
 }
 
 /// Waits until the first shares have come, but not long: without a leader the bootstrap thresholds hold.

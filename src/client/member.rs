@@ -14,13 +14,14 @@ use std::time::Duration;
 use crate::clock::{MonoTime, UnixMillis};
 use crate::limiter::{Limits, MeterLimit};
 use crate::plan::{
-    Effective, Grant, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds, capacity_factor,
-    effective,
+    Action, Effective, Grant, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds,
+    capacity_factor, effective,
 };
 use crate::quota::{Grantee, Meter, Unit};
 
 /// A pulse older than this means nobody leads.
 pub const PULSE_QUIET: Duration = Duration::from_secs(3);
+const BRAKE_EVERY_S: f64 = 1.0;
 const BRAKE_PER_S: f64 = 0.7;
 const RELEASE_PER_S: f64 = 0.01;
 const CLEAN_BEFORE_RELEASE_S: f64 = 8.0;
@@ -64,7 +65,7 @@ pub struct PoolView {
     bootstrap: Thresholds,
     grants: BTreeMap<Grantee, Grant>,
     overrides: OverrideBook,
-    /// The newest pulse, and when it came; one found in a list without a leader has no time.
+    /// The newest pulse, and when the last one that counts came; one found in a list without a leader does not count.
     pulse: Option<(Pulse, Option<MonoTime>)>,
     newest: Stamp,
     leases: BTreeMap<Grantee, Lease>,
@@ -106,7 +107,9 @@ impl PoolView {
     pub fn on_pulse(&mut self, pulse: Pulse, live: bool, now: MonoTime) {
         if pulse.stamp > self.newest {
             self.newest = pulse.stamp;
-            self.pulse = Some((pulse, live.then_some(now)));
+            // One without a living leader says what was last decided, but renews nothing.
+            let counted_at = if live { Some(now) } else { self.pulse_at() };
+            self.pulse = Some((pulse, counted_at));
         }
     }
 
@@ -131,7 +134,9 @@ impl PoolView {
     /// Forgets the order of records: the store is another one, or was restored from a backup.
     pub fn restart_order(&mut self) {
         self.newest = Stamp::default();
-        self.grants.values_mut().for_each(|grant| grant.stamp = Stamp::default());
+        for grant in self.grants.values_mut() {
+            grant.stamp = Stamp::default();
+        }
     }
 
     /// Diffs against a list: what it does not hold is gone.
@@ -140,9 +145,10 @@ impl PoolView {
         self.overrides.retain(has_override);
     }
 
-    /// Shares came with a reply; they hold from when the report was sent.
+    /// Shares came with a reply; they hold from when the report was sent. One outside 0–1 changes nothing.
     pub fn on_shares(&mut self, shares: BTreeMap<Grantee, Share>, until: MonoTime) {
-        self.leases.extend(shares.into_iter().map(|(grantee, share)| (grantee, Lease { share, until })));
+        let sane = shares.into_iter().filter(|(_, share)| (0.0..=1.0).contains(&share.share));
+        self.leases.extend(sane.map(|(grantee, share)| (grantee, Lease { share, until })));
     }
 
     /// The provider refused.
@@ -183,15 +189,19 @@ impl PoolView {
         }
     }
 
-    /// Moves the brake; to be called about once a second.
+    /// Moves the brake: once a second however often it is called, so that a second with one 429 counts like one with
+    /// many, and a process that slept does not brake for the seconds it slept through.
     pub fn brake(&mut self, now: MonoTime) {
         let span_s = now.seconds_since(self.braked_at);
+        if span_s < BRAKE_EVERY_S {
+            return;
+        }
         let throttled = self.throttled_at.is_some_and(|at| at > self.braked_at);
         let clean_s = self.throttled_at.map_or(f64::INFINITY, |at| now.seconds_since(at));
         self.braked_at = now;
         self.brake = match self.state(now) {
             MemberState::Bootstrap | MemberState::Active => 1.0,
-            MemberState::Braking | MemberState::Lapsed if throttled => self.brake * BRAKE_PER_S.powf(span_s),
+            MemberState::Braking | MemberState::Lapsed if throttled => self.brake * BRAKE_PER_S,
             _ if clean_s >= CLEAN_BEFORE_RELEASE_S => (self.brake + RELEASE_PER_S * span_s).min(1.0),
             _ => self.brake,
         };
@@ -212,17 +222,42 @@ impl PoolView {
     /// What to enforce, per tenant with a grant, and for all others together under `@default`.
     #[must_use]
     pub fn limits(&self, now: MonoTime, wall: UnixMillis) -> HashMap<Grantee, Limits> {
-        if self.grants.is_empty() {
-            return HashMap::from([(Grantee::Default, undivided(&self.bootstrap))]);
-        }
         let mut limits: HashMap<Grantee, Limits> = self
             .grants
             .iter()
             .map(|(grantee, grant)| (grantee.clone(), self.limits_of(grantee, grant, now, wall)))
             .collect();
         // Undeclared tenants are never open: without a grant for them they have the bootstrap thresholds.
-        limits.entry(Grantee::Default).or_insert_with(|| undivided(&self.bootstrap));
+        limits.entry(Grantee::Default).or_insert_with(|| self.bootstrap_limits(wall));
+        for target in self.overrides.targets() {
+            // A block reaches a tenant without a grant too. Nothing else does: it would multiply capacity.
+            if let Target::One(grantee) = target
+                && matches!(self.overrides.at(target, wall).map(|o| &o.action), Some(Action::Block))
+            {
+                limits.entry(grantee.clone()).or_default().blocked = true;
+            }
+        }
         limits
+    }
+
+    /// The bootstrap thresholds, an operator's record being stronger.
+    fn bootstrap_limits(&self, wall: UnixMillis) -> Limits {
+        let (star, own) = self.overrides.for_tenant(&Grantee::Default, wall);
+        let rates =
+            self.bootstrap.rates.iter().map(|(meter, rate)| (*meter, self.within_capacity(*meter, *rate, wall)));
+        let base = Thresholds { rates: rates.collect(), concurrency: self.bootstrap.concurrency };
+        let used = effective(&base, star, own);
+        let meters = used.thresholds.rates.iter().map(|(meter, rate)| {
+            let rate = Rate { rate: rate.rate, burst: rate.burst.max(least_burst(*meter)) };
+            (*meter, MeterLimit { rate, undivided_burst: rate.burst })
+        });
+        Limits { meters: meters.collect(), concurrency: used.thresholds.concurrency, blocked: used.blocked }
+    }
+
+    /// A rate as far as `@capacity` leaves it.
+    fn within_capacity(&self, meter: Meter, rate: Rate, wall: UnixMillis) -> Rate {
+        let told = self.pulse().and_then(|pulse| pulse.capacity.get(&meter).copied());
+        rate.scaled(capacity_factor(self.overrides.at(&Target::Capacity, wall), told, meter))
     }
 
     fn limits_of(&self, grantee: &Grantee, grant: &Grant, now: MonoTime, wall: UnixMillis) -> Limits {
@@ -250,10 +285,9 @@ impl PoolView {
                     (false, None) => safe * self.brake,
                 };
                 let mine = rate.scaled(part * fraction);
-                // A member's burst holds at least one request.
-                let least = if meter.unit == Unit::Requests { 1.0 } else { 0.0 };
-                let rate_now = Rate { rate: mine.rate, burst: mine.burst.max(least) };
-                (*meter, MeterLimit { rate: rate_now, undivided_burst: rate.burst.max(least) })
+                let one_request = least_burst(*meter);
+                let rate_now = Rate { rate: mine.rate, burst: mine.burst.max(one_request) };
+                (*meter, MeterLimit { rate: rate_now, undivided_burst: rate.burst.max(one_request) })
             })
             .collect();
         let concurrency = used.thresholds.concurrency.map(|_| {
@@ -269,12 +303,9 @@ impl PoolView {
 
     /// The grant's thresholds after the pulse's scale and `@capacity`.
     fn base(&self, grant: &Grant, wall: UnixMillis) -> Thresholds {
-        let pulse = self.pulse();
-        let capacity_override = self.overrides.at(&Target::Capacity, wall);
         let rates = grant.thresholds.rates.iter().map(|(meter, rate)| {
-            let scale = pulse.map_or(1.0, |pulse| pulse.scale_for(grant.stamp, *meter));
-            let told = pulse.and_then(|pulse| pulse.capacity.get(meter).copied());
-            (*meter, rate.scaled(scale * capacity_factor(capacity_override, told, *meter)))
+            let scale = self.pulse().map_or(1.0, |pulse| pulse.scale_for(grant.stamp, *meter));
+            (*meter, self.within_capacity(*meter, rate.scaled(scale), wall))
         });
         Thresholds { rates: rates.collect(), concurrency: grant.thresholds.concurrency }
     }
@@ -298,15 +329,13 @@ impl PoolView {
 fn safe_part(grant: &Grant, meter: Meter) -> f64 {
     match (grant.safe.rates.get(&meter), grant.thresholds.rates.get(&meter)) {
         (Some(safe), Some(threshold)) if threshold.rate > 0.0 => (safe.rate / threshold.rate).min(1.0),
+        // Only an operator limits this meter: nothing that the leader decided can lapse.
+        (_, None) => 1.0,
         _ => 0.0,
     }
 }
 
-fn undivided(thresholds: &Thresholds) -> Limits {
-    let meters = thresholds
-        .rates
-        .iter()
-        .map(|(meter, rate)| (*meter, MeterLimit { rate: *rate, undivided_burst: rate.burst }))
-        .collect();
-    Limits { meters, concurrency: thresholds.concurrency, blocked: false }
+/// A member's burst holds at least one request.
+fn least_burst(meter: Meter) -> f64 {
+    if meter.unit == Unit::Requests { 1.0 } else { 0.0 }
 }

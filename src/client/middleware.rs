@@ -4,18 +4,27 @@
 //! A refusal surfaces as [`reqwest_middleware::Error::Middleware`] holding a [`Refusal`](super::Refusal). The tenant and the cost come
 //! from the request's extensions when the caller put a [`TenantId`] or a [`Cost`] there.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Extensions;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use reqwest::{Body, Request, Response};
 use reqwest_middleware::{Middleware, Next};
+use tokio::time::timeout;
+use tracing::debug;
 
 use super::{Permit, Pool};
+use crate::observation::Ending;
 use crate::provider::{BODY_BYTES_MAX, Head};
 use crate::quota::{Cost, TenantId};
+
+/// How long a refusal's body is waited for; error bodies come with their heads.
+const BODY_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// Limits a reqwest client to a pool's thresholds.
 #[derive(Debug, Clone)]
@@ -60,26 +69,70 @@ impl Limited {
     async fn answered(&self, mut permit: Permit, response: Response) -> Response {
         let status = response.status().as_u16();
         let observation = permit.observe(&Head { status, headers: response.headers() });
-        let refused = matches!(status, 429 | 503 | 529);
-        let short = response.content_length().is_some_and(|bytes| bytes <= BODY_BYTES_MAX as u64);
-        if !(refused && short) {
-            permit.conclude(&observation);
-            return with_body(response, |body| Body::wrap(HeldBody { body, _permit: permit }));
-        }
-        // What a refusal means stands in its body, so that is read here, and handed on as it was.
         let url = response.url().clone();
         let parts: http::Response<Body> = response.into();
         let (parts, body) = parts.into_parts();
-        let bytes = collect(body).await.unwrap_or_default();
-        permit.conclude(&self.pool.dialect().refine(observation, &bytes));
-        rebuilt(parts, Body::from(bytes), &url)
+        let mut body = HeldBody { ahead: VecDeque::new(), rest: Some(body), permit: None };
+        if matches!(observation.ending, Ending::Throttled(_)) {
+            // What a refusal means stands in its body. The caller gets the head late by this, if the body dawdles.
+            let told = timeout(BODY_WAIT_MAX, body.read_ahead()).await;
+            let bytes = body.bytes_ahead();
+            debug!(status, bytes = bytes.len(), in_time = told.is_ok(), "the provider refused");
+            permit.conclude(&self.pool.dialect().refine(observation, &bytes));
+        } else {
+            permit.conclude(&observation);
+        }
+        if body.rest.is_some() {
+            body.permit = Some(permit);
+        }
+        rebuilt(parts, Body::wrap(body), &url)
     }
 }
 
 /// The body of a request in flight: the permit ends with it.
 struct HeldBody {
-    body: Body,
-    _permit: Permit,
+    /// Read already, to be handed on as it came.
+    ahead: VecDeque<Result<Frame<Bytes>, reqwest::Error>>,
+    /// Gone when it has been read to its end.
+    rest: Option<Body>,
+    permit: Option<Permit>,
+}
+
+impl HeldBody {
+    /// Reads the rest as far as it can matter. Cancel-safe.
+    async fn read_ahead(&mut self) {
+        let mut bytes = 0;
+        while let Some(rest) = &mut self.rest
+            && bytes < BODY_BYTES_MAX
+        {
+            match poll_fn(|context| Pin::new(&mut *rest).poll_frame(context)).await {
+                Some(frame) => {
+                    bytes += frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
+                    if frame.is_err() || rest.is_end_stream() {
+                        self.rest = None;
+                    }
+                    self.ahead.push_back(frame);
+                }
+                None => self.rest = None,
+            }
+        }
+    }
+
+    fn bytes_ahead(&self) -> Vec<u8> {
+        let frames = self.ahead.iter().filter_map(|frame| frame.as_ref().ok().and_then(Frame::data_ref));
+        frames.flat_map(|data| data.iter().copied()).collect()
+    }
+
+    fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, reqwest::Error>>> {
+        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+        let polled = Pin::new(&mut *rest).poll_frame(context);
+        let over = matches!(polled, Poll::Ready(None | Some(Err(_)))) || (polled.is_ready() && rest.is_end_stream());
+        if over {
+            self.rest = None;
+            self.permit = None;
+        }
+        polled
+    }
 }
 
 impl HttpBody for HeldBody {
@@ -90,33 +143,26 @@ impl HttpBody for HeldBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, reqwest::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        match self.ahead.pop_front() {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None => self.poll_rest(context),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.ahead.is_empty() && self.rest.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-async fn collect(mut body: Body) -> Option<Bytes> {
-    let mut all = Vec::new();
-    while let Some(frame) = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        if let Ok(data) = frame.ok()?.into_data() {
-            all.extend_from_slice(&data);
+        let ahead: u64 = self.ahead.iter().flatten().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        let rest = self.rest.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint);
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + ahead);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + ahead);
         }
+        hint
     }
-    Some(all.into())
-}
-
-fn with_body(response: Response, wrap: impl FnOnce(Body) -> Body) -> Response {
-    let url = response.url().clone();
-    let parts: http::Response<Body> = response.into();
-    let (parts, body) = parts.into_parts();
-    rebuilt(parts, wrap(body), &url)
 }
 
 /// A response with its URL, which the conversion would lose.

@@ -14,6 +14,7 @@ mod drive;
 mod member;
 mod middleware;
 mod params;
+mod permit;
 mod report;
 mod session;
 mod swap;
@@ -29,10 +30,11 @@ use tokio::task::JoinHandle;
 use admission::{ClockDebug, PoolShared};
 use drive::Core;
 
-pub use admission::{LINE_MAX, Permit, Refusal, Usage, Why};
+pub use admission::{LINE_MAX, Refusal, Why};
 pub use member::{MemberState, PULSE_QUIET, PoolView};
 pub use middleware::Limited;
 pub use params::{ClientParams, PoolParams};
+pub use permit::{Permit, Usage};
 pub use session::{Notice, Session};
 pub use swap::Tuning;
 
@@ -96,6 +98,7 @@ impl Client {
             pools: std::sync::OnceLock::new(),
             urgent: tokio::sync::Notify::new(),
             joined: tokio::sync::Notify::new(),
+            jitter: fastrand::f64(),
         });
         let pools = params.pools.iter().filter_map(|pool| {
             let tuning = first.get(&pool.id)?.clone();
@@ -136,8 +139,12 @@ impl Client {
     }
 
     /// Stops, and takes this process's own presence away at once. Shared records stay.
-    pub async fn close(self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+    pub async fn close(mut self) {
+        for task in std::mem::take(&mut self.tasks) {
+            task.abort();
+            // Only a task that has ended cannot announce the presence once more.
+            let _ = task.await;
+        }
         let lease = self.lease.lock().take();
         if let Some(lease) = lease {
             // Without a store the lease runs out by itself.
@@ -148,7 +155,9 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 }
 

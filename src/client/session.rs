@@ -90,7 +90,9 @@ impl Session {
         let mut notices = Vec::new();
         let other_cluster = self.cluster_id.is_some_and(|id| id != listing.cluster_id);
         if other_cluster || listing.revision < self.revision {
-            views.values_mut().for_each(PoolView::restart_order);
+            for view in views.values_mut() {
+                view.restart_order();
+            }
             self.term = 0;
             notices.push(Notice::OrderRestarted);
         }
@@ -100,10 +102,9 @@ impl Session {
         let mut grants: BTreeSet<(PoolId, Grantee)> = BTreeSet::new();
         let mut overrides: BTreeSet<(PoolId, Target)> = BTreeSet::new();
         let leader_key = self.keys.key(&Key::Leader);
-        let leader = listing.entries.iter().find(|entry| entry.key == leader_key);
-        match leader {
-            Some(entry) => self.on_leader(entry, &mut notices),
-            None => self.leader = None,
+        let led = listing.entries.iter().any(|entry| entry.key == leader_key);
+        if !led {
+            self.leader = None;
         }
         for entry in &listing.entries {
             match self.keys.parse(&entry.key) {
@@ -111,7 +112,7 @@ impl Session {
                 Some(Key::Override(pool, target)) => drop(overrides.insert((pool, target))),
                 _ => {}
             }
-            self.on_put(entry, leader.is_some(), views, now, &mut notices);
+            self.on_put(entry, led, views, now, &mut notices);
         }
         for (id, view) in views {
             view.retain(
@@ -193,7 +194,8 @@ impl Session {
                 self.term = self.term.max(entry.create_revision);
             }
             Err(error) => {
-                notices.push(Notice::RecordRefused { kind: "leader", key: entry.key.clone(), error: error.to_string() })
+                let (key, error) = (entry.key.clone(), error.to_string());
+                notices.push(Notice::RecordRefused { kind: "leader", key, error });
             }
         }
     }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
+use parking_lot::Mutex;
 
 use super::member::MemberState;
 use crate::clock::MonoTime;
@@ -44,27 +45,52 @@ impl Tuning {
             stamp: Stamp::default(),
         }
     }
+
+    pub(super) fn hold(&mut self, holds: &[(Meter, MonoTime)]) {
+        for (meter, until) in holds {
+            let held = self.holds.entry(*meter).or_insert(*until);
+            *held = (*held).max(*until);
+        }
+    }
 }
 
-/// The atomic pointer to a [`Tuning`].
+/// The atomic pointer to a [`Tuning`]. Readers never wait; writers follow one another, so none undoes what another did.
 #[derive(Debug)]
-pub(super) struct Swap(ArcSwap<Tuning>);
+pub(super) struct Swap {
+    tuning: ArcSwap<Tuning>,
+    writer: Mutex<()>,
+}
 
 impl Swap {
     /// Begins with `tuning`.
     #[must_use]
     pub(super) fn new(tuning: Tuning) -> Self {
-        Self(ArcSwap::from_pointee(tuning))
+        Self { tuning: ArcSwap::from_pointee(tuning), writer: Mutex::new(()) }
     }
 
     /// The tuning now; load once a decision.
     #[must_use]
     pub(super) fn load(&self) -> Guard<Arc<Tuning>> {
-        self.0.load()
+        self.tuning.load()
     }
 
-    /// Puts a new tuning in force.
-    pub(super) fn store(&self, tuning: Tuning) {
-        self.0.store(Arc::new(tuning));
+    /// Puts in force what `change` makes of the tuning; returns what it replaced and what it became, if anything.
+    pub(super) fn update(&self, change: impl FnOnce(&Tuning) -> Option<Tuning>) -> Option<(Arc<Tuning>, Arc<Tuning>)> {
+        let _one_at_a_time = self.writer.lock();
+        let known = self.tuning.load_full();
+        let changed = Arc::new(change(&known)?);
+        self.tuning.store(changed.clone());
+        Some((known, changed))
+    }
+
+    /// Holds these meters until then; a second hold never shortens the first.
+    pub(super) fn hold(&self, holds: &[(Meter, MonoTime)]) {
+        if !holds.is_empty() {
+            self.update(|known| {
+                let mut tuning = known.clone();
+                tuning.hold(holds);
+                Some(tuning)
+            });
+        }
     }
 }

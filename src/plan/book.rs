@@ -45,6 +45,11 @@ impl OverrideBook {
         self.records.retain(|target, _| keep(target));
     }
 
+    /// The targets that have a record, in force or expired.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.records.keys()
+    }
+
     /// The record in force for `target` at `wall`.
     #[must_use]
     pub fn at(&self, target: &Target, wall: UnixMillis) -> Option<&Override> {

@@ -10,16 +10,21 @@
 #![allow(clippy::items_after_statements, reason = "a table's row type stands beside the table")]
 #![allow(clippy::too_many_lines, reason = "a story is told in one piece, a table of cases too")]
 
+mod admission;
 mod apportion;
 mod architecture;
+mod by_hand;
 mod closed_loop;
 mod config;
 mod emulator;
 mod law;
 mod limiter;
+mod member;
+mod middleware;
 mod planner;
 mod provider;
 mod records;
+mod session;
 mod shares;
 mod store;
 mod telemetry;

@@ -1,0 +1,159 @@
+//! A permit: leave to send one request, and what came of it.
+//!
+//! Nothing is concluded from a response's head alone when its body is still to tell what a refusal means: a 429 for want
+//! of credit is no congestion, and its zeros were never measured.
+
+use std::sync::Arc;
+
+use super::admission::{Gate, PoolShared};
+use crate::clock::MonoTime;
+use crate::limiter::Reservation;
+use crate::observation::{Ending, ThrottleKind};
+use crate::provider::{Head, Hold, Observation, TokenCharge, reflex};
+use crate::quota::{Cost, Meter};
+use crate::telemetry::Metric;
+
+/// A hold is released over this fraction of its length, so that members do not return at one instant.
+const HOLD_JITTER: f64 = 0.2;
+
+/// What the provider says a request really used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// LLM tokens sent.
+    pub input_tokens: u64,
+    /// LLM tokens received.
+    pub output_tokens: u64,
+}
+
+/// Leave to send one request. [`observe`](Permit::observe) the response's head, [`conclude`](Permit::conclude) from it,
+/// then [`settle`](Permit::settle). A permit that is dropped frees its place in flight and counts as fully used; one
+/// that was told of no answer counts as sent and ignored.
+#[derive(Debug)]
+#[must_use = "a dropped permit frees its place in flight at once"]
+pub struct Permit {
+    pool: Arc<PoolShared>,
+    gate: Arc<Gate>,
+    reservation: Option<Reservation>,
+    sent_at: MonoTime,
+    first_byte_at: Option<MonoTime>,
+    concluded: bool,
+}
+
+impl Permit {
+    pub(super) fn new(pool: Arc<PoolShared>, gate: Arc<Gate>, reservation: Reservation, now: MonoTime) -> Self {
+        Self { pool, gate, reservation: Some(reservation), sent_at: now, first_byte_at: None, concluded: false }
+    }
+
+    /// What was reserved.
+    #[must_use]
+    pub fn cost(&self) -> Cost {
+        self.reservation.as_ref().map(Reservation::cost).unwrap_or_default()
+    }
+
+    /// Reads a response's head as it arrives.
+    ///
+    /// Pass the result to [`Permit::conclude`] at once, or refined by [`Dialect::refine`](crate::provider::Dialect::refine)
+    /// where there is an error body.
+    pub fn observe(&mut self, head: &Head<'_>) -> Observation {
+        self.first_byte_at = Some(self.pool.clock.now());
+        self.pool.dialect.read(head, self.sent_at)
+    }
+
+    /// Learns from a response: keeps its readings, counts how the request ended, and holds at once what the provider
+    /// refused. Only the first call counts.
+    pub fn conclude(&mut self, observation: &Observation) {
+        if std::mem::replace(&mut self.concluded, true) {
+            return;
+        }
+        {
+            let mut readings = self.pool.readings.lock();
+            for reading in &observation.readings {
+                let known = readings.entry(reading.meter).or_insert(*reading);
+                if reading.sent_at >= known.sent_at {
+                    *known = *reading;
+                }
+            }
+        }
+        let id = self.pool.id.as_str();
+        if observation.faults > 0 {
+            self.pool.telemetry.add(Metric::HeaderFaults, &[id], f64::from(observation.faults));
+        }
+        if let Ending::Throttled(kind) = observation.ending {
+            self.pool.telemetry.add(Metric::Throttled, &[id, kind.as_str()], 1.0);
+            self.hold(observation, kind);
+        }
+        let first_byte_ms = self.first_byte_at.map(|at| at.seconds_since(self.sent_at) * 1e3);
+        self.gate.count(|counters| {
+            counters.sent += 1;
+            counters.ended(observation.ending);
+            // A refusal comes quickly: it says nothing of how long answers take.
+            if let (Ending::Succeeded, Some(ms)) = (observation.ending, first_byte_ms) {
+                counters.ttfb_log_ms.add(ms);
+            }
+        });
+    }
+
+    fn hold(&self, observation: &Observation, kind: ThrottleKind) {
+        let now = self.pool.clock.now();
+        let reaction = reflex(self.pool.dialect, observation, &self.cost());
+        // An overloaded provider is left alone for as long as it asks. Every request costs one.
+        let overload = reaction.overload.and(observation.retry_after);
+        let overload = overload.map(|for_at_least| Hold { meter: Meter::REQUESTS_PER_MINUTE, for_at_least });
+        let jitter = 1.0 + HOLD_JITTER * fastrand::f64();
+        let until = |hold: &Hold| (hold.meter, now.after_seconds(hold.for_at_least.as_secs_f64() * jitter));
+        let holds: Vec<(Meter, MonoTime)> = reaction.holds.iter().chain(&overload).map(until).collect();
+        if let Some(long) = reaction.long {
+            let mut long_holds = self.pool.long_holds.lock();
+            for (meter, _) in &holds {
+                // A second one never shortens the first.
+                let held = long_holds.entry(*meter).or_insert(now + long);
+                *held = (*held).max(now + long);
+            }
+        }
+        self.pool.swap.hold(&holds);
+        if kind != ThrottleKind::Overload
+            && let Some(process) = self.pool.throttled.upgrade()
+        {
+            process.on_throttled(&self.pool.id, now);
+        }
+    }
+
+    /// The call failed without an answer: says nothing about capacity.
+    pub fn failed(&mut self) {
+        if !std::mem::replace(&mut self.concluded, true) {
+            self.gate.count(|counters| {
+                counters.sent += 1;
+                counters.ended(Ending::Ignored);
+            });
+        }
+    }
+
+    /// Ends the permit with the real usage. What the provider does not charge is given back, as far as its dialect
+    /// corrects its own estimate at all.
+    pub fn settle(mut self, usage: Usage) {
+        self.release(Some(usage));
+    }
+
+    fn release(&mut self, usage: Option<Usage>) {
+        let Some(reservation) = self.reservation.take() else { return };
+        // A caller that left while its request was under way has told nothing, but it did send.
+        self.failed();
+        let reserved = reservation.cost();
+        let charged = match self.pool.dialect.semantics().token_charge {
+            // The provider keeps its own estimate, so giving tokens back would only make the bucket lie.
+            TokenCharge::Estimate => None,
+        };
+        let used = usage.map_or(reserved, |usage| Cost {
+            requests: reserved.requests,
+            input_tokens: usage.input_tokens,
+            output_tokens: usage.output_tokens,
+        });
+        self.gate.settle(reservation, charged, &used, self.pool.clock.now());
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.release(None);
+    }
+}

@@ -62,10 +62,7 @@ async fn keys(store: &impl Store, select: Select) -> Vec<String> {
 }
 
 async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match timeout(PATIENCE, future).await {
-        Ok(value) => value,
-        Err(_elapsed) => panic!("{what}: not within {PATIENCE:?}"),
-    }
+    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"))
 }
 
 /// The next `count` changes, as (what, key, revision).

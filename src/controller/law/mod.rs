@@ -4,9 +4,11 @@
 //!   empty ([`Observer`]). The limit minus what others use is the ceiling.
 //! - *Without* (never seen, or older than 15 s) only demand and 429s speak: additive increase, multiplicative
 //!   decrease ([`Aimd`]), capped by the last known limit.
+//! - *Against* the headers: 429s that are more than chance while the readings leave room. The headers are wrong, or have
+//!   fallen silent just as the limit moved; AIMD decides for 30 s, or until they tell another limit.
 //! - The two are kept in step, so that losing the headers moves nothing.
 //!
-//! Source: CONTROL §2.3 (observer), §2.4 (AIMD), §2.7 (the test for congestion).
+//! Source: CONTROL §2.3 (observer), §2.4 (AIMD), §2.5 (trust), §2.7 (the test for congestion).
 
 mod aimd;
 mod observer;
@@ -68,24 +70,31 @@ pub struct Step {
     pub burst: f64,
 }
 
+/// How long contradicted headers are not believed.
+const DISTRUST: Duration = Duration::from_secs(30);
+/// A level above this many units, and above one second of refill, leaves room: a 429 then contradicts it.
+const ROOM_UNITS: f64 = 3.0;
+
+/// Headers that 429s contradicted.
+#[derive(Debug, Clone, Copy)]
+struct Distrust {
+    until: MonoTime,
+    limit_per_s: f64,
+}
+
 /// The law of one meter.
 #[derive(Debug, Clone)]
 pub struct MeterLaw {
     observer: Option<Observer>,
     aimd: Aimd,
+    distrust: Option<Distrust>,
 }
 
 impl MeterLaw {
     /// A law that begins at `start_per_s`: the static capacity, or what an earlier leader had granted.
     #[must_use]
     pub fn new(start_per_s: f64) -> Self {
-        Self { observer: None, aimd: Aimd::new(start_per_s) }
-    }
-
-    /// Whether 429s since the last decrease are more than chance.
-    #[must_use]
-    pub fn congested(&self, traffic: &Traffic) -> bool {
-        self.aimd.congested(traffic)
+        Self { observer: None, aimd: Aimd::new(start_per_s), distrust: None }
     }
 
     /// When the last decrease was.
@@ -102,7 +111,8 @@ impl MeterLaw {
                 Some(observer) => observer.update(&sample),
                 None => self.observer = Some(Observer::new(&sample)),
             }
-            if let Some(observer) = &mut self.observer {
+            let believed = self.believes(inputs);
+            if let Some(observer) = self.observer.as_ref().filter(|_| believed) {
                 let capacity_per_s = observer.capacity_per_s(inputs.now, inputs.own_now);
                 self.aimd.follow(observer.limit_per_s() - observer.others_per_s());
                 return Step {
@@ -127,5 +137,18 @@ impl MeterLaw {
             level: None,
             burst: self.observer.as_ref().map_or(nominal.burst, Observer::burst),
         }
+    }
+
+    /// Whether the headers are to be believed.
+    fn believes(&mut self, inputs: &Inputs) -> bool {
+        let Some(observer) = &self.observer else { return false };
+        let limit_per_s = observer.limit_per_s();
+        let room = observer.level_at(inputs.now, inputs.own_now) > ROOM_UNITS.max(limit_per_s);
+        if room && self.aimd.congested(&inputs.traffic) {
+            self.distrust = Some(Distrust { until: inputs.now + DISTRUST, limit_per_s });
+        }
+        // Another limit is news, believed until it is contradicted too.
+        self.distrust = self.distrust.filter(|d| inputs.now < d.until && d.limit_per_s == limit_per_s);
+        self.distrust.is_none()
     }
 }

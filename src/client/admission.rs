@@ -188,8 +188,8 @@ impl GateState {
 
 fn never(limits: Option<&Limits>, cost: &Cost) -> Option<Never> {
     limits?.meters.iter().find_map(|(meter, limit)| {
-        let (needed, burst) = (cost.of(meter.unit), limit.undivided_burst);
-        (needed > burst).then_some(Never { meter: *meter, needed, burst })
+        let (needed, largest_request) = (cost.of(meter.unit), limit.largest_request);
+        (needed > largest_request).then_some(Never { meter: *meter, needed, largest_request })
     })
 }
 

@@ -23,6 +23,8 @@ use crate::quota::{Grantee, Meter, Unit};
 pub const PULSE_QUIET: Duration = Duration::from_secs(3);
 const BRAKE_EVERY_S: f64 = 1.0;
 const BRAKE_PER_S: f64 = 0.7;
+/// The brake never closes: with nothing sent, nothing would tell that the provider takes requests again.
+const BRAKE_MIN: f64 = 0.05;
 const RELEASE_PER_S: f64 = 0.01;
 const CLEAN_BEFORE_RELEASE_S: f64 = 8.0;
 const LAPSE_TAU_S: f64 = 30.0;
@@ -68,6 +70,8 @@ pub struct PoolView {
     /// The newest pulse, and when the last one that counts came; one found in a list without a leader does not count.
     pulse: Option<(Pulse, Option<MonoTime>)>,
     newest: Stamp,
+    /// The most that each meter's pool was ever said to take, in units per window.
+    roomiest: BTreeMap<Meter, f64>,
     leases: BTreeMap<Grantee, Lease>,
     brake: f64,
     braked_at: MonoTime,
@@ -84,6 +88,7 @@ impl PoolView {
             overrides: OverrideBook::default(),
             pulse: None,
             newest: Stamp::default(),
+            roomiest: BTreeMap::new(),
             leases: BTreeMap::new(),
             brake: 1.0,
             braked_at: now,
@@ -107,6 +112,10 @@ impl PoolView {
     pub fn on_pulse(&mut self, pulse: Pulse, live: bool, now: MonoTime) {
         if pulse.stamp > self.newest {
             self.newest = pulse.stamp;
+            for (meter, capacity) in &pulse.capacity {
+                let most = self.roomiest.entry(*meter).or_insert(*capacity);
+                *most = most.max(*capacity);
+            }
             // One without a living leader says what was last decided, but renews nothing.
             let counted_at = if live { Some(now) } else { self.pulse_at() };
             self.pulse = Some((pulse, counted_at));
@@ -162,6 +171,11 @@ impl PoolView {
         self.leases.get(grantee).filter(|lease| lease.until > now).map(|lease| lease.share)
     }
 
+    /// The tenants of which a share is in force.
+    pub fn leased(&self, now: MonoTime) -> impl Iterator<Item = &Grantee> {
+        self.leases.iter().filter(move |(_, lease)| lease.until > now).map(|(grantee, _)| grantee)
+    }
+
     /// The tenants that have a grant.
     #[must_use]
     pub fn has_grant(&self, grantee: &Grantee) -> bool {
@@ -201,7 +215,7 @@ impl PoolView {
         self.braked_at = now;
         self.brake = match self.state(now) {
             MemberState::Bootstrap | MemberState::Active => 1.0,
-            MemberState::Braking | MemberState::Lapsed if throttled => self.brake * BRAKE_PER_S,
+            MemberState::Braking | MemberState::Lapsed if throttled => (self.brake * BRAKE_PER_S).max(BRAKE_MIN),
             _ if clean_s >= CLEAN_BEFORE_RELEASE_S => (self.brake + RELEASE_PER_S * span_s).min(1.0),
             _ => self.brake,
         };
@@ -249,7 +263,7 @@ impl PoolView {
         let used = effective(&base, star, own);
         let meters = used.thresholds.rates.iter().map(|(meter, rate)| {
             let rate = Rate { rate: rate.rate, burst: rate.burst.max(least_burst(*meter)) };
-            (*meter, MeterLimit { rate, undivided_burst: rate.burst })
+            (*meter, MeterLimit { rate, largest_request: rate.burst })
         });
         Limits { meters: meters.collect(), concurrency: used.thresholds.concurrency, blocked: used.blocked }
     }
@@ -287,7 +301,10 @@ impl PoolView {
                 let mine = rate.scaled(part * fraction);
                 let one_request = least_burst(*meter);
                 let rate_now = Rate { rate: mine.rate, burst: mine.burst.max(one_request) };
-                (*meter, MeterLimit { rate: rate_now, undivided_burst: rate.burst.max(one_request) })
+                // Never is for what the provider itself could not take: a tenant that is granted little at the moment, or
+                // a pool that was cut, still admits a large request, into debt that its own rate pays off.
+                let roomiest = self.roomiest.get(meter).copied().unwrap_or(0.0);
+                (*meter, MeterLimit { rate: rate_now, largest_request: rate.burst.max(one_request).max(roomiest) })
             })
             .collect();
         let concurrency = used.thresholds.concurrency.map(|_| {

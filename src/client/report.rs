@@ -6,7 +6,7 @@ use super::PoolShared;
 use super::member::PoolView;
 use crate::clock::MonoTime;
 use crate::observation::{MeterReport, PoolReport, REPORT_SCHEMA, Report, TenantReport};
-use crate::quota::PoolId;
+use crate::quota::{Grantee, PoolId};
 
 /// A reading older than this is not news.
 const READING_AGE_MAX_MS: u64 = 60_000;
@@ -46,20 +46,25 @@ fn pool_report(pool: &PoolShared, view: Option<&PoolView>, now: MonoTime) -> Poo
         holds.retain(|_, until| *until > now);
         holds.iter().map(|(meter, until)| (*meter, ms(now, *until))).collect()
     };
-    let tenants = pool
+    let mut tenants: BTreeMap<Grantee, TenantReport> = pool
         .gate_reports()
         .into_iter()
         .map(|(grantee, gate)| {
-            let share = view.and_then(|view| view.share_at(&grantee, now));
             let tenant = TenantReport {
                 counters: gate.counters,
                 in_flight: gate.in_flight,
                 waiting: u32::try_from(gate.waiting).unwrap_or(u32::MAX),
-                share: share.map(|share| share.share),
-                concurrency: share.and_then(|share| share.concurrency),
+                ..TenantReport::default()
             };
             (grantee, tenant)
         })
         .collect();
+    // Every lease is echoed, of tenants without traffic here too: what is not echoed counts as given back.
+    for grantee in view.into_iter().flat_map(|view| view.leased(now)) {
+        let share = view.and_then(|view| view.share_at(grantee, now));
+        let tenant = tenants.entry(grantee.clone()).or_default();
+        tenant.share = share.map(|share| share.share);
+        tenant.concurrency = share.and_then(|share| share.concurrency);
+    }
     PoolReport { meters, hold_ms, tenants }
 }

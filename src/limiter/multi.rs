@@ -2,10 +2,10 @@
 //!
 //! - *admit*: every meter has room and a place in flight is free; units are taken from all at once.
 //! - *wait until*: not now; the earliest instant at which it could be.
-//! - *never*: above the tenant's undivided burst, so no wait helps at these thresholds.
+//! - *never*: above the largest request that any wait could admit.
 //!
-//! A cost above the member's own part of a burst, but within the tenant's undivided one, is admitted from a full
-//! bucket into debt, one in flight per meter: dividing a burst over members makes no request impossible.
+//! A cost above the member's own part of a burst, but not above the largest request, is admitted from a full bucket into
+//! debt, one in flight per meter: dividing a burst over tenants and members makes no request impossible.
 
 use std::collections::BTreeMap;
 
@@ -19,8 +19,8 @@ use crate::quota::{Cost, Meter};
 pub struct MeterLimit {
     /// What this member enforces.
     pub rate: Rate,
-    /// The tenant's burst over all members, in units: what *never* is judged by.
-    pub undivided_burst: f64,
+    /// The largest request that can ever be admitted, in units: what *never* is judged by.
+    pub largest_request: f64,
 }
 
 /// What a member enforces for one tenant.
@@ -47,14 +47,14 @@ pub enum Decision {
 
 /// Why a request can never be admitted.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
-#[error("needs {needed} {meter} units at once, and the tenant's burst is {burst}")]
+#[error("needs {needed} of {meter} at once, and the largest request that can be admitted is {largest_request}")]
 pub struct Never {
     /// Which meter.
     pub meter: Meter,
     /// Units needed.
     pub needed: f64,
-    /// The tenant's undivided burst, in units.
-    pub burst: f64,
+    /// The largest that could be admitted, in units.
+    pub largest_request: f64,
 }
 
 /// Units taken for one request, to be settled with [`Limiter::settle`].
@@ -78,7 +78,7 @@ impl Reservation {
 #[derive(Debug)]
 struct Metered {
     bucket: Bucket,
-    undivided_burst: f64,
+    largest_request: f64,
     oversize_in_flight: bool,
     /// The first reservation that took from this bucket; an older one has nothing to get back.
     first_serial: u64,
@@ -119,7 +119,7 @@ impl Limiter {
             if !self.meters.contains_key(meter) {
                 let metered = self.recall(*meter, since).unwrap_or_else(|| Metered {
                     bucket: Bucket::new(rate_per_s, limit.rate.burst, since),
-                    undivided_burst: limit.undivided_burst,
+                    largest_request: limit.largest_request,
                     oversize_in_flight: false,
                     first_serial: self.admitted,
                 });
@@ -127,7 +127,7 @@ impl Limiter {
             }
             if let Some(metered) = self.meters.get_mut(meter) {
                 metered.bucket.retune(rate_per_s, limit.rate.burst, since);
-                metered.undivided_burst = limit.undivided_burst;
+                metered.largest_request = limit.largest_request;
             }
         }
         let gone: Vec<Meter> = self.meters.keys().filter(|meter| !limits.meters.contains_key(meter)).copied().collect();
@@ -211,8 +211,8 @@ impl Limiter {
     fn never(&self, cost: &Cost) -> Option<Never> {
         self.meters.iter().find_map(|(meter, metered)| {
             let needed = cost.of(meter.unit);
-            let burst = metered.undivided_burst;
-            (needed > burst).then_some(Never { meter: *meter, needed, burst })
+            let largest_request = metered.largest_request;
+            (needed > largest_request).then_some(Never { meter: *meter, needed, largest_request })
         })
     }
 

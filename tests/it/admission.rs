@@ -345,7 +345,7 @@ async fn a_deadline_that_passes_in_line_is_a_refusal_worth_another_try() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_larger_than_the_undivided_burst_is_never_admitted_wherever_it_stands() {
+async fn what_is_larger_than_the_largest_request_is_never_admitted_wherever_it_stands() {
     let stage = Stage::open(&[("acme", Thresholds { concurrency: Some(1), ..rates(&[(TPM, AMPLE, 1_000.0)]) })]).await;
     let large = Cost::request(1_001, 0);
     assert!(matches!(stage.now("acme", large).await, Err(Refusal::Never(never)) if never.meter == TPM));

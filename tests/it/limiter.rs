@@ -20,7 +20,7 @@ fn ms(ms: u64) -> MonoTime {
 fn limits(meters: &[(Meter, f64, f64, f64)]) -> Limits {
     let meters = meters.iter().map(|(meter, per_s, burst, undivided)| {
         let rate = Rate { rate: per_s * meter.window.seconds(), burst: *burst };
-        (*meter, MeterLimit { rate, undivided_burst: *undivided })
+        (*meter, MeterLimit { rate, largest_request: *undivided })
     });
     Limits { meters: meters.collect(), ..Limits::default() }
 }
@@ -137,10 +137,10 @@ fn a_tenant_with_a_tokens_limit_only_is_held_to_it() {
 }
 
 #[test]
-fn never_is_judged_by_the_undivided_burst_alone() {
+fn never_is_judged_by_the_largest_request_alone() {
     let mut limiter = Limiter::new(&limits(&[(TPM, 10.0, 10.0, 100.0)]), ms(0));
     let Decision::Never(never) = ask(&mut limiter, Cost::request(101, 0), ms(0)) else { panic!("101 > 100") };
-    assert_eq!((never.meter, never.needed, never.burst), (TPM, 101.0, 100.0));
+    assert_eq!((never.meter, never.needed, never.largest_request), (TPM, 101.0, 100.0));
     drop(admitted(&mut limiter, Cost::request(100, 0), ms(0)));
     assert_eq!(limiter.level_at(TPM, ms(0)), Some(-90.0));
 }

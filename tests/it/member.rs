@@ -365,8 +365,8 @@ fn nobody_is_left_without_one_request_at_a_time() {
     view.on_grant(grantee("acme"), granted);
     let enforced = limits(&view, "acme", 0);
     assert_eq!(enforced.concurrency, Some(1));
-    let MeterLimit { rate, undivided_burst } = enforced.meters[&RPM];
-    assert_eq!((rate.burst, undivided_burst), (1.0, 2.0));
+    let MeterLimit { rate, largest_request } = enforced.meters[&RPM];
+    assert_eq!((rate.burst, largest_request), (1.0, 2.0));
     assert!(rate.rate < 0.1, "the burst is whole, the rate is not");
 }
 
@@ -377,4 +377,18 @@ fn a_share_outside_0_to_1_changes_nothing() {
         view.on_shares([(grantee("acme"), Share { share, concurrency: None })].into(), at_ms(2_000_000));
         assert_eq!(rpm(&view, 0), 120.0, "share {share}");
     }
+}
+
+#[test]
+fn a_large_request_is_never_refused_for_being_large_while_the_pool_could_take_it() {
+    let mut view = PoolView::new(Thresholds::default(), MonoTime::from_millis(0));
+    let thresholds = Thresholds { rates: [(RPM, Rate { rate: 6.0, burst: 1.0 })].into(), concurrency: None };
+    view.on_grant(grantee("acme"), grant(stamp(7, 1), thresholds));
+    view.on_pulse(pulse(stamp(7, 2)), true, MonoTime::from_millis(0));
+    let largest = |view: &PoolView| {
+        view.limits(MonoTime::from_millis(0), UnixMillis(0))[&grantee("acme")].meters[&RPM].largest_request
+    };
+    assert_eq!(largest(&view), 600.0, "what the pulse says the pool takes");
+    view.on_pulse(Pulse { capacity: [(RPM, 30.0)].into(), ..pulse(stamp(7, 3)) }, true, MonoTime::from_millis(0));
+    assert_eq!(largest(&view), 600.0, "a cut makes no request impossible");
 }

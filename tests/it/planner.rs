@@ -469,7 +469,7 @@ impl Fleet {
                 let whole = grant.thresholds.rates[&RPM];
                 let mine = whole.scaled(share.share);
                 let limit =
-                    MeterLimit { rate: Rate { burst: mine.burst.max(1.0), ..mine }, undivided_burst: whole.burst };
+                    MeterLimit { rate: Rate { burst: mine.burst.max(1.0), ..mine }, largest_request: whole.burst };
                 gate.limiter.retune(&Limits { meters: BTreeMap::from([(RPM, limit)]), ..Limits::default() }, now);
                 let per_s = arrivals.iter().find(|(name, _)| tenant(name) == *grantee).map_or(0.0, |(_, x)| *x);
                 #[allow(clippy::cast_precision_loss)]

@@ -7,11 +7,16 @@ use serde_json::json;
 use tidegate::client::{MemberState, Notice, PoolView, Session};
 use tidegate::clock::{MonoTime, UnixMillis};
 use tidegate::plan::keyspace::{Key, Keyspace, LeaderRecord};
-use tidegate::plan::{Override, OverrideStatus, Target, Thresholds};
+use tidegate::plan::{Override, OverrideStatus, Pulse, Stamp, Target, Thresholds};
 use tidegate::quota::{Grantee, PoolId};
 use tidegate::store::{Change, Entry, Listing, Select};
 
 use super::by_hand::{RPM, grant, grantee, pool, pulse, rates, stamp, target};
+
+/// A pulse that tells of no capacity.
+fn silent_pulse(stamp: Stamp) -> Pulse {
+    Pulse { capacity: BTreeMap::new(), ..pulse(stamp) }
+}
 
 /// A session with its views, and the store's side of it as a map.
 struct Story {
@@ -45,7 +50,7 @@ impl Story {
     fn led() -> Self {
         let mut story = Self::new();
         story.lead();
-        story.put(&Key::Pulse(pool()), &bytes(&pulse(stamp(7, 10))));
+        story.put(&Key::Pulse(pool()), &bytes(&silent_pulse(stamp(7, 10))));
         story.put(&Key::Limits(pool(), grantee("acme")), &bytes(&grant(stamp(7, 10), rates(&[(RPM, 120.0, 12.0)]))));
         assert_eq!(story.list(), []);
         story
@@ -92,10 +97,11 @@ impl Story {
         self.view().state(self.now)
     }
 
-    /// The undivided burst tells what the tenant is granted, whatever the share.
+    /// Where no pulse tells of a capacity, the largest request is the tenant's whole burst: what it is granted,
+    /// whatever the share.
     fn burst(&self, name: &str) -> Option<f64> {
         let limits = self.view().limits(self.now, UnixMillis(0));
-        limits.get(&grantee(name)).map(|limits| limits.meters[&RPM].undivided_burst)
+        limits.get(&grantee(name)).map(|limits| limits.meters[&RPM].largest_request)
     }
 
     fn blocked(&self, name: &str) -> bool {
@@ -127,7 +133,7 @@ fn a_session_lists_what_it_watches_and_the_override_statuses() {
 fn watching_goes_on_after_the_newest_revision_seen() {
     let mut story = Story::led();
     assert_eq!(story.session.next_revision(), story.revision + 1);
-    let change = story.put(&Key::Pulse(pool()), &bytes(&pulse(stamp(7, 11))));
+    let change = story.put(&Key::Pulse(pool()), &bytes(&silent_pulse(stamp(7, 11))));
     story.changes(&[change]);
     assert_eq!(story.session.next_revision(), story.revision + 1);
 }
@@ -184,13 +190,13 @@ fn a_pulse_in_a_list_without_a_leader_does_not_count() {
     assert_eq!(late.list(), []);
     assert_eq!((late.state(), late.burst("acme")), (MemberState::Lapsed, Some(12.0)));
     // With the next pulse seen as it is written, the grant lives.
-    let change = late.put(&Key::Pulse(pool()), &bytes(&pulse(stamp(9, 1))));
+    let change = late.put(&Key::Pulse(pool()), &bytes(&silent_pulse(stamp(9, 1))));
     late.changes(&[change]);
     assert_eq!(late.state(), MemberState::Active);
 
     // A watch that broke between two leaders ends no life.
     story.delete(&Key::Leader);
-    story.put(&Key::Pulse(pool()), &bytes(&pulse(stamp(7, 11))));
+    story.put(&Key::Pulse(pool()), &bytes(&silent_pulse(stamp(7, 11))));
     story.list();
     assert_eq!(story.state(), MemberState::Active);
 }
@@ -270,7 +276,7 @@ fn another_store_or_an_older_one_restarts_the_order() {
         }
         story.entries.clear();
         story.lead();
-        story.put(&Key::Pulse(pool()), &bytes(&pulse(stamp(2, 1))));
+        story.put(&Key::Pulse(pool()), &bytes(&silent_pulse(stamp(2, 1))));
         story.put(&Key::Limits(pool(), grantee("acme")), &bytes(&grant(stamp(2, 1), rates(&[(RPM, 60.0, 6.0)]))));
         if restored {
             story.revision = 3;

@@ -95,8 +95,8 @@ pub(crate) async fn service(args: ServiceArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Arrivals at a jittered pace, open loop: a refused request is not offered again. Jittered and not Poisson, so that a
-/// phase of ten seconds is not judged by its luck.
+/// Arrivals at random within equal slots, open loop: a refused request is not offered again. Not Poisson, so that a phase
+/// of ten seconds offers what it is said to offer.
 async fn offer_load(http: ClientWithMiddleware, url: String, tenant: TenantId, per_s: f64, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let body = serde_json::json!({
@@ -106,11 +106,12 @@ async fn offer_load(http: ClientWithMiddleware, url: String, tenant: TenantId, p
     })
     .to_string();
     let clock = SystemClock::new();
-    let mut next = clock.now();
+    let start = clock.now();
+    let mut slot = 0.0;
     let mut calls = tokio::task::JoinSet::new();
     loop {
-        next = next.after_seconds((0.5 + random.f64()) / per_s);
-        sleep(next.since(clock.now())).await;
+        sleep(start.after_seconds((slot + random.f64()) / per_s).since(clock.now())).await;
+        slot += 1.0;
         while calls.try_join_next().is_some() {}
         let request = http.post(&url).header("content-type", "application/json").body(body.clone());
         calls.spawn(async move {

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Failure;
 use super::signals::Signals;
@@ -30,11 +30,11 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
         info!("records live in etcd at {}", etcd.endpoints.join(", "));
         Arc::new(store)
     } else {
-        info!("no [etcd] in the configuration: records live in this process's memory, for members inside it only");
+        warn!("no [etcd] in the configuration: records live in this process's memory, for members inside it only");
         Arc::new(MemoryStore::new())
     };
     let controller = Controller::start(config.controller, store, Arc::new(Telemetry::new())).await;
-    let controller = controller.map_err(|error| match error {
+    let mut controller = controller.map_err(|error| match error {
         ListenError::OffLoopback(_) => Failure::Usage(error.to_string()),
         ListenError::Bind(..) => Failure::Run(error.to_string()),
     })?;
@@ -44,7 +44,10 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
         let _ = writeln!(out, "controller listening on http://{}", controller.local_addr());
         let _ = out.flush();
     }
-    signals.received().await;
+    tokio::select! {
+        () = signals.received() => {}
+        () = controller.ended() => return Err(Failure::Run("the control loop has ended; see the log above".into())),
+    }
     controller.stop().await;
     Ok(())
 }

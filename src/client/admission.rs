@@ -195,7 +195,7 @@ fn never(limits: Option<&Limits>, cost: &Cost) -> Option<Never> {
 
 /// Until when a request of this cost is held, whatever limits there are.
 fn held_until(tuning: &Tuning, cost: &Cost) -> Option<MonoTime> {
-    tuning.holds.iter().filter(|(meter, _)| cost.of(meter.unit) > 0.0).map(|(_, until)| *until).max()
+    tuning.all_holds().filter(|(meter, _)| cost.of(meter.unit) > 0.0).map(|(_, until)| *until).max()
 }
 
 /// What all users of one pool in this process share.

@@ -20,6 +20,7 @@ use super::swap::Tuning;
 use crate::clock::MonoTime;
 use crate::observation::Report;
 use crate::plan::Reply;
+use crate::plan::keyspace::Presence;
 use crate::quota::{Meter, PoolId};
 use crate::store::{LeaseId, Op, Store, StoreError, Txn, WatchEvent};
 use crate::telemetry::{Metric, Telemetry};
@@ -76,14 +77,15 @@ impl Core {
             let told = self.holds_told(view, now);
             let changed = pool.swap.update(|known| {
                 let moved = limits != *known.limits;
-                let mut tuning = Tuning { state, stamp, ..known.clone() };
+                let mut tuning = Tuning { told, state, stamp, ..known.clone() };
                 tuning.holds.retain(|_, until| *until > now);
-                tuning.hold(&told);
                 if moved {
                     (tuning.generation, tuning.since) = (known.generation + 1, now);
                     tuning.limits = Arc::new(limits);
                 }
-                let same = !moved && state == known.state && stamp == known.stamp && tuning.holds == known.holds;
+                let same = !moved
+                    && (state, stamp) == (known.state, known.stamp)
+                    && (&tuning.holds, &tuning.told) == (&known.holds, &known.told);
                 (!same).then_some(tuning)
             });
             let Some((before, after)) = changed else { continue };
@@ -98,8 +100,8 @@ impl Core {
     }
 
     /// The holds that the leader tells of, released over some time so that members do not return at one instant.
-    fn holds_told(&self, view: &PoolView, now: MonoTime) -> Vec<(Meter, MonoTime)> {
-        let Some((pulse, at)) = view.pulse().zip(view.pulse_at()) else { return Vec::new() };
+    fn holds_told(&self, view: &PoolView, now: MonoTime) -> BTreeMap<Meter, MonoTime> {
+        let Some((pulse, at)) = view.pulse().zip(view.pulse_at()) else { return BTreeMap::new() };
         let until = |ms: u64| {
             let spread = Duration::from_millis(ms).mul_f64(HOLD_SPREAD).min(HOLD_SPREAD_MAX);
             at + Duration::from_millis(ms) + spread.mul_f64(self.jitter)
@@ -265,6 +267,8 @@ pub(super) async fn reporting(core: Arc<Core>, report_url: Option<String>) {
     // Where a follower sent us; forgotten as soon as that fails.
     let mut redirected: Option<String> = None;
     let mut next = Duration::ZERO;
+    // Said once per outage: a member that cannot report has no share, and somebody should know.
+    let mut complained = false;
     loop {
         tokio::select! {
             () = sleep(next) => {}
@@ -276,16 +280,23 @@ pub(super) async fn reporting(core: Arc<Core>, report_url: Option<String>) {
         let Some(url) = redirected.clone().or_else(|| report_url.clone()).or(leader) else { continue };
         match post(&core, &http, &url).await {
             Ok(reply) => {
+                if std::mem::take(&mut complained) {
+                    info!(url, "reports are answered again");
+                }
                 next = Duration::from_millis(reply.next_report_ms).clamp(REPORT_GAP_MIN, REPORT_GAP_MAX);
             }
             Err(PostError::Elsewhere(other)) => {
                 core.telemetry.add(Metric::ReportFailures, &["follower"], 1.0);
-                redirected = Some(other);
+                // A configured address is the operator's word.
+                redirected = Some(other).filter(|_| report_url.is_none());
                 // On at once, but followers that send us to each other see us at the ordinary pace.
                 next = if was_redirected { REPORT_EVERY } else { REPORT_GAP_MIN };
             }
             Err(PostError::Failed(why)) => {
                 core.telemetry.add(Metric::ReportFailures, &[why], 1.0);
+                if !std::mem::replace(&mut complained, true) {
+                    warn!(url, "reports are not answered ({why}): without a share the safe thresholds hold");
+                }
                 redirected = None;
             }
         }
@@ -360,7 +371,8 @@ async fn announce(core: &Core, store: &dyn Store, key: &str, lease: &Mutex<Optio
     let granted = store.lease(PRESENCE_TTL).await?;
     // Known before the key is there, so that a client closed in between takes the key away.
     *lease.lock() = Some(granted);
-    let value = serde_json::json!({ "boot": core.boot }).to_string().into_bytes();
+    let presence = Presence { boot: core.boot.clone(), pools: core.pools().map(|pool| pool.id.clone()).collect() };
+    let value = serde_json::to_vec(&presence).unwrap_or_default();
     let put = Op::Put { key: key.to_owned(), value, lease: Some(granted) };
     store.commit(Txn { conditions: Vec::new(), ops: vec![put] }).await.map(drop)
 }

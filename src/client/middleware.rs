@@ -26,6 +26,10 @@ use crate::quota::{Cost, TenantId};
 /// How long a refusal's body is waited for; error bodies come with their heads.
 const BODY_WAIT_MAX: Duration = Duration::from_millis(500);
 
+/// What a streamed request body of unknown length is taken for, in bytes: about 500 LLM tokens. A caller that streams
+/// larger ones puts a [`Cost`] into the request's extensions.
+const STREAMED_BYTES: usize = 2_000;
+
 /// Limits a reqwest client to a pool's thresholds.
 #[derive(Debug, Clone)]
 pub struct Limited {
@@ -50,10 +54,8 @@ impl Middleware for Limited {
         next: Next<'_>,
     ) -> reqwest_middleware::Result<Response> {
         let tenant = extensions.get::<TenantId>().unwrap_or(&self.tenant).clone();
-        let cost = extensions.get::<Cost>().copied().unwrap_or_else(|| {
-            let bytes = request.body().and_then(Body::as_bytes).map_or(0, <[u8]>::len);
-            self.pool.dialect().estimate(bytes, 0)
-        });
+        let cost =
+            extensions.get::<Cost>().copied().unwrap_or_else(|| self.pool.dialect().estimate(body_bytes(&request), 0));
         let mut permit = self.pool.admit(&tenant, cost).await.map_err(reqwest_middleware::Error::middleware)?;
         match next.run(request, extensions).await {
             Ok(response) => Ok(self.answered(permit, response).await),
@@ -175,5 +177,20 @@ fn rebuilt(parts: http::response::Parts, body: Body, url: &reqwest::Url) -> Resp
         *response.headers_mut() = parts.headers;
         response.extensions_mut().extend(parts.extensions);
     }
-    rebuilt.map_or_else(|_| Response::from(http::Response::new(Body::default())), Response::from)
+    rebuilt.map_or_else(
+        |_| {
+            // Cannot be, the URL was one already; but if it is, it must not look like an answer.
+            let mut broken = http::Response::new(Body::default());
+            *broken.status_mut() = http::StatusCode::BAD_GATEWAY;
+            Response::from(broken)
+        },
+        Response::from,
+    )
+}
+
+/// A request's size as far as it is known: a body that is streamed without a length counts as a short prompt.
+fn body_bytes(request: &Request) -> usize {
+    let Some(body) = request.body() else { return 0 };
+    let told = || request.headers().get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+    body.as_bytes().map(<[u8]>::len).or_else(told).unwrap_or(STREAMED_BYTES)
 }

@@ -53,13 +53,24 @@ const JOIN_WAIT: Duration = Duration::from_millis(250);
 #[error("pool {0:?} is not one of this client's: name it in ClientParams")]
 pub struct UnknownPool(String);
 
-/// A client: one per process. Dropping it stops its tasks; permits and pools stay usable with what was last known.
+/// A client: one per process. Its tasks run as long as it, or one of its pools, lives: a pool without them would keep
+/// enforcing a share that has long been given to others.
 pub struct Client {
     core: Arc<Core>,
     store: Arc<dyn Store>,
     max_wait: Duration,
     lease: Arc<Mutex<Option<LeaseId>>>,
-    tasks: Vec<JoinHandle<()>>,
+    tasks: Arc<Tasks>,
+}
+
+/// The client's tasks; dropping them stops them.
+#[derive(Debug)]
+struct Tasks(Mutex<Vec<JoinHandle<()>>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.lock().iter().for_each(JoinHandle::abort);
+    }
 }
 
 impl fmt::Debug for Client {
@@ -118,6 +129,7 @@ impl Client {
             tokio::spawn(drive::presence(core.clone(), store.clone(), key, lease.clone())),
         ];
         drive::joined(&core, JOIN_WAIT).await;
+        let tasks = Arc::new(Tasks(Mutex::new(tasks)));
         Self { core, store, max_wait: params.max_wait, lease, tasks }
     }
 
@@ -128,7 +140,7 @@ impl Client {
     pub fn pool(&self, id: &str) -> Result<Pool, UnknownPool> {
         let shared = self.core.pools.get().and_then(|pools| pools.get(id)).cloned();
         shared
-            .map(|shared| Pool { shared, max_wait: self.max_wait })
+            .map(|shared| Pool { shared, max_wait: self.max_wait, _tasks: self.tasks.clone() })
             .ok_or_else(|| UnknownPool(id.chars().take(crate::quota::POOL_ID_BYTES_MAX).collect()))
     }
 
@@ -138,9 +150,11 @@ impl Client {
         &self.core.instance
     }
 
-    /// Stops, and takes this process's own presence away at once. Shared records stay.
-    pub async fn close(mut self) {
-        for task in std::mem::take(&mut self.tasks) {
+    /// Stops, and takes this process's own presence away at once. Shared records stay. Pools that are still held enforce
+    /// what they last did: close a client when its work is done.
+    pub async fn close(self) {
+        let tasks = std::mem::take(&mut *self.tasks.0.lock());
+        for task in tasks {
             task.abort();
             // Only a task that has ended cannot announce the presence once more.
             let _ = task.await;
@@ -153,19 +167,12 @@ impl Client {
     }
 }
 
-impl Drop for Client {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-    }
-}
-
 /// One pool of a client; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Pool {
     shared: Arc<PoolShared>,
     max_wait: Duration,
+    _tasks: Arc<Tasks>,
 }
 
 impl Pool {

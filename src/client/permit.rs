@@ -4,12 +4,13 @@
 //! of credit is no congestion, and its zeros were never measured.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::admission::{Gate, PoolShared};
 use crate::clock::MonoTime;
 use crate::limiter::Reservation;
-use crate::observation::{Ending, ThrottleKind};
-use crate::provider::{Head, Hold, Observation, TokenCharge, reflex};
+use crate::observation::{Ending, HOLD_MS_MAX, ThrottleKind};
+use crate::provider::{HOLD_MAX, Head, Hold, Observation, TokenCharge, reflex};
 use crate::quota::{Cost, Meter};
 use crate::telemetry::Metric;
 
@@ -98,16 +99,19 @@ impl Permit {
         let reaction = reflex(self.pool.dialect, observation, &self.cost());
         // An overloaded provider is left alone for as long as it asks. Every request costs one.
         let overload = reaction.overload.and(observation.retry_after);
-        let overload = overload.map(|for_at_least| Hold { meter: Meter::REQUESTS_PER_MINUTE, for_at_least });
+        let overload =
+            overload.map(|asked| Hold { meter: Meter::REQUESTS_PER_MINUTE, for_at_least: asked.min(HOLD_MAX) });
         let jitter = 1.0 + HOLD_JITTER * fastrand::f64();
         let until = |hold: &Hold| (hold.meter, now.after_seconds(hold.for_at_least.as_secs_f64() * jitter));
         let holds: Vec<(Meter, MonoTime)> = reaction.holds.iter().chain(&overload).map(until).collect();
         if let Some(long) = reaction.long {
+            let until = now + long.min(Duration::from_millis(HOLD_MS_MAX));
             let mut long_holds = self.pool.long_holds.lock();
-            for (meter, _) in &holds {
+            // Of the meters meant, those whose own wait is long.
+            for Hold { meter, .. } in reaction.holds.iter().filter(|hold| hold.for_at_least >= HOLD_MAX) {
                 // A second one never shortens the first.
-                let held = long_holds.entry(*meter).or_insert(now + long);
-                *held = (*held).max(now + long);
+                let held = long_holds.entry(*meter).or_insert(until);
+                *held = (*held).max(until);
             }
         }
         self.pool.swap.hold(&holds);

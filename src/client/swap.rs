@@ -1,7 +1,7 @@
 //! The hot swap: what a pool enforces now, behind one atomic pointer.
 //!
 //! Each decision loads the pointer exactly once. A gate compares the generation with its own and retunes its limiter
-//! under its own lock; a swap therefore costs the same whatever the number of tenants waiting behind it.
+//! under its own lock, at its next decision.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -24,8 +24,10 @@ pub struct Tuning {
     pub since: MonoTime,
     /// Per tenant with a grant, and `@default`.
     pub limits: Arc<HashMap<Grantee, Limits>>,
-    /// Meters on which nobody sends until then.
+    /// Meters on which this process does not send until then: its own reflexes.
     pub holds: BTreeMap<Meter, MonoTime>,
+    /// Meters that the leader holds; each pulse replaces the last one's, so what it no longer tells is lifted.
+    pub told: BTreeMap<Meter, MonoTime>,
     /// How this member stands to the leader.
     pub state: MemberState,
     /// The stamp of the pulse it rests on.
@@ -41,9 +43,15 @@ impl Tuning {
             since: now,
             limits: Arc::new(limits),
             holds: BTreeMap::new(),
+            told: BTreeMap::new(),
             state,
             stamp: Stamp::default(),
         }
+    }
+
+    /// Every hold, a meter perhaps twice.
+    pub fn all_holds(&self) -> impl Iterator<Item = (&Meter, &MonoTime)> {
+        self.holds.iter().chain(&self.told)
     }
 
     pub(super) fn hold(&mut self, holds: &[(Meter, MonoTime)]) {

@@ -19,9 +19,12 @@ use crate::telemetry::{Metric, Telemetry};
 
 use super::shares::SHARE_VALID;
 
+/// A loop that has not ticked for this long counts as hung: twice what one tick may wait for its store.
+const TICK_SILENT_MAX: Duration = Duration::from_secs(10);
 /// Members report at least this often.
 const REPORT_EVERY_MIN_MS: u64 = 250;
-const REPORT_EVERY_MAX_MS: u64 = 5_000;
+/// Twice within a share's life, so that one lost report ends no share.
+const REPORT_EVERY_MAX_MS: u64 = 2_500;
 
 /// A term of leadership.
 #[derive(Debug)]
@@ -30,7 +33,9 @@ pub(super) struct Office {
     pub term: u64,
     /// The last keep-alive that the store confirmed.
     pub confirmed_at: MonoTime,
-    /// The pools.
+    /// The last tick that was done.
+    pub ticked_at: MonoTime,
+    /// The pools; none while what the earlier leader left is being read.
     pub pools: BTreeMap<PoolId, PoolPlanner>,
     replies: u64,
 }
@@ -38,8 +43,8 @@ pub(super) struct Office {
 impl Office {
     /// A new term.
     #[must_use]
-    pub(super) fn new(term: u64, confirmed_at: MonoTime, pools: BTreeMap<PoolId, PoolPlanner>) -> Self {
-        Self { term, confirmed_at, pools, replies: 0 }
+    pub(super) fn new(term: u64, confirmed_at: MonoTime) -> Self {
+        Self { term, confirmed_at, ticked_at: confirmed_at, pools: BTreeMap::new(), replies: 0 }
     }
 }
 
@@ -90,7 +95,7 @@ impl Desk {
     /// The store confirmed the lease.
     pub(super) fn confirmed(&self, now: MonoTime) {
         if let Some(office) = self.office.lock().as_mut() {
-            office.confirmed_at = now;
+            office.confirmed_at = office.confirmed_at.max(now);
         }
     }
 
@@ -98,6 +103,12 @@ impl Desk {
     #[must_use]
     pub(super) fn leads(&self, now: MonoTime) -> bool {
         self.office.lock().as_ref().is_some_and(|office| self.fresh(office, now))
+    }
+
+    /// Whether the tick loop is alive.
+    #[must_use]
+    pub(super) fn ticks(&self, now: MonoTime) -> bool {
+        self.office.lock().as_ref().is_some_and(|office| now.since(office.ticked_at) < TICK_SILENT_MAX)
     }
 
     fn fresh(&self, office: &Office, now: MonoTime) -> bool {
@@ -115,7 +126,7 @@ impl Desk {
     /// [`NotLeading`] with where to go instead.
     pub(super) fn answer(&self, report: &Report, now: MonoTime) -> Result<Reply, NotLeading> {
         let mut office = self.office.lock();
-        let Some(office) = office.as_mut().filter(|office| self.fresh(office, now)) else {
+        let Some(office) = office.as_mut().filter(|office| self.fresh(office, now) && !office.pools.is_empty()) else {
             let other = self.leader.lock().as_ref().map(|leader| leader.report_url.clone());
             return Err(other.map_or(NotLeading::Nobody, NotLeading::Other));
         };

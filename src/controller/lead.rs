@@ -14,11 +14,12 @@ use tracing::{info, warn};
 
 use super::Params;
 use super::desk::{Desk, Office};
+use super::overseer::Overseer;
 use super::planner::{PoolPlanner, Publication};
-use super::publish::{PublishError, publish, publish_statuses};
-use crate::clock::Clock;
+use super::publish::{PublishError, publish};
+use crate::clock::{Clock, MonoTime};
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
-use crate::plan::{Grant, OverrideStatus, Target};
+use crate::plan::{Grant, Pulse};
 use crate::quota::{Grantee, PoolId};
 use crate::store::{Change, Condition, LeaseId, Op, Outcome, Select, Store, StoreError, Txn, WatchEvent};
 use crate::telemetry::{Metric, Telemetry};
@@ -48,6 +49,24 @@ enum Ended {
     Stopped,
     Deposed,
     LeaseStale,
+    Unread,
+}
+
+/// A campaign that was won.
+struct Won {
+    term: u64,
+    lease: LeaseId,
+    /// When the lease was asked for: it may be running since then.
+    asked_at: MonoTime,
+}
+
+/// Keeps a lease alive until dropped, however the term ends: a leader that is gone must not keep the key.
+struct Keeper(tokio::task::JoinHandle<()>);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Leading {
@@ -56,19 +75,23 @@ impl Leading {
         let mut store_complained = false;
         while !*self.stop.borrow() {
             match self.campaign().await {
-                Ok(Some((term, lease))) => {
+                Ok(Some(Won { term, lease, asked_at })) => {
                     store_complained = false;
-                    let ended = self.lead(term, lease).await;
+                    let ended = self.lead(term, lease, asked_at).await;
                     self.desk.leave_office();
                     self.telemetry.set(Metric::Leader, &[], 0.0);
                     let why = match ended {
                         Ended::Stopped => "stopping",
                         Ended::Deposed => "deposed",
                         Ended::LeaseStale => "the lease was not confirmed in time",
+                        Ended::Unread => "what the earlier leader left cannot be read",
                     };
                     info!(term, "resigned: {why}");
                     // Frees the key at once; when the store is gone the lease runs out by itself.
                     let _ = timeout(Duration::from_secs(1), self.store.revoke(lease)).await;
+                    if !matches!(ended, Ended::Stopped) {
+                        self.pause(RETRY_AFTER).await;
+                    }
                 }
                 Ok(None) => store_complained = false,
                 Err(error) => {
@@ -90,12 +113,13 @@ impl Leading {
         }
     }
 
-    fn keys(&self) -> &Keyspace {
+    pub(super) fn keys(&self) -> &Keyspace {
         &self.params.keyspace
     }
 
     /// Tries to become the leader; when another leads, waits until that ends and returns `None`.
-    async fn campaign(&mut self) -> Result<Option<(u64, LeaseId)>, StoreError> {
+    async fn campaign(&mut self) -> Result<Option<Won>, StoreError> {
+        let asked_at = self.clock.now();
         let lease = self.store.lease(LEADER_TTL).await?;
         let key = self.keys().key(&Key::Leader);
         let record = LeaderRecord { name: self.params.name.clone(), report_url: self.report_url.clone() };
@@ -107,7 +131,7 @@ impl Leading {
         match self.store.commit(txn).await? {
             Outcome::Committed { revision } => {
                 self.desk.set_leader(None);
-                Ok(Some((revision, lease)))
+                Ok(Some(Won { term: revision, lease, asked_at }))
             }
             Outcome::Refused { .. } => {
                 self.store.revoke(lease).await?;
@@ -142,13 +166,15 @@ impl Leading {
         }
     }
 
-    async fn lead(&mut self, term: u64, lease: LeaseId) -> Ended {
-        let began = self.clock.now();
-        let left = match self.grants_left().await {
+    async fn lead(&mut self, term: u64, lease: LeaseId, asked_at: MonoTime) -> Ended {
+        self.desk.take_office(Office::new(term, asked_at));
+        let keep_alive = keep_alive(self.store.clone(), self.desk.clone(), self.clock.clone(), lease);
+        let _keeper = Keeper(tokio::spawn(keep_alive));
+        let (left, pulses) = match self.left().await {
             Ok(left) => left,
             Err(error) => {
-                warn!("cannot read the earlier leader's grants: {error}");
-                return Ended::LeaseStale;
+                warn!("cannot read the earlier leader's records: {error}");
+                return Ended::Unread;
             }
         };
         info!(term, name = self.params.name, "leading");
@@ -160,38 +186,48 @@ impl Leading {
             .iter()
             .map(|pool| {
                 let left = left.get(&pool.id).cloned().unwrap_or_default();
-                (pool.id.clone(), PoolPlanner::new(pool.clone(), term, left, began))
+                let planner = PoolPlanner::new(pool.clone(), term, left, pulses.get(&pool.id), self.clock.now());
+                (pool.id.clone(), planner)
             })
             .collect();
-        self.desk.take_office(Office::new(term, began, pools));
-        let keeper = tokio::spawn(keep_alive(self.store.clone(), self.desk.clone(), self.clock.clone(), lease));
-        let ended = self.tick_until_ended(term).await;
-        keeper.abort();
-        ended
+        self.desk.with_office(|office| office.pools = pools);
+        self.tick_until_ended(term).await
     }
 
-    /// Grants that an earlier leader left, by pool.
-    async fn grants_left(&self) -> Result<BTreeMap<PoolId, BTreeMap<Grantee, Grant>>, StoreError> {
-        let selects: Vec<Select> =
-            self.params.pools.iter().map(|pool| Select::Prefix(self.keys().limits_of(&pool.id))).collect();
-        let mut left: BTreeMap<PoolId, BTreeMap<Grantee, Grant>> = BTreeMap::new();
+    /// Grants and pulses that an earlier leader left, by pool.
+    async fn left(&self) -> Result<(GrantsLeft, BTreeMap<PoolId, Pulse>), StoreError> {
+        let keys = self.keys();
+        let selects: Vec<Select> = self
+            .params
+            .pools
+            .iter()
+            .flat_map(|pool| {
+                [Select::Prefix(keys.limits_of(&pool.id)), Select::Key(keys.key(&Key::Pulse(pool.id.clone())))]
+            })
+            .collect();
+        let (mut grants, mut pulses) = (GrantsLeft::new(), BTreeMap::new());
         for entry in self.store.list(&selects).await?.entries {
-            let Some(Key::Limits(pool, grantee)) = self.keys().parse(&entry.key) else { continue };
-            match Grant::parse(&entry.value) {
-                Ok(grant) => drop(left.entry(pool).or_default().insert(grantee, grant)),
-                Err(error) => {
-                    self.telemetry.add(Metric::RecordsRefused, &["grant"], 1.0);
-                    warn!(key = entry.key, "ignoring a grant: {error}");
-                }
+            let refused = match keys.parse(&entry.key) {
+                Some(Key::Limits(pool, grantee)) => Grant::parse(&entry.value)
+                    .map(|grant| drop(grants.entry(pool).or_default().insert(grantee, grant)))
+                    .map_err(|error| ("grant", error)),
+                Some(Key::Pulse(pool)) => Pulse::parse(&entry.value)
+                    .map(|pulse| drop(pulses.insert(pool, pulse)))
+                    .map_err(|error| ("pulse", error)),
+                _ => Ok(()),
+            };
+            if let Err((kind, error)) = refused {
+                self.telemetry.add(Metric::RecordsRefused, &[kind], 1.0);
+                warn!(key = entry.key, "ignoring a {kind}: {error}");
             }
         }
-        Ok(left)
+        Ok((grants, pulses))
     }
 
     async fn tick_until_ended(&mut self, term: u64) -> Ended {
         let mut regular = interval(TICK_EVERY);
         regular.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut book = OverrideDesk::default();
+        let mut overseer = Overseer::default();
         let desk = self.desk.clone();
         loop {
             let early = tokio::select! {
@@ -202,14 +238,11 @@ impl Leading {
             if !desk.leads(self.clock.now()) {
                 return Ended::LeaseStale;
             }
-            match self.tick(term, early, &mut book).await {
-                Ok(()) => {}
-                Err(PublishError::Deposed) => return Ended::Deposed,
-                Err(error) => {
-                    self.telemetry.add(Metric::PublishFailures, &["store"], 1.0);
-                    warn!("cannot publish, will plan again: {error}");
-                }
+            if let Err(Deposed) = self.tick(term, early, &mut overseer).await {
+                return Ended::Deposed;
             }
+            let now = self.clock.now();
+            desk.with_office(|office| office.ticked_at = now);
             if early {
                 // The first 429 after quiet is acted on at once, the following ones at most this often.
                 sleep(EARLY_TICK_GAP).await;
@@ -217,10 +250,19 @@ impl Leading {
         }
     }
 
-    async fn tick(&self, term: u64, early: bool, book: &mut OverrideDesk) -> Result<(), PublishError> {
+    /// One tick. What cannot be written is said, and planned again at the next one.
+    async fn tick(&self, term: u64, early: bool, overseer: &mut Overseer) -> Result<(), Deposed> {
         let began = self.clock.now();
         if !early {
-            self.refresh_overrides(term, book).await?;
+            match overseer.oversee(self, term).await {
+                Err(PublishError::Deposed) => return Err(Deposed),
+                // What operators wrote waits; the pulse does not.
+                Err(error) => {
+                    self.telemetry.add(Metric::PublishFailures, &["overrides"], 1.0);
+                    warn!("cannot read overrides or say what holds: {error}");
+                }
+                Ok(()) => {}
+            }
         }
         let ids: Vec<PoolId> = self.params.pools.iter().map(|pool| pool.id.clone()).collect();
         for id in ids {
@@ -228,7 +270,16 @@ impl Leading {
                 office.pools.get_mut(&id).map(|pool| pool.tick(self.clock.now(), self.clock.wall()))
             });
             let Some(Some(publication)) = planned else { continue };
-            publish(&*self.store, self.keys(), term, &id, &publication).await?;
+            match publish(&*self.store, self.keys(), term, &id, &publication).await {
+                Ok(()) => {}
+                Err(PublishError::Deposed) => return Err(Deposed),
+                // One pool's trouble is not the others'.
+                Err(error) => {
+                    self.telemetry.add(Metric::PublishFailures, &["store"], 1.0);
+                    warn!(pool = id.as_str(), "cannot publish, will plan again: {error}");
+                    continue;
+                }
+            }
             let now = self.clock.now();
             self.desk.with_office(|office| {
                 if let Some(pool) = office.pools.get_mut(&id) {
@@ -272,101 +323,23 @@ impl Leading {
             info!(pool = id, reason = grant.reason.text, "capacity cut: {:?}", publication.pulse.scale);
         }
     }
-
-    /// Reads the operators' records and says of each new one whether it is in force.
-    async fn refresh_overrides(&self, term: u64, book: &mut OverrideDesk) -> Result<(), PublishError> {
-        let keys = self.keys();
-        let mut selects: Vec<Select> =
-            self.params.pools.iter().map(|pool| Select::Prefix(keys.overrides_of(&pool.id))).collect();
-        if !book.restored {
-            let statuses = self.params.pools.iter().map(|pool| Select::Prefix(keys.override_statuses_of(&pool.id)));
-            selects.extend(statuses);
-        }
-        let entries = self.store.list(&selects).await?.entries;
-        let mut seen = BTreeMap::new();
-        let mut restored = Vec::new();
-        for entry in entries {
-            match keys.parse(&entry.key) {
-                Some(Key::Override(pool, target)) => drop(seen.insert((pool, target), entry)),
-                Some(Key::OverrideStatus(pool, target)) => {
-                    if let Ok(OverrideStatus { applied: Some(record), .. }) = serde_json::from_slice(&entry.value) {
-                        restored.push((pool, target, record));
-                    }
-                }
-                _ => {
-                    if book.refused.insert(entry.key.clone()) {
-                        self.telemetry.add(Metric::RecordsRefused, &["key"], 1.0);
-                        warn!(key = entry.key, "ignoring a key that names no pool and tenant");
-                    }
-                }
-            }
-        }
-        let statuses = self.desk.with_office(|office| {
-            for (pool, target, record) in restored {
-                if let Some(pool) = office.pools.get_mut(&pool) {
-                    pool.overrides_mut().restore(target, record);
-                }
-            }
-            let mut statuses = Vec::new();
-            for ((id, target), entry) in &seen {
-                let Some(pool) = office.pools.get_mut(id) else { continue };
-                if book.revisions.get(&(id.clone(), target.clone())) == Some(&entry.mod_revision) {
-                    continue;
-                }
-                let error = pool.overrides_mut().put(target.clone(), &entry.value).err();
-                if let Some(error) = &error {
-                    self.telemetry.add(Metric::OverridesRejected, &[id.as_str()], 1.0);
-                    warn!(key = entry.key, "override rejected, the last good one stays: {error}");
-                } else {
-                    info!(key = entry.key, "override in force");
-                }
-                let status = OverrideStatus {
-                    accepted: error.is_none(),
-                    error: error.map(|e| e.to_string()),
-                    applied: pool.overrides_mut().last_good(target).cloned(),
-                };
-                statuses.push((id.clone(), target.clone(), Some(status), entry.mod_revision));
-            }
-            for (id, pool) in &mut office.pools {
-                pool.overrides_mut().retain(|target| seen.contains_key(&(id.clone(), target.clone())));
-            }
-            statuses
-        });
-        let mut statuses = statuses.unwrap_or_default();
-        let gone: Vec<(PoolId, Target)> =
-            book.revisions.keys().filter(|key| !seen.contains_key(key)).cloned().collect();
-        statuses.extend(gone.iter().map(|(pool, target)| (pool.clone(), target.clone(), None, 0)));
-        book.restored = true;
-        if statuses.is_empty() {
-            return Ok(());
-        }
-        let records = statuses.iter().map(|(p, t, s, _)| (p.clone(), t.clone(), s.clone())).collect();
-        publish_statuses(&*self.store, keys, term, records).await?;
-        for (pool, target, status, revision) in statuses {
-            if status.is_some() {
-                book.revisions.insert((pool, target), revision);
-            } else {
-                info!(%pool, "override removed");
-                book.revisions.remove(&(pool, target));
-            }
-        }
-        Ok(())
-    }
 }
 
-/// What this leader has said of overrides so far.
-#[derive(Default)]
-struct OverrideDesk {
-    restored: bool,
-    revisions: BTreeMap<(PoolId, Target), u64>,
-    refused: std::collections::BTreeSet<String>,
-}
+/// Another leader rules.
+struct Deposed;
+
+/// Grants by pool and tenant.
+type GrantsLeft = BTreeMap<PoolId, BTreeMap<Grantee, Grant>>;
 
 async fn keep_alive(store: Arc<dyn Store>, desk: Arc<Desk>, clock: Arc<dyn Clock>, lease: LeaseId) {
     let mut every = interval(KEEP_ALIVE_EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         every.tick().await;
+        // A loop that hangs or is gone must lose its lease, or nobody could take over.
+        if !desk.ticks(clock.now()) {
+            return;
+        }
         // Confirmed as of when it was asked: the answer may have been long on its way.
         let asked_at = clock.now();
         match store.keep_alive(lease).await {

@@ -12,6 +12,7 @@ pub mod apportion;
 mod desk;
 pub mod law;
 mod lead;
+mod overseer;
 mod params;
 pub mod planner;
 mod publish;
@@ -74,6 +75,11 @@ impl Controller {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Waits until the controller has ended by itself, which only a bug can cause.
+    pub async fn ended(&mut self) {
+        let _ = (&mut self.leading).await;
     }
 
     /// Resigns, so that another can lead at once, and stops. Published records stay.

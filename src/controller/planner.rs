@@ -12,7 +12,7 @@ use super::params::{PoolParams, TenantParams};
 use super::shares::{SHARE_VALID, Shares, Wish};
 use super::signal::PoolSignal;
 use crate::clock::{MonoTime, UnixMillis};
-use crate::observation::{PoolReport, TenantReport};
+use crate::observation::PoolReport;
 use crate::plan::{
     Action, GRANT_SCHEMA, Grant, OverrideBook, PULSE_SCHEMA, Pulse, Rate, Reason, Share, Stamp, Target, Thresholds,
     capacity_factor, effective,
@@ -64,12 +64,19 @@ pub struct PoolPlanner {
     published: BTreeMap<Grantee, Grant>,
     grants_at: Option<MonoTime>,
     learning_until: Option<MonoTime>,
+    present: usize,
 }
 
 impl PoolPlanner {
-    /// A planner for a new term, from the grants that an earlier leader left.
+    /// A planner for a new term, from the grants and the last pulse that an earlier leader left.
     #[must_use]
-    pub fn new(params: PoolParams, term: u64, left: BTreeMap<Grantee, Grant>, now: MonoTime) -> Self {
+    pub fn new(
+        params: PoolParams,
+        term: u64,
+        left: BTreeMap<Grantee, Grant>,
+        pulse: Option<&Pulse>,
+        now: MonoTime,
+    ) -> Self {
         // Nobody can hold a lease from an earlier leader when no leader ever granted anything.
         let learning_until = (!left.is_empty()).then(|| now + SHARE_VALID);
         let laws = params
@@ -77,7 +84,9 @@ impl PoolPlanner {
             .iter()
             .map(|(meter, nominal)| {
                 let granted: f64 = left.values().filter_map(|g| g.thresholds.rates.get(meter)).map(|r| r.rate).sum();
-                let start = if granted > 0.0 { granted } else { nominal.rate };
+                // Bases of overridden tenants come on top of the capacity, so their sum is only an upper bound.
+                let told = pulse.and_then(|pulse| pulse.capacity.get(meter)).copied().unwrap_or(granted);
+                let start = if granted > 0.0 { told.min(granted) } else { nominal.rate };
                 (*meter, MeterLaw::new(meter.per_second(start)))
             })
             .collect();
@@ -93,6 +102,7 @@ impl PoolPlanner {
             published: left,
             grants_at: None,
             learning_until,
+            present: 0,
         }
     }
 
@@ -105,6 +115,11 @@ impl PoolPlanner {
     /// The overrides, to be kept up to date by the loop.
     pub fn overrides_mut(&mut self) -> &mut OverrideBook {
         &mut self.overrides
+    }
+
+    /// How many members of this pool the store knows to be alive.
+    pub fn set_present(&mut self, members: usize) {
+        self.present = members;
     }
 
     /// The last tick's step of each meter.
@@ -133,23 +148,25 @@ impl PoolPlanner {
         report: &PoolReport,
         now: MonoTime,
     ) -> (BTreeMap<Grantee, Share>, bool) {
-        let urgency = self.signal.ingest(instance, boot, report, now);
-        let silent = TenantReport::default();
+        // Two processes under one name are two members, and so is one that restarted: its old lease still counts.
+        let member = format!("{instance}/{boot}");
+        let urgency = self.signal.ingest(&member, report, now);
         let answered = self
             .grantees()
             .into_iter()
-            .map(|(grantee, _)| {
-                let tenant = report.tenants.get(&grantee).unwrap_or(&silent);
+            .filter_map(|(grantee, _)| {
+                // A member without a tenant's traffic needs no part of its threshold.
+                let tenant = report.tenants.get(&grantee)?;
                 let wish = Wish {
-                    demand: self.signal.member_demand(instance, &grantee),
+                    demand: self.signal.member_demand(&member, &grantee),
                     echoed: tenant.share,
                     echoed_concurrency: tenant.concurrency,
                     waiting: tenant.waiting > 0,
                 };
                 let places = self.published.get(&grantee).and_then(|grant| grant.thresholds.concurrency);
                 let shares = self.shares.entry(grantee.clone()).or_default();
-                let share = shares.answer(instance, wish, places, now, self.learning_until);
-                (grantee, share)
+                let share = shares.answer(&member, wish, places, now, self.learning_until)?;
+                Some((grantee, share))
             })
             .collect();
         (answered, urgency.throttled)
@@ -233,7 +250,11 @@ impl PoolPlanner {
     fn plan(&self, now: MonoTime, wall: UnixMillis) -> BTreeMap<Grantee, Grant> {
         let grantees = self.grantees();
         let weights: Vec<f64> = grantees.iter().map(|(_, tenant)| tenant.weight).collect();
-        let places = self.params.concurrency.map(|places| divide_places(places, &weights));
+        // One place each, the rest by weight: a tenant without a place would wait for ever.
+        let places = self.params.concurrency.map(|places| {
+            let rest = places.saturating_sub(u32::try_from(weights.len()).unwrap_or(u32::MAX));
+            divide_places(rest, &weights).into_iter().map(|n| n + 1).collect::<Vec<u32>>()
+        });
         let weight_sum: f64 = weights.iter().sum();
         let mut thresholds = vec![Thresholds::default(); grantees.len()];
         for (meter, step) in &self.steps {
@@ -243,7 +264,8 @@ impl PoolPlanner {
                 t.rates.insert(*meter, Rate { rate: round(per_window(*meter, rate_per_s)), burst: round(burst) });
             }
         }
-        let members = u32::try_from(self.signal.members(now)).unwrap_or(u32::MAX).max(1);
+        // Those that are there but cannot report count too: they divide the safe thresholds.
+        let members = u32::try_from(self.members(now).max(self.present)).unwrap_or(u32::MAX).max(1);
         let reason = self.reason();
         grantees
             .into_iter()

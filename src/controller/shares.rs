@@ -16,6 +16,8 @@ use super::apportion::divide_places;
 
 /// How long a share holds from its receipt.
 pub const SHARE_VALID: Duration = Duration::from_secs(5);
+/// A member notices the end of its share this much late at the most; until then the share is not given to others.
+const LATE: Duration = Duration::from_secs(1);
 /// Part of a tenant's threshold that is divided evenly, whatever the demand: a quiet member keeps a little.
 const EVEN: f64 = 0.2;
 
@@ -53,6 +55,8 @@ pub struct Shares {
 impl Shares {
     /// Answers one member's report.
     ///
+    /// `None` while there is no room and it holds nothing: it goes on with its part of the safe thresholds.
+    ///
     /// `places` is the tenant's concurrency; `learning_until` ends the time in which nobody gets more than it echoes.
     pub fn answer(
         &mut self,
@@ -61,7 +65,7 @@ impl Shares {
         places: Option<u32>,
         now: MonoTime,
         learning_until: Option<MonoTime>,
-    ) -> Share {
+    ) -> Option<Share> {
         self.forget(now);
         let known = self.leases.entry(member.to_owned()).or_insert_with(|| Lease {
             issued: 0.0,
@@ -94,9 +98,10 @@ impl Shares {
             lease.held = lease.held.max(share);
             lease.issued_concurrency = concurrency;
             lease.held_concurrency = lease.held_concurrency.max(concurrency);
-            lease.expires_at = now + SHARE_VALID;
+            lease.expires_at = now + SHARE_VALID + LATE;
         }
-        Share { share, concurrency: places.map(|_| concurrency) }
+        // A lease of nothing would only take the safe thresholds from a member that holds no lease.
+        (share > 0.0 || wish.echoed.is_some()).then(|| Share { share, concurrency: places.map(|_| concurrency) })
     }
 
     /// The most that members may be enforcing now, for checking the invariant.

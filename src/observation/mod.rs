@@ -8,6 +8,6 @@ mod report;
 
 pub use reading::{MeterReading, Reading};
 pub use report::{
-    Counters, Ending, LogSums, MeterReport, PoolReport, REPORT_BYTES_MAX, REPORT_SCHEMA, Report, ReportError,
-    TenantReport, ThrottleKind, UnitCounts,
+    Counters, Ending, HOLD_MS_MAX, LogSums, MeterReport, PoolReport, REPORT_BYTES_MAX, REPORT_SCHEMA, Report,
+    ReportError, TenantReport, ThrottleKind, UnitCounts,
 };

@@ -14,6 +14,11 @@ pub const REPORT_SCHEMA: u32 = 1;
 /// Largest report body, in bytes.
 pub const REPORT_BYTES_MAX: usize = 1024 * 1024;
 
+/// The longest hold that one report can ask for, in ms: 15 minutes. Some providers say 86,400 s for a limit per minute;
+/// after this long somebody looks again.
+pub const HOLD_MS_MAX: u64 = 15 * 60 * 1_000;
+/// The highest limit that is believed, in units per window.
+const LIMIT_MAX: f64 = 1e15;
 /// Longest instance or boot name, in bytes.
 const NAME_BYTES_MAX: usize = 128;
 
@@ -35,6 +40,9 @@ pub enum ReportError {
     /// A share above the whole.
     #[error("report field share is {0}: expected 0 to 1")]
     Share(f64),
+    /// A limit that no provider has.
+    #[error("report field limit is {0}: expected above 0, at most {LIMIT_MAX:e}")]
+    Limit(f64),
     /// A number that cannot be: negative, or not finite.
     #[error("report field {field} is {value}: expected a finite number, 0 or more")]
     Number {
@@ -231,9 +239,9 @@ impl UnitCounts {
 
     /// Adds other counts.
     pub fn plus(&mut self, other: &Self) {
-        self.requests += other.requests;
-        self.input_tokens += other.input_tokens;
-        self.output_tokens += other.output_tokens;
+        self.requests = self.requests.saturating_add(other.requests);
+        self.input_tokens = self.input_tokens.saturating_add(other.input_tokens);
+        self.output_tokens = self.output_tokens.saturating_add(other.output_tokens);
     }
 
     /// The count of a unit.
@@ -281,15 +289,19 @@ impl Report {
         if body.len() > REPORT_BYTES_MAX {
             return Err(ReportError::TooLarge(body.len()));
         }
-        let report: Self = serde_json::from_slice(body)?;
+        let mut report: Self = serde_json::from_slice(body)?;
         if report.schema != REPORT_SCHEMA {
             return Err(ReportError::Schema(report.schema));
         }
         name("instance", &report.instance)?;
         name("boot", &report.boot)?;
-        for pool in report.pools.values() {
+        for pool in report.pools.values_mut() {
+            pool.hold_ms.values_mut().for_each(|ms| *ms = (*ms).min(HOLD_MS_MAX));
             for meter in pool.meters.values() {
                 number("limit", meter.limit)?;
+                if let Some(limit) = meter.limit.filter(|limit| !(f64::MIN_POSITIVE..=LIMIT_MAX).contains(limit)) {
+                    return Err(ReportError::Limit(limit));
+                }
                 number("remaining", meter.remaining)?;
                 finite("level", meter.level)?;
             }

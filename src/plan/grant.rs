@@ -45,6 +45,10 @@ impl Grant {
     pub fn parse(value: &[u8]) -> Result<Self, RecordError> {
         let grant: Self = super::parse_versioned(value, GRANT_SCHEMA)?;
         grant.thresholds.check()?;
+        if grant.thresholds.rates.is_empty() && grant.thresholds.concurrency.is_none() {
+            // It would admit everything.
+            return Err(RecordError::Range("thresholds: expected at least one meter".into()));
+        }
         grant.safe.check()?;
         Ok(grant)
     }

@@ -7,7 +7,7 @@
 //! | `pulse/<pool>` | [`Pulse`](super::Pulse) |
 //! | `overrides/<pool>/<tenant>` | [`Override`](super::Override); tenant `*` and `@capacity` too |
 //! | `overrides-status/<pool>/<tenant>` | [`OverrideStatus`](super::OverrideStatus) |
-//! | `members/<instance>` | presence |
+//! | `members/<instance>` | [`Presence`] |
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,16 @@ pub struct LeaderRecord {
     pub name: String,
     /// Where reports go, e.g. `http://127.0.0.1:7676`.
     pub report_url: String,
+}
+
+/// A member's record under `members/<instance>`, bound to its lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Presence {
+    /// Random per process start.
+    pub boot: String,
+    /// The pools it uses.
+    #[serde(default)]
+    pub pools: Vec<PoolId>,
 }
 
 /// A parsed key.

@@ -29,10 +29,11 @@ impl Rate {
         Self { rate: self.rate * factor, burst: self.burst * factor }
     }
 
-    /// This rate with the burst-to-rate ratio of `like`, the burst at least 1.
+    /// This rate with the burst-to-rate ratio of `like`, the burst at least 1. Without a `like` the burst is one window's
+    /// rate, so that it makes no request impossible.
     #[must_use]
     pub fn with_ratio_of(rate: f64, like: Option<Self>) -> Self {
-        let ratio = like.filter(|r| r.rate > 0.0).map_or(0.0, |r| r.burst / r.rate);
+        let ratio = like.map_or(1.0, |r| if r.rate > 0.0 { r.burst / r.rate } else { 0.0 });
         Self { rate, burst: (rate * ratio).max(1.0) }
     }
 

@@ -162,7 +162,8 @@ impl FromStr for Dialect {
 impl Observation {
     /// A wait over [`HOLD_MAX`] is the controller's to spread, whatever the provider calls it.
     fn with_long_waits_as_daily(mut self) -> Self {
-        if let Ending::Throttled(_) = self.ending
+        if let Ending::Throttled(kind) = self.ending
+            && kind != ThrottleKind::Overload
             && self.retry_after.is_some_and(|wait| wait > HOLD_MAX)
         {
             self.ending = Ending::Throttled(ThrottleKind::Daily);

@@ -180,6 +180,7 @@ async fn a_killed_etcd_stops_no_traffic_and_its_return_brings_no_burst() {
     let back = world.measure(Duration::from_secs(4)).await;
     assert!(back.refused_part() <= 0.02, "no burst on return: {back:?}");
     assert!(back.per_s() <= 1.15 * 20.0, "no burst on return: {back:?}");
+    assert!(back.per_s() >= 0.2 * 20.0, "no gap on return, while the new term learns what members hold: {back:?}");
     world.all_members("members catch up", is_active).await;
 }
 
@@ -294,7 +295,7 @@ async fn without_an_etcd_table_the_controller_runs_on_the_embedded_store() {
         .json()
         .await
         .expect("a reply");
-    assert_eq!(reply["shares"]["p"]["@default"]["share"], 1.0, "{reply}");
+    assert!(reply["term"].as_u64().is_some_and(|term| term > 0) && reply["shares"]["p"].is_object(), "{reply}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

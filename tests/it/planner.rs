@@ -36,7 +36,7 @@ fn pool(per_minute: f64, names: &[&str]) -> PoolParams {
 }
 
 fn planner(per_minute: f64, names: &[&str]) -> PoolPlanner {
-    PoolPlanner::new(pool(per_minute, names), 7, BTreeMap::new(), ms(0))
+    PoolPlanner::new(pool(per_minute, names), 7, BTreeMap::new(), None, ms(0))
 }
 
 fn counters(n: u64) -> Counters {
@@ -102,29 +102,29 @@ fn counts_that_come_at_the_same_instant_are_not_lost() {
 #[test]
 fn what_was_counted_before_a_member_was_first_heard_is_not_news() {
     let mut signal = PoolSignal::default();
-    let urgency = signal.ingest("m", "boot", &report_of(&[("a", counters(1_000))]), ms(0));
+    let urgency = signal.ingest("m", &report_of(&[("a", counters(1_000))]), ms(0));
     assert!(!urgency.throttled);
     assert_eq!(signal.own_at(Unit::Requests, ms(0)), 0.0);
-    signal.ingest("m", "boot", &report_of(&[("a", counters(1_003))]), ms(1_000));
+    signal.ingest("m", &report_of(&[("a", counters(1_003))]), ms(1_000));
     assert_eq!(signal.own_at(Unit::Requests, ms(1_000)), 3.0);
     assert_eq!(signal.own_at(Unit::Requests, ms(500)), 1.5, "on a straight line between reports");
 }
 
 #[test]
-fn a_restarted_member_counts_from_zero_and_what_it_had_sent_stays() {
+fn a_restarted_member_is_another_member_and_what_the_old_one_had_sent_stays() {
     let mut signal = PoolSignal::default();
-    signal.ingest("m", "one", &report_of(&[("a", counters(0))]), ms(0));
-    signal.ingest("m", "one", &report_of(&[("a", counters(10))]), ms(1_000));
-    signal.ingest("m", "two", &report_of(&[("a", counters(4))]), ms(2_000));
-    assert_eq!(signal.own_at(Unit::Requests, ms(2_000)), 14.0);
-    assert_eq!(signal.members(ms(2_000)), 1);
+    signal.ingest("m/one", &report_of(&[("a", counters(0))]), ms(0));
+    signal.ingest("m/one", &report_of(&[("a", counters(10))]), ms(1_000));
+    signal.ingest("m/two", &report_of(&[("a", counters(4))]), ms(2_000));
+    signal.ingest("m/two", &report_of(&[("a", counters(5))]), ms(11_500));
+    assert_eq!(signal.own_at(Unit::Requests, ms(11_500)), 11.0);
 }
 
 #[test]
 fn a_report_overtaken_by_a_later_one_changes_nothing() {
     let mut signal = PoolSignal::default();
     for (n, at) in [(0, 0), (10, 1_000), (6, 1_100), (11, 2_000)] {
-        signal.ingest("m", "boot", &report_of(&[("a", counters(n))]), ms(at));
+        signal.ingest("m", &report_of(&[("a", counters(n))]), ms(at));
     }
     assert_eq!(signal.own_at(Unit::Requests, ms(2_000)), 11.0);
 }
@@ -132,8 +132,8 @@ fn a_report_overtaken_by_a_later_one_changes_nothing() {
 #[test]
 fn the_newest_sent_reading_wins_whatever_order_answers_come_in() {
     let mut signal = PoolSignal::default();
-    signal.ingest("a", "boot", &with_reading(PoolReport::default(), 600.0, 50.0, 200), ms(10_000));
-    signal.ingest("b", "boot", &with_reading(PoolReport::default(), 600.0, 90.0, 5_000), ms(10_100));
+    signal.ingest("a", &with_reading(PoolReport::default(), 600.0, 50.0, 200), ms(10_000));
+    signal.ingest("b", &with_reading(PoolReport::default(), 600.0, 90.0, 5_000), ms(10_100));
     let Reading::Fresh(sample) = signal.sample(RPM, ms(10_100)) else { panic!("fresh") };
     assert_eq!((sample.level, sample.sent_at), (50.0, ms(9_800)));
     assert!(matches!(signal.sample(RPM, ms(30_000)), Reading::Stale { .. }));
@@ -143,10 +143,10 @@ fn the_newest_sent_reading_wins_whatever_order_answers_come_in() {
 fn two_reports_close_together_do_not_make_a_steep_line() {
     let mut signal = PoolSignal::default();
     for i in 0..=8_u64 {
-        signal.ingest("m", "boot", &report_of(&[("a", counters(i))]), ms(i * 250));
+        signal.ingest("m", &report_of(&[("a", counters(i))]), ms(i * 250));
     }
     // A push right after a regular report, with three more.
-    signal.ingest("m", "boot", &report_of(&[("a", counters(11))]), ms(2_020));
+    signal.ingest("m", &report_of(&[("a", counters(11))]), ms(2_020));
     let ahead = signal.own_at(Unit::Requests, ms(2_520)) - 11.0;
     assert!(ahead <= 5.0, "about three more in half a second, not {ahead}");
 }
@@ -337,7 +337,7 @@ fn a_tenant_that_is_not_declared_any_more_is_removed_once() {
     let mut left = BTreeMap::new();
     let mut before = planner(600.0, &["a", "gone"]);
     left.extend(tick(&mut before, 0).grants);
-    let mut planner = PoolPlanner::new(pool(600.0, &["a"]), 8, left, ms(0));
+    let mut planner = PoolPlanner::new(pool(600.0, &["a"]), 8, left, None, ms(0));
     assert_eq!(tick(&mut planner, 0).removed, vec![tenant("gone")]);
     assert!(tick(&mut planner, 1_000).removed.is_empty());
     assert!(planner.published().contains_key(&Grantee::Default));
@@ -352,7 +352,7 @@ fn a_new_leader_goes_on_from_the_grants_it_finds() {
     }
     let left = old.published().clone();
     assert!(rate(&old, "a") > 1.3 * rate(&old, "b"));
-    let mut new = PoolPlanner::new(pool(600.0, &["a", "b", "c"]), 8, left.clone(), ms(100_000));
+    let mut new = PoolPlanner::new(pool(600.0, &["a", "b", "c"]), 8, left.clone(), None, ms(100_000));
     for s in 100..105_u64 {
         // One of two members is heard; the other has the demand.
         new.report("n", "boot", &report_of(&[("b", counters(s))]), ms(s * 1_000));
@@ -436,7 +436,7 @@ impl Fleet {
                 .collect(),
         };
         let members = (0..members).map(member).collect();
-        let planner = PoolPlanner::new(params, 1, BTreeMap::new(), ms(0));
+        let planner = PoolPlanner::new(params, 1, BTreeMap::new(), None, ms(0));
         Self { planner, members, now: 1_000_000, level: depth, per_s, depth }
     }
 

@@ -359,17 +359,19 @@ fn retry_after_is_read_in_every_form_really_sent() {
 }
 
 #[test]
-fn a_wait_over_a_minute_is_daily() {
-    for (status, kind) in [(429, ThrottleKind::Unknown), (503, ThrottleKind::Overload)] {
-        let short = read(status, &[("retry-after", "60")]);
-        assert_eq!(short.ending, Ending::Throttled(kind));
-        assert_eq!(reflex(Dialect::OpenAi, &short, &Cost::request(1, 0)).long, None);
-        let long = read(status, &[("retry-after", "61")]);
-        assert_eq!(long.ending, Ending::Throttled(ThrottleKind::Daily));
-        let reaction = reflex(Dialect::OpenAi, &long, &Cost::request(1, 0));
-        assert_eq!(reaction.long, Some(ms(61_000)));
-        assert_eq!(reaction.holds, [Hold { meter: RPM, for_at_least: HOLD_MAX }]);
-    }
+fn a_429_that_asks_for_over_a_minute_is_daily_and_an_overload_never_is() {
+    let short = read(429, &[("retry-after", "60")]);
+    assert_eq!(short.ending, Ending::Throttled(ThrottleKind::Unknown));
+    assert_eq!(reflex(Dialect::OpenAi, &short, &Cost::request(1, 0)).long, None);
+    let long = read(429, &[("retry-after", "61")]);
+    assert_eq!(long.ending, Ending::Throttled(ThrottleKind::Daily));
+    let reaction = reflex(Dialect::OpenAi, &long, &Cost::request(1, 0));
+    assert_eq!(reaction.long, Some(ms(61_000)));
+    assert_eq!(reaction.holds, [Hold { meter: RPM, for_at_least: HOLD_MAX }]);
+    // The provider's own trouble says nothing about our quota; one proxy's 503 must not silence every member.
+    let overload = read(503, &[("retry-after", "86400")]);
+    assert_eq!(overload.ending, Ending::Throttled(ThrottleKind::Overload));
+    assert_eq!(reflex(Dialect::OpenAi, &overload, &Cost::request(1, 0)).long, None);
 }
 
 // === bodies ===

@@ -627,8 +627,9 @@ fn block_and_freeze_win_at_either_level() {
 fn an_override_may_name_a_meter_that_the_base_has_not() {
     let day = Meter { unit: Unit::Tokens, window: Window::Day };
     let of = |own: &str| apply("", own).thresholds.rates.get(&day).copied();
-    assert_eq!(of(r#"{"set":{"tokens/day":1000}}"#), Some(rate(1_000.0, 1.0)));
-    assert_eq!(of(r#"{"ceiling":{"tokens/day":1000}}"#), Some(rate(1_000.0, 1.0)));
+    // Without a ratio to keep, the burst is a window's rate: with a burst of 1 every request of tokens would be refused.
+    assert_eq!(of(r#"{"set":{"tokens/day":1000}}"#), Some(rate(1_000.0, 1_000.0)));
+    assert_eq!(of(r#"{"ceiling":{"tokens/day":1000}}"#), Some(rate(1_000.0, 1_000.0)));
     assert_eq!(of(r#"{"ceiling":{"tokens/day":{"rate":1000,"burst":100}}}"#), Some(rate(1_000.0, 100.0)));
     assert_eq!(of(r#"{"floor":{"tokens/day":1000}}"#), None, "no limit is above any floor");
     assert_eq!(of(r#"{"scale":0.5}"#), None);

@@ -37,7 +37,6 @@ struct TenantSignal {
 
 #[derive(Debug)]
 struct Member {
-    boot: String,
     seen_at: MonoTime,
     tenants: BTreeMap<Grantee, TenantSignal>,
     /// Cumulative units reserved, over time.
@@ -78,22 +77,15 @@ pub struct Urgency {
 
 impl PoolSignal {
     /// Takes one member's report of this pool.
-    pub fn ingest(&mut self, instance: &str, boot: &str, report: &PoolReport, now: MonoTime) -> Urgency {
+    pub fn ingest(&mut self, member: &str, report: &PoolReport, now: MonoTime) -> Urgency {
         self.forget_silent(now);
         self.take_readings(report, now);
-        let restarted = self.members.get(instance).is_some_and(|member| member.boot != boot);
-        if restarted {
-            self.depart(instance);
-        }
-        let member = self.members.entry(instance.to_owned()).or_insert_with(|| Member {
-            boot: boot.to_owned(),
+        let member = self.members.entry(member.to_owned()).or_insert_with(|| Member {
             seen_at: now,
             // What it counted before it was first heard of (by this leader) is where counting begins, not news.
-            // A restarted one counts from zero.
             tenants: report
                 .tenants
                 .iter()
-                .filter(|_| !restarted)
                 .map(|(grantee, tenant)| {
                     (grantee.clone(), TenantSignal { counters: tenant.counters.clone(), ..TenantSignal::default() })
                 })
@@ -120,11 +112,15 @@ impl PoolSignal {
                 ended.refused[slot] += refused(new, unit).saturating_sub(refused(old, unit));
             }
             let throttled = |counters: &Counters| counters.throttled.values().sum::<u64>();
-            ended.resolved +=
-                new.succeeded.saturating_sub(old.succeeded) + throttled(new).saturating_sub(throttled(old));
-            sent.requests += new.reserved.requests.saturating_sub(old.reserved.requests);
-            sent.input_tokens += new.reserved.input_tokens.saturating_sub(old.reserved.input_tokens);
-            sent.output_tokens += new.reserved.output_tokens.saturating_sub(old.reserved.output_tokens);
+            ended.resolved = ended
+                .resolved
+                .saturating_add(new.succeeded.saturating_sub(old.succeeded))
+                .saturating_add(throttled(new).saturating_sub(throttled(old)));
+            sent.plus(&UnitCounts {
+                requests: new.reserved.requests.saturating_sub(old.reserved.requests),
+                input_tokens: new.reserved.input_tokens.saturating_sub(old.reserved.input_tokens),
+                output_tokens: new.reserved.output_tokens.saturating_sub(old.reserved.output_tokens),
+            });
             known.counters = tenant.counters.clone();
         }
         let mut total = member.history.back().map_or_else(UnitCounts::default, |(_, units)| *units);

@@ -1,0 +1,136 @@
+//! What others write for the leader to read once a tick: operators' overrides, and who is present.
+//!
+//! A malformed override changes nothing: the last good one stays, also across a change of leader, and
+//! `overrides-status` says what is wrong. A status whose override is gone goes too, so that a removed override cannot
+//! come back as the last good one of a later malformed record.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tracing::{info, warn};
+
+use super::lead::Leading;
+use super::publish::{PublishError, publish_statuses};
+use crate::plan::keyspace::{Key, Presence};
+use crate::plan::{Override, OverrideStatus, Target};
+use crate::quota::PoolId;
+use crate::store::{Entry, Select, StoreError};
+use crate::telemetry::Metric;
+
+type OverrideKey = (PoolId, Target);
+
+/// What this leader has read and said so far.
+#[derive(Default)]
+pub(super) struct Overseer {
+    restored: bool,
+    /// The revision of each override that a status was written for.
+    judged: BTreeMap<OverrideKey, u64>,
+    refused: BTreeSet<String>,
+}
+
+/// What stands in the store.
+#[derive(Default)]
+struct Written {
+    overrides: BTreeMap<OverrideKey, Entry>,
+    /// Read once, by a new leader.
+    statuses: BTreeMap<OverrideKey, Option<Override>>,
+    present: BTreeMap<PoolId, usize>,
+}
+
+/// A status to write, with the revision it judges; `None` takes it away.
+type Said = (OverrideKey, Option<OverrideStatus>, u64);
+
+impl Overseer {
+    /// Reads, takes what is new into the planners, and says what holds.
+    pub(super) async fn oversee(&mut self, leading: &Leading, term: u64) -> Result<(), PublishError> {
+        let written = self.read(leading).await?;
+        let mut said = self.judge(leading, &written);
+        let gone = self.judged.keys().chain(written.statuses.keys()).filter(|key| !written.overrides.contains_key(key));
+        let gone: BTreeSet<OverrideKey> = gone.cloned().collect();
+        said.extend(gone.into_iter().map(|key| (key, None, 0)));
+        self.restored = true;
+        if said.is_empty() {
+            return Ok(());
+        }
+        let records = said.iter().map(|((pool, target), status, _)| (pool.clone(), target.clone(), status.clone()));
+        publish_statuses(&*leading.store, leading.keys(), term, records.collect()).await?;
+        for (key, status, revision) in said {
+            if status.is_some() {
+                self.judged.insert(key, revision);
+            } else {
+                info!(pool = key.0.as_str(), "override removed");
+                self.judged.remove(&key);
+            }
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self, leading: &Leading) -> Result<Written, StoreError> {
+        let (keys, pools) = (leading.keys(), &leading.params.pools);
+        let mut selects: Vec<Select> = pools.iter().map(|pool| Select::Prefix(keys.overrides_of(&pool.id))).collect();
+        selects.push(Select::Prefix(keys.members()));
+        if !self.restored {
+            selects.extend(pools.iter().map(|pool| Select::Prefix(keys.override_statuses_of(&pool.id))));
+        }
+        let mut written = Written::default();
+        for entry in leading.store.list(&selects).await?.entries {
+            match keys.parse(&entry.key) {
+                Some(Key::Override(pool, target)) => drop(written.overrides.insert((pool, target), entry)),
+                Some(Key::OverrideStatus(pool, target)) => {
+                    let status: Option<OverrideStatus> = serde_json::from_slice(&entry.value).ok();
+                    written.statuses.insert((pool, target), status.and_then(|status| status.applied));
+                }
+                Some(Key::Member(_)) => {
+                    let presence: Option<Presence> = serde_json::from_slice(&entry.value).ok();
+                    for pool in presence.into_iter().flat_map(|presence| presence.pools) {
+                        *written.present.entry(pool).or_default() += 1;
+                    }
+                }
+                _ if self.refused.insert(entry.key.clone()) => {
+                    leading.telemetry.add(Metric::RecordsRefused, &["key"], 1.0);
+                    warn!(key = entry.key, "ignoring a key that names no pool and tenant");
+                }
+                _ => {}
+            }
+        }
+        Ok(written)
+    }
+
+    /// Takes what is new into the planners; the outcome is what there is to say.
+    fn judge(&self, leading: &Leading, written: &Written) -> Vec<Said> {
+        let judged = leading.desk.with_office(|office| {
+            for (id, pool) in &mut office.pools {
+                pool.set_present(written.present.get(id).copied().unwrap_or(0));
+                pool.overrides_mut().retain(|target| written.overrides.contains_key(&(id.clone(), target.clone())));
+            }
+            for (key, record) in &written.statuses {
+                if let (Some(pool), Some(record)) = (office.pools.get_mut(&key.0), record)
+                    && written.overrides.contains_key(key)
+                {
+                    pool.overrides_mut().restore(key.1.clone(), record.clone());
+                }
+            }
+            let mut said = Vec::new();
+            for (key, entry) in &written.overrides {
+                let Some(pool) = office.pools.get_mut(&key.0) else { continue };
+                if self.judged.get(key) == Some(&entry.mod_revision) {
+                    continue;
+                }
+                let error = pool.overrides_mut().put(key.1.clone(), &entry.value).err();
+                if let Some(error) = &error {
+                    leading.telemetry.add(Metric::OverridesRejected, &[key.0.as_str()], 1.0);
+                    warn!(key = entry.key, "override rejected, the last good one stays: {error}");
+                } else {
+                    info!(key = entry.key, "override in force");
+                }
+                let status = OverrideStatus {
+                    accepted: error.is_none(),
+                    error: error.map(|error| error.to_string()),
+                    applied: pool.overrides_mut().last_good(&key.1).cloned(),
+                };
+                said.push((key.clone(), Some(status), entry.mod_revision));
+            }
+            said
+        });
+        judged.unwrap_or_default()
+    }
+}

@@ -52,7 +52,8 @@ fn pool(id: &str, at: &Place<'_>, field: Field<'_>) -> Option<PoolParams> {
         None
     };
     let expected = "a whole number from 1 to 1000000 (calls in flight)";
-    let concurrency = section.take("concurrency").and_then(|field| field.count(expected, &CONCURRENCY));
+    let concurrency =
+        section.take("concurrency").map(|field| (field.place.clone(), field.count(expected, &CONCURRENCY)));
     let capacity = if let Some(field) = section.take("capacity") {
         field.into_section("a table of meters").map(capacity)
     } else {
@@ -63,11 +64,20 @@ fn pool(id: &str, at: &Place<'_>, field: Field<'_>) -> Option<PoolParams> {
     let tenants = section.take_section("tenants").map(|section| tenants(section, meters.as_ref()));
     let default_tenant = section.take_section("default").map(|section| tenant(section, meters.as_ref()));
     section.end();
+    // One place each, or somebody would wait for ever.
+    let grantees = tenants.as_ref().map_or(0, BTreeMap::len) + 1;
+    if let Some((at, Some(places))) = &concurrency
+        && usize::try_from(*places).is_ok_and(|places| places < grantees)
+    {
+        at.mistake(format!(
+            "found {places}, expected at least {grantees} (one for each tenant and one for the default)"
+        ));
+    }
     Some(PoolParams {
         id: id?,
         dialect: dialect?,
         capacity: capacity?.rates,
-        concurrency,
+        concurrency: concurrency.and_then(|(_, places)| places),
         tenants: tenants.unwrap_or_default(),
         default_tenant: default_tenant.unwrap_or_default(),
     })

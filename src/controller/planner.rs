@@ -431,7 +431,7 @@ fn tenant_burst(meter: Meter, step: &Step, rate_per_s: f64, weight_part: f64) ->
     let pool_part = BURST_PART * step.burst * rate_per_s / step.capacity_per_s.max(f64::MIN_POSITIVE);
     match meter.unit {
         Unit::Requests => (REQUEST_BURST_S * rate_per_s).min(pool_part).max(1.0),
-        // A token burst bounds the largest request, so an idle tenant keeps room for one by its weight.
+        // An idle tenant keeps room for an ordinary request by its weight; a larger one goes into debt.
         _ => (TOKEN_BURST_S * rate_per_s).min(pool_part).max(BURST_PART * step.burst * weight_part).max(1.0),
     }
 }

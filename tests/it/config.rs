@@ -29,6 +29,19 @@ fn after_pool(text: &str) -> String {
 }
 
 #[test]
+fn a_concurrency_below_one_for_each_tenant_is_a_mistake() {
+    let text = "[pools.p]\ndialect = \"openai\"\nconcurrency = 2\n[pools.p.capacity]\n\"requests/minute\" = 60\n\
+                [pools.p.tenants.a]\n[pools.p.tenants.b]\n";
+    let error = Config::parse("t.toml", text).expect_err("three share two places").to_string();
+    assert!(
+        error.contains(
+            "t.toml:3: pools.p.concurrency: found 2, expected at least 3 (one for each tenant and one for the default)"
+        ),
+        "{error}"
+    );
+}
+
+#[test]
 fn the_shipped_file_loads_and_says_what_it_says() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/tidegate.toml");
     let config = Config::load(&path).expect("loads as it is");

@@ -84,7 +84,7 @@ impl Observer {
             return;
         }
         // The depth is learned: what was seen in the bucket fits in it. It does not fade: a pool in full use for hours
-        // never shows its depth, and would lose its reserve, and its tenants their largest requests.
+        // never shows its depth, and would lose its reserve.
         self.burst = self.burst.max(sample.level);
         let own = (sample.own - self.last.own).max(0.0);
         let unbounded = self.level + (limit_per_s - self.others_per_s) * span_s - own;

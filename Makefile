@@ -17,7 +17,7 @@ tools: ## Install what the build and the tests need, if it is missing (apt)
 
 demo: tools ## Run the demo; pass arguments with DEMO_ARGS="..."
 	$(CARGO) build --release --locked
-	target/release/tidegate demo $(DEMO_ARGS)
+	"$${CARGO_TARGET_DIR:-target}/release/tidegate" demo $(DEMO_ARGS)
 
 test: tools ## Run the tests
 	$(CARGO) test --locked

@@ -5,6 +5,7 @@ mod emulate;
 mod run;
 mod signals;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -51,8 +52,13 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("TIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    let filter = match log_filter(std::env::var("TIDEGATE_LOG").ok().as_deref()) {
+        Ok(filter) => filter,
+        Err(failure) => return failed(&failure),
+    };
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(colour);
+    log.with_writer(std::io::stderr).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -70,13 +76,31 @@ pub fn main() -> ExitCode {
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("tidegate: {failure}");
-            match failure {
-                Failure::Usage(_) => ExitCode::from(2),
-                Failure::Run(_) => ExitCode::FAILURE,
-                Failure::Interrupted => ExitCode::from(130),
-            }
-        }
+        Err(failure) => failed(&failure),
     }
+}
+
+fn failed(failure: &Failure) -> ExitCode {
+    eprintln!("tidegate: {failure}");
+    match failure {
+        Failure::Usage(_) => ExitCode::from(2),
+        Failure::Run(_) => ExitCode::FAILURE,
+        Failure::Interrupted => ExitCode::from(130),
+    }
+}
+
+/// How much is logged: a bare level is tidegate's own, the libraries below it say only what is wrong.
+fn log_filter(wanted: Option<&str>) -> Result<EnvFilter, Failure> {
+    let wanted = wanted.unwrap_or("info");
+    let directives = match wanted.parse::<tracing::Level>() {
+        Ok(level) => format!("warn,tidegate={level}"),
+        Err(_) if wanted == "off" => "off".to_owned(),
+        Err(_) => wanted.to_owned(),
+    };
+    EnvFilter::try_new(directives).map_err(|error| {
+        Failure::Usage(format!(
+            "TIDEGATE_LOG {wanted:?}: {error}; expected error, warn, info, debug, trace, off, or directives such as \
+             tidegate=debug,h2=warn"
+        ))
+    })
 }

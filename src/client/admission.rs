@@ -35,7 +35,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum Refusal {
     /// Not in time. Worth another try after this.
-    #[error("not before {after:?} ({why})")]
+    #[error("not before {after:.1?} ({why})")]
     WaitUntil {
         /// From now.
         after: Duration,

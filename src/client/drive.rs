@@ -223,6 +223,9 @@ async fn follow(
         let notices = session.on_list(&listing, &mut views, now);
         core.retune(&views, now);
         core.note(notices);
+        for (pool, _) in views.iter().filter(|(_, view)| view.state(now) == MemberState::Bootstrap) {
+            warn!(%pool, "no grants in the store for this pool: the bootstrap thresholds hold until a controller comes");
+        }
         session.next_revision()
     };
     core.urgent.notify_one();

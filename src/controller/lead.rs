@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::Params;
 use super::desk::{Desk, Office};
@@ -32,6 +32,10 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_millis(700);
 const TICK_EVERY: Duration = Duration::from_secs(1);
 /// Early ticks are at least this far apart.
 const EARLY_TICK_GAP: Duration = Duration::from_millis(100);
+/// A cut to less than this is said at the ordinary log level.
+const NEWSWORTHY_CUT: f64 = 0.8;
+/// A store that stays away is spoken of this often.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 pub(super) struct Leading {
@@ -72,11 +76,11 @@ impl Drop for Keeper {
 impl Leading {
     /// Campaigns and leads until told to stop; resigns then.
     pub(super) async fn run(mut self) {
-        let mut store_complained = false;
+        let mut complained_at: Option<MonoTime> = None;
         while !*self.stop.borrow() {
             match self.campaign().await {
                 Ok(Some(Won { term, lease, asked_at })) => {
-                    store_complained = false;
+                    complained_at = None;
                     let ended = self.lead(term, lease, asked_at).await;
                     self.desk.leave_office();
                     self.telemetry.set(Metric::Leader, &[], 0.0);
@@ -93,12 +97,13 @@ impl Leading {
                         self.pause(RETRY_AFTER).await;
                     }
                 }
-                Ok(None) => store_complained = false,
+                Ok(None) => complained_at = None,
                 Err(error) => {
-                    // Said once per outage, not once per try.
-                    if !store_complained {
-                        warn!("waiting for the store: {error}");
-                        store_complained = true;
+                    // Said when an outage begins and now and then after, not at each try.
+                    let now = self.clock.now();
+                    if complained_at.is_none_or(|at| now.since(at) >= COMPLAIN_EVERY) {
+                        warn!("waiting for the store, trying on: {error}");
+                        complained_at = Some(now);
                     }
                     self.pause(RETRY_AFTER).await;
                 }
@@ -320,7 +325,14 @@ impl Leading {
         if !publication.pulse.scale.is_empty()
             && let Some(grant) = pool.published().values().next()
         {
-            info!(pool = id, reason = grant.reason.text, "capacity cut: {:?}", publication.pulse.scale);
+            let cuts: Vec<String> =
+                publication.pulse.scale.iter().map(|(meter, factor)| format!("{meter} × {factor}")).collect();
+            // The level control moves by a few percent all the time; that is no news.
+            if publication.pulse.scale.values().any(|factor| *factor < NEWSWORTHY_CUT) {
+                info!(pool = id, reason = grant.reason.text, "capacity cut: {}", cuts.join(", "));
+            } else {
+                debug!(pool = id, reason = grant.reason.text, "capacity trimmed: {}", cuts.join(", "));
+            }
         }
     }
 }

@@ -16,6 +16,9 @@ use crate::quota::PoolId;
 use crate::store::{Entry, Select, StoreError};
 use crate::telemetry::Metric;
 
+/// A record is anyone's text: a line of it is shown, no more.
+const RECORD_CHARS_SHOWN: usize = 300;
+
 type OverrideKey = (PoolId, Target);
 
 /// What this leader has read and said so far.
@@ -57,7 +60,7 @@ impl Overseer {
             if status.is_some() {
                 self.judged.insert(key, revision);
             } else {
-                info!(pool = key.0.as_str(), "override removed");
+                info!(key = leading.keys().key(&Key::Override(key.0.clone(), key.1.clone())), "override removed");
                 self.judged.remove(&key);
             }
         }
@@ -66,8 +69,8 @@ impl Overseer {
 
     async fn read(&mut self, leading: &Leading) -> Result<Written, StoreError> {
         let (keys, pools) = (leading.keys(), &leading.params.pools);
-        let mut selects: Vec<Select> = pools.iter().map(|pool| Select::Prefix(keys.overrides_of(&pool.id))).collect();
-        selects.push(Select::Prefix(keys.members()));
+        // All of them: an operator who mistypes a pool must hear of it.
+        let mut selects = vec![Select::Prefix(keys.overrides()), Select::Prefix(keys.members())];
         if !self.restored {
             selects.extend(pools.iter().map(|pool| Select::Prefix(keys.override_statuses_of(&pool.id))));
         }
@@ -111,16 +114,24 @@ impl Overseer {
             }
             let mut said = Vec::new();
             for (key, entry) in &written.overrides {
-                let Some(pool) = office.pools.get_mut(&key.0) else { continue };
                 if self.judged.get(key) == Some(&entry.mod_revision) {
                     continue;
                 }
+                let Some(pool) = office.pools.get_mut(&key.0) else {
+                    let error = format!("no pool {}: expected one of {}", key.0, names(office.pools.keys()));
+                    warn!(key = entry.key, "override without effect: {error}");
+                    let status = OverrideStatus { accepted: false, error: Some(error), applied: None };
+                    said.push((key.clone(), Some(status), entry.mod_revision));
+                    continue;
+                };
                 let error = pool.overrides_mut().put(key.1.clone(), &entry.value).err();
                 if let Some(error) = &error {
                     leading.telemetry.add(Metric::OverridesRejected, &[key.0.as_str()], 1.0);
                     warn!(key = entry.key, "override rejected, the last good one stays: {error}");
                 } else {
-                    info!(key = entry.key, "override in force");
+                    let record: String =
+                        String::from_utf8_lossy(&entry.value).chars().take(RECORD_CHARS_SHOWN).collect();
+                    info!(key = entry.key, %record, "override in force");
                 }
                 let status = OverrideStatus {
                     accepted: error.is_none(),
@@ -133,4 +144,8 @@ impl Overseer {
         });
         judged.unwrap_or_default()
     }
+}
+
+fn names<'a>(pools: impl Iterator<Item = &'a PoolId>) -> String {
+    pools.map(PoolId::as_str).collect::<Vec<_>>().join(", ")
 }

@@ -403,7 +403,7 @@ impl PoolPlanner {
         let now = per_window(*meter, step.capacity_per_s);
         let (code, text) = match (step.mode, step.limit_per_s) {
             (Mode::Headers, Some(limit)) => {
-                let others = 100.0 * step.others_per_s.unwrap_or(0.0) / limit;
+                let others = (100.0 * step.others_per_s.unwrap_or(0.0) / limit).max(0.0);
                 let limit = per_window(*meter, limit);
                 ("headers_capacity", format!("provider limit {limit:.0} {meter}, others use {others:.0} %"))
             }

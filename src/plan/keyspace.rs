@@ -108,6 +108,12 @@ impl Keyspace {
         format!("{}/limits/{pool}/", self.prefix)
     }
 
+    /// The prefix of all overrides.
+    #[must_use]
+    pub fn overrides(&self) -> String {
+        format!("{}/overrides/", self.prefix)
+    }
+
     /// The prefix of a pool's overrides.
     #[must_use]
     pub fn overrides_of(&self, pool: &PoolId) -> String {

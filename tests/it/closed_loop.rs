@@ -99,6 +99,15 @@ async fn records_are_readable_and_an_override_holds_within_a_second_with_the_con
     let sum: f64 = world.tunings().iter().flatten().map(alpha).sum();
     assert!((sum / 120.0 - 1.0).abs() < 0.05, "the last good override stays: {sum}");
 
+    let typo = format!("/tidegate/v1/overrides/{POOL}-typo/alpha");
+    world.etcdctl(&["put", &typo, r#"{"block":true}"#]);
+    let status = eventually("the leader says that there is no such pool", async || {
+        let status = world.etcdctl(&["get", "--print-value-only", &typo.replace("overrides", "overrides-status")]);
+        (!status.trim().is_empty()).then_some(status)
+    })
+    .await;
+    assert!(status.contains("no pool demo-typo: expected one of demo"), "{status}");
+
     controller.kill().expect("kill -9");
     put(&world, 60.0).await;
     world.etcdctl(&["put", &key, r#"{"block":true,"by":"test"}"#]);

@@ -61,7 +61,7 @@ const PHASES: [Phase; 6] = [
         act: Act::Nothing,
         limit: LIMIT,
         overridden: false,
-        now: "members join; the static capacity is half of what the provider gives",
+        now: "members join; the controller's file knows of half the provider's limit",
     },
     Phase {
         name: "steady",

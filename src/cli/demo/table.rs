@@ -136,10 +136,12 @@ pub(super) fn print_table(outcomes: &[Outcome], offers: &[Offer]) {
     }
     println!();
     println!(
-        "use: requests admitted ÷ the provider's true capacity. 429s: of the requests sent. Jain: over the tenants'"
+        "use        requests admitted ÷ the provider's limit × time; above 100 % where its bucket held some at the start"
     );
-    println!("parts of their weighted max-min share ({}).", weights(offers));
-    println!("ramp-up begins below the true capacity on purpose.");
+    println!("429s       of the requests that were sent");
+    println!("Jain       fairness: 1 when every tenant got the same part of its fair share");
+    println!("fair share weighted max-min of what is offered: {}", weights(offers));
+    println!("retuned    when the last member's thresholds had followed; without a 429 the headers told of the change");
 }
 
 fn weights(offers: &[Offer]) -> String {

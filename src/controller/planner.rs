@@ -211,7 +211,7 @@ impl PoolPlanner {
             capacity: self
                 .steps
                 .iter()
-                .map(|(meter, step)| (*meter, per_window(*meter, step.capacity_per_s)))
+                .map(|(meter, step)| (*meter, round(per_window(*meter, step.capacity_per_s))))
                 .collect(),
             scale_epoch: (!scale.is_empty()).then_some(pulse_stamp.epoch),
             scale,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 
@@ -263,12 +264,16 @@ impl Process {
         }
     }
 
-    /// Stops it where it stands (SIGSTOP).
+    /// Stops it where it stands (SIGSTOP); when this returns, all its threads have stopped.
     ///
     /// # Errors
     /// It has ended.
     pub fn pause(&mut self) -> Result<(), ProcessError> {
-        self.signal(Signal::SIGSTOP, "pause")
+        self.signal(Signal::SIGSTOP, "pause")?;
+        // The signal only asks: a busy thread may answer one more request before the stop is complete. Waiting for
+        // stops alone leaves the exit status to be read by `status`.
+        let stopped = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(self.group), stopped).map(drop).map_err(|errno| self.failed("pause", errno.into()))
     }
 
     /// Lets it go on (SIGCONT).

@@ -176,12 +176,6 @@ impl PoolView {
         self.leases.iter().filter(move |(_, lease)| lease.until > now).map(|(grantee, _)| grantee)
     }
 
-    /// The tenants that have a grant.
-    #[must_use]
-    pub fn has_grant(&self, grantee: &Grantee) -> bool {
-        self.grants.contains_key(grantee)
-    }
-
     /// How this member stands to the leader.
     #[must_use]
     pub fn state(&self, now: MonoTime) -> MemberState {

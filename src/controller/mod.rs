@@ -6,7 +6,8 @@
 //! ```
 //!
 //! `signal` turns reports into rates and readings, `law` estimates what each meter can take, `apportion` divides it,
-//! `shares` splits it over members. These and the planner are pure; `lead`, `publish` and `serve` do the I/O.
+//! `shares` splits it over members. These and the planner are pure; `lead`, `overseer` (operators'
+//! overrides, members' presence), `publish` and `serve` do the I/O.
 
 pub mod apportion;
 mod desk;

@@ -106,12 +106,6 @@ impl PoolPlanner {
         }
     }
 
-    /// The pool's parameters.
-    #[must_use]
-    pub fn params(&self) -> &PoolParams {
-        &self.params
-    }
-
     /// The overrides, to be kept up to date by the loop.
     pub fn overrides_mut(&mut self) -> &mut OverrideBook {
         &mut self.overrides

@@ -34,13 +34,14 @@ pub use admission::{LINE_MAX, Refusal, Why};
 pub use member::{MemberState, PULSE_QUIET, PoolView};
 pub use middleware::Limited;
 pub use params::{ClientParams, PoolParams};
-pub use permit::{Permit, Usage};
+pub use permit::Permit;
 pub use session::{Notice, Session};
 pub use swap::Tuning;
 
 use crate::clock::SystemClock;
 use crate::plan::keyspace::Key;
 use crate::provider::Dialect;
+pub use crate::provider::Usage;
 use crate::quota::{Cost, PoolId, TenantId};
 use crate::store::{LeaseId, Store};
 use crate::telemetry::Telemetry;

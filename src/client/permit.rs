@@ -10,21 +10,12 @@ use super::admission::{Gate, PoolShared};
 use crate::clock::MonoTime;
 use crate::limiter::Reservation;
 use crate::observation::{Ending, HOLD_MS_MAX, ThrottleKind};
-use crate::provider::{HOLD_MAX, Head, Hold, Observation, TokenCharge, reflex};
+use crate::provider::{HOLD_MAX, Head, Hold, Observation, TokenCharge, Usage, reflex};
 use crate::quota::{Cost, Meter};
 use crate::telemetry::Metric;
 
 /// A hold is released over this fraction of its length, so that members do not return at one instant.
 const HOLD_JITTER: f64 = 0.2;
-
-/// What the provider says a request really used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Usage {
-    /// LLM tokens sent.
-    pub input_tokens: u64,
-    /// LLM tokens received.
-    pub output_tokens: u64,
-}
 
 /// Leave to send one request. [`observe`](Permit::observe) the response's head, [`conclude`](Permit::conclude) from it,
 /// then [`settle`](Permit::settle). A permit that is dropped frees its place in flight and counts as fully used; one

@@ -15,6 +15,7 @@ mod openai;
 mod reflex;
 mod retry_after;
 mod semantics;
+mod usage;
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 pub use duration::parse_go_duration;
 pub use reflex::{HOLD_MAX, Hold, Reflex, reflex};
 pub use semantics::{BYTES_PER_TOKEN, Refill, Semantics, TokenCharge};
+pub use usage::Usage;
 
 use crate::clock::MonoTime;
 use crate::observation::{Ending, MeterReading, ThrottleKind};
@@ -39,11 +41,13 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 pub enum Dialect {
     /// `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`.
     OpenAi,
+    /// `anthropic-ratelimit-{requests,tokens,input-tokens,output-tokens}-{limit,remaining,reset}`.
+    Anthropic,
 }
 
 /// A name that is no dialect's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("dialect {0:?}: expected one of: openai")]
+#[error("dialect {0:?}: expected one of: openai, anthropic")]
 pub struct DialectError(String);
 
 /// What is read before the body arrives.
@@ -71,13 +75,15 @@ pub struct Observation {
 }
 
 impl Dialect {
-    const ALL: [Self; 1] = [Self::OpenAi];
+    /// All dialects.
+    pub const ALL: [Self; 2] = [Self::OpenAi, Self::Anthropic];
 
     /// What this dialect's words mean.
     #[must_use]
     pub const fn semantics(self) -> &'static Semantics {
         match self {
             Self::OpenAi => &semantics::OPENAI,
+            Self::Anthropic => &semantics::ANTHROPIC,
         }
     }
 
@@ -86,6 +92,7 @@ impl Dialect {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::OpenAi => "openai",
+            Self::Anthropic => "anthropic",
         }
     }
 
@@ -95,6 +102,7 @@ impl Dialect {
         let mut faults = 0;
         let readings = match self {
             Self::OpenAi => openai::readings(self.semantics(), head.headers, sent_at, &mut faults),
+            Self::Anthropic => Vec::new(),
         };
         // Nine in ten recorded Retry-After headers sit on 2xx responses, others on 400s: they ask for nothing.
         let retry_after = match head.status {
@@ -124,6 +132,7 @@ impl Dialect {
         let body = body.get(..BODY_BYTES_MAX).unwrap_or(body);
         match self {
             Self::OpenAi => openai::refine(self.semantics(), observation, body),
+            Self::Anthropic => observation,
         }
         .with_long_waits_as_daily()
     }

@@ -53,3 +53,13 @@ pub(super) const OPENAI: Semantics = Semantics {
     default_window: Window::Minute,
     token_charge: TokenCharge::Estimate,
 };
+
+/// Continuous refill; a reset is an instant, in whole seconds. Token levels are multiples of 1,000.
+pub(super) const ANTHROPIC: Semantics = Semantics {
+    refill: Refill::Continuous,
+    remaining_grain: 1.0,
+    reset_grain: Duration::from_secs(1),
+    windows: &[Window::Minute],
+    default_window: Window::Minute,
+    token_charge: TokenCharge::Estimate,
+};

@@ -83,11 +83,14 @@ pub(super) struct Gate {
     state: Mutex<GateState>,
 }
 
-/// What a gate reports.
+/// What this process did, and is doing, for one tenant of a pool.
 #[derive(Debug, Clone)]
-pub(super) struct GateReport {
+pub struct Traffic {
+    /// Counted since the process began.
     pub counters: Counters,
+    /// Requests in flight now.
     pub in_flight: u32,
+    /// Requests that wait for admission now.
     pub waiting: usize,
 }
 
@@ -113,9 +116,9 @@ impl Gate {
         Self { grantee, state: Mutex::new(state) }
     }
 
-    fn report(&self) -> GateReport {
+    fn traffic(&self) -> Traffic {
         let state = self.state.lock();
-        GateReport { counters: state.counters.clone(), in_flight: state.limiter.in_flight(), waiting: state.line.len() }
+        Traffic { counters: state.counters.clone(), in_flight: state.limiter.in_flight(), waiting: state.line.len() }
     }
 
     fn wake(&self, whom: Wake) {
@@ -283,9 +286,9 @@ impl PoolShared {
         }
     }
 
-    /// What each gate has to report.
-    pub(super) fn gate_reports(&self) -> Vec<(Grantee, GateReport)> {
-        self.gates.read().iter().map(|(grantee, gate)| (grantee.clone(), gate.report())).collect()
+    /// What each gate did and is doing.
+    pub(super) fn traffic(&self) -> Vec<(Grantee, Traffic)> {
+        self.gates.read().iter().map(|(grantee, gate)| (grantee.clone(), gate.traffic())).collect()
     }
 
     /// Waits for admission, at most `max_wait`.

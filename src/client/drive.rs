@@ -131,7 +131,7 @@ impl Core {
         let precise = |n: u64| n as f64;
         let id = pool.id.as_str();
         let mut waiting = 0;
-        for (grantee, gate) in pool.gate_reports() {
+        for (grantee, gate) in pool.traffic() {
             let tenant = grantee.to_string();
             self.telemetry.set(Metric::Admitted, &[id, &tenant], precise(gate.counters.admitted));
             self.telemetry.set(Metric::Refused, &[id, &tenant], precise(gate.counters.refused));

@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 use admission::{ClockDebug, PoolShared};
 use drive::Core;
 
-pub use admission::{LINE_MAX, Refusal, Why};
+pub use admission::{LINE_MAX, Refusal, Traffic, Why};
 pub use member::{MemberState, PULSE_QUIET, PoolView};
 pub use middleware::Limited;
 pub use params::{ClientParams, PoolParams};
@@ -42,7 +42,7 @@ use crate::clock::SystemClock;
 use crate::plan::keyspace::Key;
 use crate::provider::Dialect;
 pub use crate::provider::Usage;
-use crate::quota::{Cost, PoolId, TenantId};
+use crate::quota::{Cost, Grantee, PoolId, TenantId};
 use crate::store::{LeaseId, Store};
 use crate::telemetry::Telemetry;
 
@@ -203,6 +203,13 @@ impl Pool {
     #[must_use]
     pub fn dialect(&self) -> Dialect {
         self.shared.dialect
+    }
+
+    /// What this process did, and is doing, for each tenant that it has seen: those without a grant count together, as
+    /// `@default`.
+    #[must_use]
+    pub fn traffic(&self) -> BTreeMap<Grantee, Traffic> {
+        self.shared.traffic().into_iter().collect()
     }
 
     /// What is enforced now.

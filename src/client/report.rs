@@ -47,7 +47,7 @@ fn pool_report(pool: &PoolShared, view: Option<&PoolView>, now: MonoTime) -> Poo
         holds.iter().map(|(meter, until)| (*meter, ms(now, *until))).collect()
     };
     let mut tenants: BTreeMap<Grantee, TenantReport> = pool
-        .gate_reports()
+        .traffic()
         .into_iter()
         .map(|(grantee, gate)| {
             let tenant = TenantReport {

@@ -1,115 +1,69 @@
-//! `tidegate demo`: the closed loop with real processes, in about a minute.
+//! `tidegate demo`: the closed loop with real processes, beside static limits, in about a minute.
 //!
-//! A real etcd, the emulator, the controller as in production, and two services that embed the thin client. The demo
-//! halves the provider's limit unannounced, restores it, and puts and removes an operator's override with `etcdctl`.
-//! What happened is judged by the emulator's own account of itself, not by what tidegate believes.
+//! A real etcd, two provider emulators, two controllers as in production, and two services that embed the thin client.
+//! Each request is sent twice at the same moment: through tidegate to one provider, through static limits to the other.
+//! The demo changes both providers' limits unannounced, puts and removes an operator's override with `etcdctl`, and
+//! kills the leading controller. What happened is judged by the providers' own counts, not by what tidegate believes.
+//!
+//! ```text
+//! script ─► stage (processes) ─► sample ─► record ─┬─► screen, while it runs
+//!                                                  └─► verdict ─► table or JSON, chart (SVG)
+//! ```
 
+mod chart;
+mod record;
+mod screen;
+mod script;
 mod service;
 mod stage;
-mod table;
+mod verdict;
 
 use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
 use super::Failure;
 use super::signals::Signals;
+use crate::provider::parse_go_duration;
+use record::{Event, Record};
+use screen::{Screen, View};
+use script::{LONGEST, Phase, SHORTEST};
 pub(super) use service::{ServiceArgs, service};
-use stage::{Offer, Stage};
-use table::{Outcome, print_table};
+use stage::Stage;
+use verdict::Verdict;
 
-/// The provider's limit, in requests per minute.
-const LIMIT: u64 = 1_200;
-/// The operator's override, in requests per minute.
-const OVERRIDE: u64 = 120;
-const TENANTS: [Offer; 3] = [
-    Offer { tenant: "alpha", weight: 3.0, per_s: 16.0 },
-    Offer { tenant: "beta", weight: 1.0, per_s: 3.0 },
-    Offer { tenant: "noisy", weight: 1.0, per_s: 13.0 },
-];
+/// How often everything is looked at.
+const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 
 /// Arguments of `tidegate demo`.
 #[derive(Debug, clap::Args)]
-pub(super) struct DemoArgs {}
-
-/// What is done at the start of a phase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Act {
-    Nothing,
-    /// The limit becomes this; of the bucket's contents, so many requests are gone.
-    Limit(u64, u64),
-    Override,
-    Lift,
+pub(super) struct DemoArgs {
+    /// How long it runs, such as 20s or 2m [range: 20s–10m].
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    duration: Duration,
+    /// Where the picture of the run is written.
+    #[arg(long, value_name = "FILE", default_value = "tidegate-demo.svg")]
+    svg: PathBuf,
+    /// Print the result as JSON, and nothing else on stdout.
+    #[arg(long)]
+    json: bool,
+    /// Print a line for each phase, also where a terminal could show the live view.
+    #[arg(long)]
+    plain: bool,
 }
 
-/// One phase of the run.
-#[derive(Debug, Clone, Copy)]
-struct Phase {
-    name: &'static str,
-    seconds: u64,
-    act: Act,
-    limit: u64,
-    overridden: bool,
-    now: &'static str,
+fn duration(text: &str) -> Result<Duration, String> {
+    let expected = || format!("expected {}s to {}m, such as 20s, 90s or 2m", SHORTEST.as_secs(), LONGEST.as_secs() / 60);
+    parse_go_duration(text).filter(|span| (SHORTEST..=LONGEST).contains(span)).ok_or_else(expected)
 }
-
-const PHASES: [Phase; 6] = [
-    Phase {
-        name: "ramp-up",
-        seconds: 10,
-        act: Act::Nothing,
-        limit: LIMIT,
-        overridden: false,
-        now: "members join; the controller's file knows of half the provider's limit",
-    },
-    Phase {
-        name: "steady",
-        seconds: 14,
-        act: Act::Nothing,
-        limit: LIMIT,
-        overridden: false,
-        now: "three tenants offer 1.6 x the limit",
-    },
-    Phase {
-        name: "halved",
-        seconds: 12,
-        act: Act::Limit(LIMIT / 2, LIMIT),
-        limit: LIMIT / 2,
-        overridden: false,
-        now: "the provider has halved its limit, unannounced, and its bucket is empty",
-    },
-    Phase {
-        name: "restored",
-        seconds: 10,
-        act: Act::Limit(LIMIT, 0),
-        limit: LIMIT,
-        overridden: false,
-        now: "the provider has restored its limit",
-    },
-    Phase {
-        name: "override",
-        seconds: 8,
-        act: Act::Override,
-        limit: LIMIT,
-        overridden: true,
-        now: "an operator has put noisy at 120 requests/minute",
-    },
-    Phase {
-        name: "lifted",
-        seconds: 6,
-        act: Act::Lift,
-        limit: LIMIT,
-        overridden: false,
-        now: "the operator has removed the override",
-    },
-];
 
 /// Runs the demo.
-pub(super) async fn demo(_args: DemoArgs) -> Result<(), Failure> {
+pub(super) async fn demo(args: DemoArgs) -> Result<(), Failure> {
     let mut signals = Signals::watch()?;
     tokio::select! {
-        outcome = play() => outcome,
+        outcome = play(&args) => outcome,
         () = signals.received() => {
             // The play was dropped, and with it every child.
             eprintln!("\ninterrupted: every process of the demo is stopped");
@@ -118,87 +72,123 @@ pub(super) async fn demo(_args: DemoArgs) -> Result<(), Failure> {
     }
 }
 
-async fn play() -> Result<(), Failure> {
-    let failed = |error: stage::StageError| Failure::Run(error.to_string());
-    println!("starting etcd, the provider emulator, the controller and two services …");
-    let mut stage = Stage::set(LIMIT, &TENANTS).await.map_err(failed)?;
-    println!("etcd       {}   (look: etcdctl --endpoints {0} get --prefix /tidegate/v1/)", stage.etcd_endpoint());
-    println!("provider   {}   {LIMIT} requests/minute", stage.provider_url());
-    println!("controller {}   metrics under /metrics", stage.controller_url());
-    println!();
+/// How the run is shown while it lasts.
+enum Show {
+    /// One screen, drawn anew with each sample.
+    Live(Box<Screen>),
+    /// A line for each phase and each event.
+    Lines,
+    /// Not at all: stdout is for a program.
+    Silent,
+}
 
-    let total: u64 = PHASES.iter().map(|phase| phase.seconds).sum();
-    let began = Instant::now();
-    let mut outcomes = Vec::new();
-    let mut elapsed = 0;
-    for phase in PHASES {
-        match phase.act {
-            Act::Nothing => stage.mark().await.map_err(failed)?,
-            Act::Limit(limit, spent) => stage.change_limit(limit, spent).await.map_err(failed)?,
-            Act::Override => {
-                let command = stage.put_override("noisy", OVERRIDE).await.map_err(failed)?;
-                progress_end();
-                println!("$ {command}");
-            }
-            Act::Lift => {
-                let command = stage.remove_override("noisy").await.map_err(failed)?;
-                progress_end();
-                println!("$ {command}");
-            }
-        }
-        let before = stage.state().await.map_err(failed)?;
-        for second in 0..phase.seconds {
-            progress(elapsed + second, total, &phase);
-            sleep_until(began + Duration::from_secs(elapsed + second + 1)).await;
-            stage.collect().map_err(failed)?;
-        }
-        elapsed += phase.seconds;
-        let after = stage.state().await.map_err(failed)?;
-        let retunes = stage.retunes_since_mark();
-        outcomes.push(Outcome::judge(
-            phase.name,
-            phase.limit,
-            phase.overridden.then_some(OVERRIDE),
-            phase.act != Act::Nothing,
-            &TENANTS,
-            &before,
-            &after,
-            &retunes,
-        ));
+async fn play(args: &DemoArgs) -> Result<(), Failure> {
+    // Before a minute is spent on a picture that cannot be kept.
+    write(&args.svg, "")?;
+    let live = !args.json && !args.plain && std::io::stdout().is_terminal();
+    let mut show = if args.json { Show::Silent } else { Show::Lines };
+    show.line("starting etcd, two provider emulators, two controllers and two services …");
+    let mut stage = Stage::set().await.map_err(failed)?;
+    for line in stage.addresses() {
+        show.line(&line);
     }
-    progress_end();
+    show.line("");
+    if live {
+        let screen = Screen::open().map_err(|error| Failure::Run(format!("the terminal: {error}; try --plain")))?;
+        show = Show::Live(Box::new(screen));
+    }
+    let record = run(&mut stage, &mut show, args.duration).await?;
+    if live {
+        // The terminal's own screen again: what follows stays there.
+        show = Show::Lines;
+    }
     stage.strike().await;
-    println!();
-    print_table(&outcomes, &TENANTS);
+
+    let verdict = Verdict::of(&record);
+    let picture = chart::svg(&record, &verdict).map_err(|error| Failure::Run(format!("cannot draw the run: {error}")))?;
+    write(&args.svg, &picture)?;
+    if args.json {
+        return print_json(&verdict, &args.svg);
+    }
+    if live {
+        record.events().iter().for_each(|event| show.line(&format!("{:>4.0} s  {}", event.at_s, event.text)));
+        show.line("");
+    }
+    for line in verdict::table(&verdict).iter().chain([&String::new()]).chain(&verdict::legend()) {
+        show.line(line);
+    }
+    show.line("");
+    show.line(&format!("the run as a picture: {}", args.svg.display()));
     Ok(())
 }
 
-fn progress(second: u64, total: u64, phase: &Phase) {
-    let mut out = std::io::stdout().lock();
-    let line = format!("[{second:>2}/{total} s] {:<9} {}", phase.name, phase.now);
-    // A terminal shows one line that changes; a log gets a line a phase.
-    let _ = if out.is_terminal() {
-        write!(out, "\r\x1b[2K{line}")
-    } else if second_is_first(second) {
-        writeln!(out, "{line}")
-    } else {
-        Ok(())
-    };
-    let _ = out.flush();
-}
-
-fn second_is_first(second: u64) -> bool {
-    let mut start = 0;
-    PHASES.iter().any(|phase| {
-        let first = start == second;
-        start += phase.seconds;
-        first
-    })
-}
-
-fn progress_end() {
-    let mut out = std::io::stdout().lock();
-    if out.is_terminal() {
-        let _ = writeln!(out);
+async fn run(stage: &mut Stage, show: &mut Show, duration: Duration) -> Result<Record, Failure> {
+    let phases = script::phases(duration);
+    let total_s = phases.iter().map(|phase| phase.seconds).sum();
+    let mut record = Record::default();
+    let mut ends = Instant::now();
+    for phase in phases {
+        let command = stage.act(phase.act).await.map_err(failed)?;
+        record.begin(phase, stage.sample().await.map_err(failed)?);
+        let text = command.map_or_else(|| phase.words.to_owned(), |command| format!("$ {command}"));
+        let event = Event { at_s: record.elapsed_s(), text, mark: phase.mark };
+        show.begun(&phase, &event, total_s);
+        record.note(event);
+        ends += Duration::from_secs_f64(phase.seconds);
+        loop {
+            show.draw(&View { record: &record, phase: &phase, total_s })?;
+            let next = Instant::now() + SAMPLE_EVERY;
+            sleep_until(next.min(ends)).await;
+            record.add(stage.sample().await.map_err(failed)?);
+            if next >= ends {
+                break;
+            }
+        }
     }
+    Ok(record)
+}
+
+impl Show {
+    fn line(&self, line: &str) {
+        if matches!(self, Self::Lines) {
+            // Nobody reading is no reason to stop: the picture is written all the same.
+            let _ = writeln!(std::io::stdout(), "{line}");
+        }
+    }
+
+    fn begun(&self, phase: &Phase, event: &Event, total_s: f64) {
+        self.line(&format!("[{:>3.0}/{total_s:.0} s] {:<9} {}", event.at_s, phase.name, phase.words));
+        if event.text.starts_with('$') {
+            self.line(&event.text);
+        }
+    }
+
+    fn draw(&mut self, view: &View<'_>) -> Result<(), Failure> {
+        match self {
+            Self::Live(screen) => {
+                screen.draw(view).map_err(|error| Failure::Run(format!("the terminal: {error}; try --plain")))
+            }
+            Self::Lines | Self::Silent => Ok(()),
+        }
+    }
+}
+
+fn failed(error: stage::StageError) -> Failure {
+    Failure::Run(error.to_string())
+}
+
+fn write(file: &Path, text: &str) -> Result<(), Failure> {
+    std::fs::write(file, text).map_err(|error| Failure::Usage(format!("--svg {}: cannot write: {error}", file.display())))
+}
+
+fn print_json(verdict: &Verdict, svg: &Path) -> Result<(), Failure> {
+    #[derive(serde::Serialize)]
+    struct Result<'a> {
+        #[serde(flatten)]
+        verdict: &'a Verdict,
+        svg: &'a Path,
+    }
+    let json = serde_json::to_string_pretty(&Result { verdict, svg }).map_err(|error| Failure::Run(error.to_string()))?;
+    let _ = writeln!(std::io::stdout(), "{json}");
+    Ok(())
 }

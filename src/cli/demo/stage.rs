@@ -6,25 +6,21 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use super::service::Retuned;
+use super::record::{Sample, TenantNow, WAYS};
+use super::script::{Act, LIMIT, OVERRIDDEN, OVERRIDE, TENANTS};
+use super::service::Told;
+use crate::plan::Grant;
+use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
+use crate::quota::PoolId;
 use crate::sim::emulator::EmulatorState;
 use crate::sim::process::{Process, ProcessError};
 use crate::sim::{Etcd, etcdctl};
+use crate::store::{EtcdStore, Select, Source, StoreError};
 
 const POOL: &str = "demo";
 const START_WAIT: Duration = Duration::from_secs(15);
 const SERVICES: [&str; 2] = ["service-a", "service-b"];
-
-/// What one tenant offers.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Offer {
-    /// Whose.
-    pub tenant: &'static str,
-    /// Its weight in the division.
-    pub weight: f64,
-    /// Requests per second, all services together.
-    pub per_s: f64,
-}
+const CONTROLLERS: [&str; 2] = ["controller-a", "controller-b"];
 
 /// Why the demo could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +31,12 @@ pub(super) enum StageError {
     /// A file of the demo's.
     #[error("cannot write {0}: {1}")]
     File(PathBuf, std::io::Error),
-    /// The emulator did not answer.
+    /// An emulator did not answer.
     #[error("the emulator's admin call failed: {0}")]
     Admin(#[from] reqwest::Error),
+    /// etcd did not answer.
+    #[error("cannot read the records in etcd: {0}")]
+    Store(#[from] StoreError),
     /// etcdctl did not do it.
     #[error("{command} failed: {error}")]
     Etcdctl {
@@ -48,28 +47,32 @@ pub(super) enum StageError {
     },
 }
 
-/// A member's limits moved.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct MemberRetunes {
-    /// What it enforced when the phase began.
-    pub before: Option<Retuned>,
-    /// Every change since.
-    pub since: Vec<Retuned>,
+/// One member, and what it has said.
+struct Member {
+    process: Process,
+    read: u64,
+    last: Option<Told>,
+}
+
+/// A server of ours.
+struct Server {
+    process: Process,
+    url: String,
 }
 
 /// All processes of the demo; dropping it kills them.
 pub(super) struct Stage {
-    services: Vec<Process>,
-    read: Vec<u64>,
-    retunes: Vec<Vec<Retuned>>,
-    marked: Vec<usize>,
-    controller: Process,
-    controller_url: String,
-    emulator: Process,
-    provider_url: String,
+    // In the order of dying: those that call before those that are called, the folder last.
+    members: Vec<Member>,
+    controllers: Vec<Server>,
+    /// By way: the provider behind the adaptive limits, and the one behind the static ones.
+    providers: Vec<Server>,
+    store: EtcdStore,
+    selects: [Select; 2],
+    keys: Keyspace,
     etcd: Etcd,
-    folder: Folder,
     http: reqwest::Client,
+    folder: Folder,
 }
 
 /// A temporary folder, removed at the end.
@@ -83,105 +86,107 @@ impl Drop for Folder {
 
 impl Stage {
     /// Starts everything and waits until it answers.
-    pub(super) async fn set(limit: u64, offers: &[Offer]) -> Result<Self, StageError> {
+    pub(super) async fn set() -> Result<Self, StageError> {
         let folder = std::env::temp_dir().join(format!("tidegate-demo-{}", std::process::id()));
         std::fs::create_dir_all(&folder).map_err(|error| StageError::File(folder.clone(), error))?;
         let folder = Folder(folder);
         let etcd = Etcd::start().await?;
 
-        let mut command = tidegate()?;
-        command.args(["emulate", "--listen", "127.0.0.1:0", "--burst-seconds", "3", "--ttft-ms", "200"]);
-        command.args(["--ms-per-token", "2", "--output-tokens", "30", "--tokens-per-minute", "300000"]);
-        command.args(["--requests-per-minute", &limit.to_string()]);
-        let (emulator, provider_url) = start("emulator", command, &folder).await?;
+        let mut providers = Vec::new();
+        for way in WAYS {
+            let mut command = tidegate()?;
+            command.args(["emulate", "--listen", "127.0.0.1:0", "--burst-seconds", "3", "--ttft-ms", "200"]);
+            command.args(["--ms-per-token", "2", "--output-tokens", "30", "--tokens-per-minute", "300000"]);
+            command.args(["--requests-per-minute", &LIMIT.to_string()]);
+            providers.push(start(&format!("provider-{}", way.as_str()), command, &folder).await?);
+        }
 
-        let config = folder.0.join("tidegate.toml");
-        std::fs::write(&config, config_text(etcd.endpoint(), limit / 2, offers))
-            .map_err(|error| StageError::File(config.clone(), error))?;
-        let mut command = tidegate()?;
-        command.arg("run").arg("--config").arg(&config);
-        let (controller, controller_url) = start("controller", command, &folder).await?;
+        let mut controllers = Vec::new();
+        for name in CONTROLLERS {
+            let config = folder.0.join(format!("{name}.toml"));
+            std::fs::write(&config, config_text(name, etcd.endpoint()))
+                .map_err(|error| StageError::File(config.clone(), error))?;
+            let mut command = tidegate()?;
+            command.arg("run").arg("--config").arg(&config);
+            controllers.push(start(name, command, &folder).await?);
+        }
 
-        let mut services = Vec::new();
+        let mut members = Vec::new();
         for (slot, name) in SERVICES.iter().enumerate() {
             let mut command = tidegate()?;
-            command.args(["demo-service", "--name", name, "--etcd", etcd.endpoint(), "--provider", &provider_url]);
-            command.args(["--pool", POOL, "--seed", &(slot + 1).to_string()]);
-            for offer in offers {
-                let each = offer.per_s / f64_of(SERVICES.len());
-                command.args(["--offer", &format!("{}={each}", offer.tenant)]);
+            command.args(["demo-service", "--name", name, "--etcd", etcd.endpoint(), "--pool", POOL]);
+            command.args(["--provider", &providers[0].url, "--static-provider", &providers[1].url]);
+            command.args(["--seed", &(slot + 1).to_string()]);
+            for offer in TENANTS {
+                command.args(["--offer", &format!("{}={}", offer.tenant, offer.per_s / members_f64())]);
+                command.args(["--static-quota", &format!("{}={}", offer.tenant, quota(offer.weight) / members_f64())]);
             }
-            let log = folder.0.join(format!("{name}.log"));
-            services.push(Process::spawn(name, command, Some(&log))?);
+            let process = Process::spawn(name, command, Some(&folder.0.join(format!("{name}.log"))))?;
+            members.push(Member { process, read: 0, last: None });
         }
-        let members = services.len();
-        Ok(Self {
-            services,
-            read: vec![0; members],
-            retunes: vec![Vec::new(); members],
-            marked: vec![0; members],
-            controller,
-            controller_url,
-            emulator,
-            provider_url,
-            etcd,
-            folder,
-            http: reqwest::Client::new(),
-        })
+        let store = EtcdStore::connect(&[etcd.endpoint().to_owned()]).await?;
+        let keys = Keyspace::default();
+        let pool: PoolId = POOL.parse().map_err(|error: crate::quota::QuotaError| {
+            StoreError::Rejected(error.to_string())
+        })?;
+        let selects = [Select::Key(keys.key(&Key::Leader)), Select::Prefix(keys.limits_of(&pool))];
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        Ok(Self { members, controllers, providers, store, selects, keys, etcd, http, folder })
     }
 
-    /// etcd's client URL.
-    pub(super) fn etcd_endpoint(&self) -> &str {
-        self.etcd.endpoint()
+    /// Where everything is, a line each.
+    pub(super) fn addresses(&self) -> Vec<String> {
+        let etcd = self.etcd.endpoint();
+        let mut lines = vec![format!("etcd          {etcd}   look: etcdctl --endpoints {etcd} get --prefix /tidegate/v1/")];
+        for (way, provider) in WAYS.iter().zip(&self.providers) {
+            lines.push(format!("provider      {}   {LIMIT} requests/minute, behind {} limits", provider.url, way.as_str()));
+        }
+        for (name, controller) in CONTROLLERS.iter().zip(&self.controllers) {
+            lines.push(format!("{name}  {}   metrics under /metrics", controller.url));
+        }
+        lines.push(format!("logs          {}", self.folder.0.display()));
+        lines
     }
 
-    /// The provider's base URL.
-    pub(super) fn provider_url(&self) -> &str {
-        &self.provider_url
+    /// Does what a phase begins with; returns the command, where an operator would have typed one.
+    pub(super) async fn act(&mut self, act: Act) -> Result<Option<String>, StageError> {
+        let change = match act {
+            Act::Limit { to, spent } => serde_json::json!({ "requests_per_minute": to, "spend_requests": spent }),
+            _ => serde_json::json!({}),
+        };
+        // Both at one moment; an empty change only marks it.
+        let [adaptive, fixed] = [&self.providers[0], &self.providers[1]].map(|provider| {
+            self.http.patch(format!("{}/admin", provider.url)).json(&change).send()
+        });
+        let (adaptive, fixed) = tokio::try_join!(adaptive, fixed)?;
+        adaptive.error_for_status()?;
+        fixed.error_for_status()?;
+        match act {
+            Act::Nothing | Act::Limit { .. } => Ok(None),
+            Act::Override => {
+                let record = format!(
+                    r#"{{"set":{{"requests/minute":{OVERRIDE}}},"by":"demo","reason":"noisy neighbour"}}"#
+                );
+                self.etcdctl(&["put", &override_key(), &record]).map(Some)
+            }
+            Act::Lift => self.etcdctl(&["del", &override_key()]).map(Some),
+            Act::Kill => self.kill_leader().await.map(Some),
+        }
     }
 
-    /// The controller's base URL.
-    pub(super) fn controller_url(&self) -> &str {
-        &self.controller_url
+    async fn kill_leader(&mut self) -> Result<String, StageError> {
+        let leader = self.store.list(&self.selects[..1]).await?.entries.into_iter().next();
+        let leader: Option<LeaderRecord> = leader.and_then(|entry| serde_json::from_slice(&entry.value).ok());
+        let leads = |controller: &&mut Server| leader.as_ref().is_some_and(|leader| leader.report_url == controller.url);
+        let Some(controller) = self.controllers.iter_mut().find(leads) else {
+            return Ok("nobody leads: there is no one to kill".to_owned());
+        };
+        let (pid, name) = (controller.process.pid(), controller.process.name().to_owned());
+        controller.process.kill()?;
+        Ok(format!("kill -9 {pid}   # {name}, which led"))
     }
 
-    /// The emulator's account of itself.
-    pub(super) async fn state(&self) -> Result<EmulatorState, StageError> {
-        let url = format!("{}/admin/state", self.provider_url);
-        Ok(self.http.get(url).send().await?.error_for_status()?.json().await?)
-    }
-
-    /// Begins a phase in which nothing is done.
-    pub(super) async fn mark(&mut self) -> Result<(), StageError> {
-        self.patch(&serde_json::json!({})).await
-    }
-
-    /// Changes the provider's limit; nobody is told. `spent` requests of the bucket are gone at that moment.
-    pub(super) async fn change_limit(&mut self, requests_per_minute: u64, spent: u64) -> Result<(), StageError> {
-        self.patch(&serde_json::json!({ "requests_per_minute": requests_per_minute, "spend_requests": spent })).await
-    }
-
-    async fn patch(&mut self, change: &serde_json::Value) -> Result<(), StageError> {
-        self.collect()?;
-        self.marked = self.retunes.iter().map(Vec::len).collect();
-        self.http.patch(format!("{}/admin", self.provider_url)).json(change).send().await?.error_for_status()?;
-        Ok(())
-    }
-
-    /// Puts an override as an operator would; returns the command.
-    pub(super) async fn put_override(&mut self, tenant: &str, requests_per_minute: u64) -> Result<String, StageError> {
-        let record =
-            format!(r#"{{"set":{{"requests/minute":{requests_per_minute}}},"by":"demo","reason":"noisy neighbour"}}"#);
-        self.mark().await?;
-        self.etcdctl(&["put", &override_key(tenant), &record])
-    }
-
-    /// Removes it.
-    pub(super) async fn remove_override(&mut self, tenant: &str) -> Result<String, StageError> {
-        self.mark().await?;
-        self.etcdctl(&["del", &override_key(tenant)])
-    }
-
+    /// Runs etcdctl as an operator would; returns the command.
     fn etcdctl(&self, args: &[&str]) -> Result<String, StageError> {
         let mut command = Command::new(etcdctl()?);
         command.env("ETCDCTL_API", "3").args(["--endpoints", self.etcd.endpoint()]).args(args);
@@ -197,41 +202,75 @@ impl Stage {
         }
     }
 
-    /// Takes in what the services have said; a process that has ended ends the demo.
-    pub(super) fn collect(&mut self) -> Result<(), StageError> {
-        for (slot, service) in self.services.iter_mut().enumerate() {
-            let (lines, read) = service.lines_after(self.read[slot]);
-            self.read[slot] = read;
-            self.retunes[slot].extend(lines.iter().filter_map(|line| serde_json::from_str(line).ok()));
-            service.check_running()?;
+    /// How things stand now. A process that has ended by itself ends the demo.
+    pub(super) async fn sample(&mut self) -> Result<Sample, StageError> {
+        let mut told: Vec<Vec<Told>> = Vec::new();
+        for member in &mut self.members {
+            let (lines, read) = member.process.lines_after(member.read);
+            member.read = read;
+            let news: Vec<Told> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+            if let Some(last) = news.last() {
+                member.last = Some(last.clone());
+            }
+            told.push(news);
+            member.process.check_running()?;
         }
-        self.emulator.check_running()?;
-        self.controller.check_running()?;
-        Ok(())
-    }
-
-    /// What each member's limits did since the phase began.
-    pub(super) fn retunes_since_mark(&self) -> BTreeMap<&'static str, MemberRetunes> {
-        let of = |slot: usize| {
-            let (before, since) = self.retunes[slot].split_at(self.marked[slot].min(self.retunes[slot].len()));
-            MemberRetunes { before: before.last().cloned(), since: since.to_vec() }
+        for provider in &mut self.providers {
+            provider.process.check_running()?;
+        }
+        let state = async |provider: &Server| -> Result<EmulatorState, reqwest::Error> {
+            self.http.get(format!("{}/admin/state", provider.url)).send().await?.error_for_status()?.json().await
         };
-        SERVICES.iter().enumerate().map(|(slot, name)| (*name, of(slot))).collect()
+        let (adaptive, fixed) = tokio::try_join!(state(&self.providers[0]), state(&self.providers[1]))?;
+        let mut tenants = BTreeMap::new();
+        for offer in TENANTS {
+            let last = || self.members.iter().filter_map(|member| member.last.as_ref());
+            let now = TenantNow {
+                threshold: last().filter_map(|told| told.requests_per_minute.get(offer.tenant)).sum(),
+                waiting: last().filter_map(|told| told.waiting.get(offer.tenant)).sum(),
+                quota: quota(offer.weight),
+            };
+            tenants.insert(offer.tenant, now);
+        }
+        let mut sample = Sample { ways: [adaptive, fixed], tenants, reason: String::new(), leader: None, told };
+        for entry in self.store.list(&self.selects).await?.entries {
+            match self.keys.parse(&entry.key) {
+                Some(Key::Leader) => {
+                    let leader: Option<LeaderRecord> = serde_json::from_slice(&entry.value).ok();
+                    sample.leader = leader.map(|leader| leader.name);
+                }
+                // All tenants' grants rest on the same capacity, and so on the same reason; the first tenant's will do.
+                _ if !sample.reason.is_empty() => {}
+                _ => sample.reason = Grant::parse(&entry.value).map(|grant| grant.reason.text).unwrap_or_default(),
+            }
+        }
+        Ok(sample)
     }
 
     /// Stops everything, services first.
     pub(super) async fn strike(mut self) {
-        for process in self.services.iter_mut().chain([&mut self.controller, &mut self.emulator]) {
+        let servers = self.controllers.iter_mut().chain(&mut self.providers).map(|server| &mut server.process);
+        for process in self.members.iter_mut().map(|member| &mut member.process).chain(servers) {
             // One that cannot be stopped politely is killed when it is dropped.
             let _ = process.terminate().await;
         }
         let _ = self.etcd.process().terminate().await;
-        drop(self.folder);
     }
 }
 
-fn override_key(tenant: &str) -> String {
-    format!("/tidegate/v1/overrides/{POOL}/{tenant}")
+/// A tenant's static quota in requests per minute: its weight's part of the limit that the documents told.
+#[allow(clippy::cast_precision_loss, reason = "a small limit")]
+fn quota(weight: f64) -> f64 {
+    let weights: f64 = TENANTS.iter().map(|offer| offer.weight).sum();
+    LIMIT as f64 * weight / weights
+}
+
+fn members_f64() -> f64 {
+    f64::from(u32::try_from(SERVICES.len()).unwrap_or(u32::MAX))
+}
+
+fn override_key() -> String {
+    format!("/tidegate/v1/overrides/{POOL}/{OVERRIDDEN}")
 }
 
 fn tidegate() -> Result<Command, StageError> {
@@ -239,27 +278,24 @@ fn tidegate() -> Result<Command, StageError> {
     Ok(Command::new(path))
 }
 
-async fn start(name: &str, command: Command, folder: &Folder) -> Result<(Process, String), StageError> {
+async fn start(name: &str, command: Command, folder: &Folder) -> Result<Server, StageError> {
     let mut process = Process::spawn(name, command, Some(&folder.0.join(format!("{name}.log"))))?;
     let line = process.wait_for_line(|line| line.contains(" listening on http://"), START_WAIT).await?;
     let url = line.split_whitespace().find(|word| word.starts_with("http://")).unwrap_or_default().to_owned();
-    Ok((process, url))
+    Ok(Server { process, url })
 }
 
-fn config_text(etcd: &str, requests_per_minute: u64, offers: &[Offer]) -> String {
+fn config_text(name: &str, etcd: &str) -> String {
     let mut tenants = String::new();
-    for Offer { tenant, weight, .. } in offers {
+    for offer in TENANTS {
         // Writing to a string cannot fail.
-        let _ = writeln!(tenants, "[pools.{POOL}.tenants.{tenant}]\nweight = {weight}");
+        let _ = writeln!(tenants, "[pools.{POOL}.tenants.{}]\nweight = {}", offer.tenant, offer.weight);
     }
     format!(
-        "[controller]\nname = \"demo\"\nlisten = \"127.0.0.1:0\"\n\n[etcd]\nendpoints = [\"{etcd}\"]\n\n\
+        "[controller]\nname = \"{name}\"\nlisten = \"127.0.0.1:0\"\n\n[etcd]\nendpoints = [\"{etcd}\"]\n\n\
          [pools.{POOL}]\ndialect = \"openai\"\n\n[pools.{POOL}.capacity]\n\
-         \"requests/minute\" = {requests_per_minute}\n\"tokens/minute\" = 300000\n\n{tenants}\n\
-         [pools.{POOL}.default]\nweight = 0.1\n"
+         \"requests/minute\" = {}\n\"tokens/minute\" = 300000\n\n{tenants}\n\
+         [pools.{POOL}.default]\nweight = 0.1\n",
+        LIMIT / 2
     )
-}
-
-fn f64_of(n: usize) -> f64 {
-    f64::from(u32::try_from(n).unwrap_or(u32::MAX))
 }

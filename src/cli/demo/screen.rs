@@ -1,0 +1,146 @@
+//! The live view: one screen of 80 × 24, drawn from the record.
+
+use std::io::{self, Stdout};
+
+use ratatui::Frame;
+use ratatui::Terminal;
+use ratatui::backend::CrosstermBackend;
+use ratatui::crossterm::ExecutableCommand;
+use ratatui::crossterm::cursor::{Hide, Show};
+use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen};
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::symbols::Marker;
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, LineGauge, Paragraph, Row, Table, Wrap};
+
+use super::record::{Point, Record, WAYS, Way};
+use super::script::{Phase, TENANTS};
+
+/// What stands on the screen beside the record.
+#[derive(Debug, Clone)]
+pub(super) struct View<'a> {
+    /// The run so far.
+    pub record: &'a Record,
+    /// The phase under way.
+    pub phase: &'a Phase,
+    /// How long the whole run takes, in seconds.
+    pub total_s: f64,
+}
+
+/// The terminal, until dropped.
+pub(super) struct Screen {
+    terminal: Terminal<CrosstermBackend<Stdout>>,
+}
+
+impl Screen {
+    /// Takes the terminal's other screen, so that what stood there comes back at the end.
+    pub(super) fn open() -> io::Result<Self> {
+        io::stdout().execute(EnterAlternateScreen)?.execute(Hide)?;
+        let screen = Terminal::new(CrosstermBackend::new(io::stdout())).map(|terminal| Self { terminal });
+        if screen.is_err() {
+            close();
+        }
+        screen
+    }
+
+    /// Draws the view.
+    pub(super) fn draw(&mut self, view: &View<'_>) -> io::Result<()> {
+        self.terminal.draw(|frame| draw(frame, view)).map(drop)
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        close();
+    }
+}
+
+fn close() {
+    // A terminal that is gone needs no restoring.
+    let mut out = io::stdout();
+    let _ = out.execute(LeaveAlternateScreen);
+    let _ = out.execute(Show);
+}
+
+const DIM: Style = Style::new().add_modifier(Modifier::DIM);
+const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
+
+fn draw(frame: &mut Frame<'_>, view: &View<'_>) {
+    let rows = [1, 1, 10, 1, 5, 2, 4].map(Constraint::Length);
+    let [bar, words, charts, _, tenants, why, events] = Layout::vertical(rows).areas(frame.area());
+    progress(frame, bar, view);
+    let phase = Line::from(vec![Span::styled(format!("{:<9}", view.phase.name), BOLD), view.phase.words.into()]);
+    frame.render_widget(phase, words);
+
+    let curves = WAYS.map(|way| view.record.curves(way));
+    let top = curves.iter().flatten().map(|point| point.sent.max(point.limit)).fold(1.0, f64::max) * 1.1;
+    let halves = Layout::horizontal([Constraint::Percentage(50); 2]).split(charts);
+    for ((way, curve), area) in WAYS.into_iter().zip(&curves).zip(halves.iter()) {
+        chart(frame, *area, way, curve, view.total_s, top);
+    }
+    table(frame, tenants, view.record);
+    let reason = view.record.last().map_or("", |sample| sample.reason.as_str());
+    let leader = view.record.last().and_then(|sample| sample.leader.as_deref()).unwrap_or("nobody leads");
+    let why_line = Line::from(vec![Span::styled("why      ", BOLD), format!("{leader}: {reason}").into()]);
+    frame.render_widget(Paragraph::new(why_line).wrap(Wrap { trim: true }), why);
+    let last = view.record.events().iter().rev().take(4).rev();
+    let lines: Vec<Line<'_>> = last
+        .map(|event| Line::from(vec![Span::styled(format!("{:>4.0} s   ", event.at_s), BOLD), event.text.as_str().into()]))
+        .collect();
+    frame.render_widget(Paragraph::new(lines), events);
+}
+
+fn progress(frame: &mut Frame<'_>, area: Rect, view: &View<'_>) {
+    let elapsed_s = view.record.elapsed_s().min(view.total_s);
+    let label = format!("tidegate demo  {elapsed_s:>3.0}/{:.0} s", view.total_s);
+    let gauge = LineGauge::default().ratio((elapsed_s / view.total_s).clamp(0.0, 1.0)).label(label);
+    frame.render_widget(gauge.filled_style(BOLD).unfilled_style(DIM), area);
+}
+
+fn chart(frame: &mut Frame<'_>, area: Rect, way: Way, curve: &[Point], total_s: f64, top: f64) {
+    let series = |value: fn(&Point) -> f64| curve.iter().map(|point| (point.at_s, value(point))).collect::<Vec<_>>();
+    let (limit, sent, refused) = (series(|p| p.limit), series(|p| p.sent), series(|p| p.refused));
+    let set = |data, marker, graph, colour| {
+        Dataset::default().data(data).marker(marker).graph_type(graph).style(Style::new().fg(colour))
+    };
+    let sets = vec![
+        set(&refused, Marker::Bar, GraphType::Bar, Color::Red),
+        set(&limit, Marker::Dot, GraphType::Line, Color::Yellow),
+        set(&sent, Marker::Braille, GraphType::Line, Color::Cyan),
+    ];
+    let now = curve.last();
+    let title = now.map_or_else(String::new, |now| {
+        format!(" {}: sent {:.0}, 429s {:.0}, limit {:.0} ", way.as_str(), now.sent, now.refused, now.limit)
+    });
+    let y = Axis::default().bounds([0.0, top]).labels(["0".to_owned(), format!("{top:.0}")]);
+    let chart = Chart::new(sets)
+        .block(Block::new().title(Line::styled(title, BOLD)))
+        .x_axis(Axis::default().bounds([0.0, total_s]))
+        .y_axis(y.style(DIM))
+        .legend_position(None);
+    frame.render_widget(chart, area);
+}
+
+fn table(frame: &mut Frame<'_>, area: Rect, record: &Record) {
+    let n = |value: f64| format!("{value:>8.0}");
+    let rows = TENANTS.iter().map(|offer| {
+        let now = record.last().and_then(|sample| sample.tenants.get(offer.tenant)).copied().unwrap_or_default();
+        let [admitted, refused] = record.tenant_now(Way::Adaptive, offer.tenant);
+        let [admitted_static, refused_static] = record.tenant_now(Way::Static, offer.tenant);
+        Row::new([
+            offer.tenant.to_owned(),
+            n(60.0 * offer.per_s),
+            n(now.threshold),
+            n(admitted),
+            format!("{:>7}", now.waiting),
+            n(refused),
+            n(now.quota),
+            n(admitted_static),
+            n(refused_static),
+        ])
+    });
+    let names = ["/minute", " offers", "   limit", "admitted", "waiting", "    429s", "  static", "admitted", "    429s"];
+    let widths = [8, 8, 8, 8, 8, 8, 10, 8, 8].map(Constraint::Length);
+    frame.render_widget(Table::new(rows, widths).header(Row::new(names).style(BOLD)).column_spacing(0), area);
+}

@@ -1,0 +1,272 @@
+//! The demo's judgement: what the providers counted, against what would have been right.
+
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+use super::record::{Played, Record, Sample, WAYS, Way, precise};
+use super::script::{Act, OVERRIDDEN, OVERRIDE, Phase, TENANTS};
+use super::service::Told;
+use crate::controller::apportion::{Claim, divide};
+
+/// A member counts as retuned when what it enforces has moved by this fraction.
+const MOVED: f64 = 0.25;
+
+/// What came of a run. Serialised, it is the demo's `--json`.
+#[derive(Debug, Serialize)]
+pub(super) struct Verdict {
+    /// How long it lasted, in seconds.
+    pub seconds: f64,
+    /// By phase, in order.
+    pub phases: Vec<Outcome>,
+    /// All phases after the first, in which members still join.
+    pub whole: Pair<Judged>,
+}
+
+/// The same of both ways.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Pair<T> {
+    /// Through limits that tidegate retunes.
+    pub adaptive: T,
+    /// Through limits that were set once.
+    #[serde(rename = "static")]
+    pub fixed: T,
+}
+
+/// What came of one phase.
+#[derive(Debug, Serialize)]
+pub(super) struct Outcome {
+    /// The phase.
+    pub phase: &'static str,
+    /// How long it lasted, in seconds.
+    pub seconds: f64,
+    /// The provider's limit, in requests per minute.
+    pub limit: u64,
+    /// Of both ways.
+    #[serde(flatten)]
+    pub ways: Pair<Judged>,
+    /// When the last member had followed; absent where there was nothing to follow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retuned: Option<Retuned>,
+    /// How long nobody led, in seconds, to the samples' quarter of a second; absent where no leader was killed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub led_again_s: Option<f64>,
+}
+
+/// How one way did.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct Judged {
+    /// Requests admitted ÷ what limit, demand and override allowed together.
+    pub used: f64,
+    /// Share of the requests sent that were answered 429.
+    pub throttled: f64,
+    /// Weighted Jain index, of what each tenant got ÷ its fair share; 1 is fair.
+    pub fairness: f64,
+    /// What each tenant got ÷ its weighted max-min share.
+    pub tenants: BTreeMap<&'static str, f64>,
+    /// Requests admitted.
+    pub admitted: u64,
+    /// Requests answered 429.
+    pub refused: u64,
+}
+
+/// How long the members took.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Retuned {
+    /// From the change to the last member, in seconds; `None` when one never moved.
+    pub after_change_s: Option<f64>,
+    /// From the first 429 to the last member, in seconds; `None` without a 429 before it.
+    pub after_429_s: Option<f64>,
+}
+
+impl Verdict {
+    /// Judges a run.
+    pub(super) fn of(record: &Record) -> Self {
+        let phases: Vec<Outcome> = record.played().iter().map(|played| Outcome::of(record, played)).collect();
+        let judged = record.played().iter().zip(&phases).skip(1);
+        let whole = |way: Way| {
+            let mut whole = Judged::default();
+            let mut allowed = 0.0;
+            for (played, outcome) in judged.clone() {
+                let of_phase = outcome.ways.of(way);
+                whole.admitted += of_phase.admitted;
+                whole.refused += of_phase.refused;
+                allowed += fair_shares(&played.phase).iter().sum::<f64>() * outcome.seconds;
+                for (tenant, got) in &of_phase.tenants {
+                    *whole.tenants.entry(tenant).or_default() += got * outcome.seconds;
+                }
+            }
+            let seconds: f64 = judged.clone().map(|(_, outcome)| outcome.seconds).sum();
+            whole.tenants.values_mut().for_each(|got| *got /= seconds.max(1e-3));
+            whole.finish(allowed)
+        };
+        Self {
+            seconds: record.elapsed_s(),
+            whole: Pair { adaptive: whole(Way::Adaptive), fixed: whole(Way::Static) },
+            phases,
+        }
+    }
+}
+
+impl<T> Pair<T> {
+    /// One of the two.
+    pub(super) const fn of(&self, way: Way) -> &T {
+        match way {
+            Way::Adaptive => &self.adaptive,
+            Way::Static => &self.fixed,
+        }
+    }
+}
+
+impl Outcome {
+    fn of(record: &Record, played: &Played) -> Self {
+        let (before, after) = record.ends(played);
+        let [adaptive, fixed] = WAYS.map(|way| Judged::of(way, &played.phase, before, after));
+        let retuned = match played.phase.act {
+            Act::Nothing | Act::Kill => None,
+            Act::Limit { .. } => Some(false),
+            Act::Override | Act::Lift => Some(true),
+        };
+        Self {
+            phase: played.phase.name,
+            seconds: seconds_between(Way::Adaptive, before, after),
+            limit: played.phase.limit,
+            ways: Pair { adaptive, fixed },
+            retuned: retuned.map(|of_one| Retuned::of(of_one, after, &record.told_in(played))),
+            led_again_s: (played.phase.act == Act::Kill).then(|| led_again_s(record.samples_of(played))).flatten(),
+        }
+    }
+}
+
+impl Judged {
+    fn of(way: Way, phase: &Phase, before: &Sample, after: &Sample) -> Self {
+        let seconds = seconds_between(way, before, after).max(1e-3);
+        let (was, is) = (&before.ways[way as usize].truth, &after.ways[way as usize].truth);
+        let fair = fair_shares(phase);
+        let got = |tenant: &str| {
+            let admitted = |users: &BTreeMap<String, crate::sim::emulator::account::UserTruth>| {
+                users.get(tenant).map_or(0, |user| user.admitted_requests)
+            };
+            precise(admitted(&is.users) - admitted(&was.users)) / seconds
+        };
+        let judged = Self {
+            tenants: TENANTS.iter().zip(&fair).map(|(offer, fair)| (offer.tenant, got(offer.tenant) / fair)).collect(),
+            admitted: is.total.admitted_requests - was.total.admitted_requests,
+            refused: is.total.refused_requests - was.total.refused_requests,
+            ..Self::default()
+        };
+        // What the bucket held is not counted: over a phase it is stored and spent again.
+        judged.finish(fair.iter().sum::<f64>() * seconds)
+    }
+
+    /// Adds what follows from the counts and the tenants' parts.
+    fn finish(mut self, allowed: f64) -> Self {
+        self.used = precise(self.admitted) / allowed.max(1e-3);
+        self.throttled = precise(self.refused) / precise((self.admitted + self.refused).max(1));
+        let (sum, squares) = self.tenants.values().fold((0.0, 0.0), |(s, q), x| (s + x, q + x * x));
+        self.fairness = if squares > 0.0 { sum * sum / (precise(self.tenants.len() as u64) * squares) } else { 0.0 };
+        self
+    }
+}
+
+/// Weighted max-min shares of what each tenant offers, in requests per second.
+fn fair_shares(phase: &Phase) -> Vec<f64> {
+    let ceiling = |tenant: &str| {
+        if phase.overridden && tenant == OVERRIDDEN { precise(OVERRIDE) / 60.0 } else { f64::INFINITY }
+    };
+    let claims: Vec<Claim> = TENANTS
+        .iter()
+        .map(|offer| Claim {
+            weight: offer.weight,
+            demand: offer.per_s,
+            floor: 0.0,
+            ceiling: ceiling(offer.tenant),
+        })
+        .collect();
+    let parts = divide(precise(phase.limit) / 60.0, &claims);
+    parts.into_iter().zip(&claims).map(|(part, claim)| part.min(claim.demand)).collect()
+}
+
+fn seconds_between(way: Way, before: &Sample, after: &Sample) -> f64 {
+    precise(after.ways[way as usize].now.uptime_ms - before.ways[way as usize].now.uptime_ms) / 1e3
+}
+
+/// From the first sample to the one in which another leads; `None` when none did.
+fn led_again_s(samples: &[Sample]) -> Option<f64> {
+    let first = samples.first()?;
+    // The killed one's lease runs for a while: its key still stands in the first samples.
+    let killed = first.leader.as_ref();
+    let led = samples.iter().find(|sample| sample.leader.is_some() && sample.leader.as_ref() != killed)?;
+    Some(seconds_between(Way::Adaptive, first, led))
+}
+
+impl Retuned {
+    fn of(of_one: bool, after: &Sample, told: &[(Option<&Told>, Vec<&Told>)]) -> Self {
+        let value = |told: &Told| -> f64 {
+            let rates = &told.requests_per_minute;
+            if of_one { rates.get(OVERRIDDEN).copied().unwrap_or(0.0) } else { rates.values().sum() }
+        };
+        let moved_at = |(before, since): &(Option<&Told>, Vec<&Told>)| {
+            let was = before.map_or(0.0, value);
+            since.iter().find(|now| (value(now) / was - 1.0).abs() >= MOVED).map(|now| now.unix_ms)
+        };
+        let last = told.iter().map(moved_at).try_fold(0, |last: u64, moved| moved.map(|at| last.max(at)));
+        let provider = &after.ways[Way::Adaptive as usize];
+        let first_429 = provider.first_refusal.map(|moment| moment.unix_ms);
+        let seconds = |ms: u64| precise(ms) / 1e3;
+        Self {
+            after_change_s: last.map(|at| seconds(at.saturating_sub(provider.marked.unix_ms))),
+            after_429_s: last.zip(first_429).and_then(|(at, first)| at.checked_sub(first)).map(seconds),
+        }
+    }
+}
+
+// === The table ===
+
+/// The table, in lines of at most 80 columns.
+pub(super) fn table(verdict: &Verdict) -> Vec<String> {
+    let mut lines = vec![
+        "as counted by the providers        used            429s         fairness    last".to_owned(),
+        "phase     seconds  limit   adaptive static  adaptive static  adapt. static  retuned".to_owned(),
+    ];
+    for outcome in &verdict.phases {
+        let retuned = match (&outcome.retuned, outcome.led_again_s) {
+            (Some(retuned), _) => retuned.after_change_s.map_or_else(|| "never".into(), |s| format!("{s:.2} s")),
+            (None, Some(s)) => format!("led: {s:.1} s"),
+            (None, None) => String::new(),
+        };
+        let seconds = format!("{:.0}", outcome.seconds);
+        lines.push(row(outcome.phase, &seconds, &outcome.limit.to_string(), &outcome.ways, &retuned));
+    }
+    lines.push(row("all but ramp-up", "", "", &verdict.whole, ""));
+    lines
+}
+
+fn row(name: &str, seconds: &str, limit: &str, ways: &Pair<Judged>, retuned: &str) -> String {
+    let [a, s] = [&ways.adaptive, &ways.fixed];
+    let head = if limit.is_empty() { format!("{name:<25}") } else { format!("{name:<10}{seconds:>7}{limit:>7} ") };
+    let line = format!(
+        "{head}{:>8.1}%{:>7.1}%{:>8.2}%{:>7.2}%{:>8.3}{:>7.3}  {retuned}",
+        100.0 * a.used,
+        100.0 * s.used,
+        100.0 * a.throttled,
+        100.0 * s.throttled,
+        a.fairness,
+        s.fairness
+    );
+    line.trim_end().to_owned()
+}
+
+/// What the table's words mean.
+pub(super) fn legend() -> Vec<String> {
+    let each: Vec<String> =
+        TENANTS.iter().map(|o| format!("{} weight {} offers {}/s", o.tenant, o.weight, o.per_s)).collect();
+    vec![
+        "used       requests admitted, of what limit, demand and override allowed; above 100 %".to_owned(),
+        "           where the provider's bucket held some at the start".to_owned(),
+        "429s       of the requests that were sent".to_owned(),
+        "fairness   Jain's index: 1 when every tenant got the same part of its fair share,".to_owned(),
+        format!("           weighted max-min of what is offered: {}", each.join(", ")),
+        "retuned    when the last member's limits had followed the change; led: when another led".to_owned(),
+        "static     each service has half of each tenant's part, by weight, of the first limit".to_owned(),
+    ]
+}

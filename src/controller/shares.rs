@@ -3,7 +3,7 @@
 //! *Invariant.* For each (pool, tenant), what members may be enforcing adds up to at most 1: a lease counts until it
 //! expires, and a lowered one counts at its old value until the member has echoed the new. Nobody is raised before
 //! there is room.
-//! *After a change of leader* nobody gets more than it echoes until every lease of the old leader has expired.
+//! *After a change of leader* everybody keeps what it echoes until every lease of the old leader has expired.
 //! Source: Doorman's rule (capacity − Σ has + own has), and its learning mode.
 
 use std::collections::BTreeMap;
@@ -87,11 +87,11 @@ impl Shares {
         let others: f64 = self.others(member).map(|lease| lease.held).sum();
         let others_places: u32 = self.others(member).map(|lease| lease.held_concurrency).sum();
         let room = (1.0 - others).max(0.0);
-        let most = if learning { wish.echoed.unwrap_or(0.0).min(room) } else { room };
-        let share = target.min(most);
+        // A new leader leaves each member what it says it has: whose demand is heard of first must not take from one whose
+        // is not yet, since nobody is raised again before the old leader's leases have run out.
+        let share = if learning { wish.echoed.unwrap_or(0.0) } else { target }.min(room);
         let room_places = places.unwrap_or(0).saturating_sub(others_places);
-        let most_places = if learning { wish.echoed_concurrency.unwrap_or(0).min(room_places) } else { room_places };
-        let concurrency = target_places.min(most_places);
+        let concurrency = if learning { wish.echoed_concurrency.unwrap_or(0) } else { target_places }.min(room_places);
 
         if let Some(lease) = self.leases.get_mut(member) {
             lease.issued = share;

@@ -156,3 +156,16 @@ fn a_learning_leader_gives_nobody_more_than_it_echoes() {
     let later = shares.answer("a", wish(Some(0.3)), Some(PLACES), ms(5_000), learning).expect("a share");
     assert!(later.share > 0.3);
 }
+
+#[test]
+fn a_learning_leader_takes_nothing_from_a_member_whose_demand_it_has_not_heard_of() {
+    let mut shares = Shares::default();
+    let learning = Some(ms(5_000));
+    let wish = |demand| Wish { demand, echoed: Some(0.5), echoed_concurrency: Some(3), waiting: false };
+    shares.answer("a", wish(8.0), Some(PLACES), ms(0), learning);
+    // Its second report tells the demand; this is its first. Lowered now, it could not be raised again for five seconds.
+    let given = shares.answer("b", wish(0.0), Some(PLACES), ms(10), learning).expect("a share");
+    assert_eq!((given.share, given.concurrency), (0.5, Some(3)));
+    let given = shares.answer("a", wish(8.0), Some(PLACES), ms(20), learning).expect("a share");
+    assert_eq!((given.share, given.concurrency), (0.5, Some(3)));
+}

@@ -15,8 +15,8 @@ use plotters::style::{BLACK, Color, IntoFont, RGBColor, ShapeStyle, TextStyle, W
 use super::record::{Point, Record, WAYS, Way};
 use super::verdict::Verdict;
 
-const SIZE: (u32, u32) = (1_000, 720);
-const HEAD: u32 = 92;
+const SIZE: (u32, u32) = (1_000, 744);
+const HEAD: u32 = 116;
 const LEFT: u32 = 64;
 /// The right margin, where each panel's result stands.
 const RIGHT: u32 = 150;
@@ -44,7 +44,12 @@ fn draw(text: &mut String, record: &Record, verdict: &Verdict) -> Drawn {
     root.fill(&WHITE)?;
     let (head, panels) = root.split_vertically(HEAD);
     let curves = WAYS.map(|way| record.curves(way));
-    let top = curves.iter().flatten().map(|point| point.sent.max(point.limit)).fold(1.0, f64::max) * 1.08;
+    let top = curves
+        .iter()
+        .flatten()
+        .map(|point| point.sent.max(point.limit).max(point.threshold.min(1.3 * point.limit)))
+        .fold(1.0, f64::max)
+        * 1.06;
     legend(&head)?;
     marks(&head, record)?;
     for ((way, area), curve) in WAYS.into_iter().zip(panels.split_evenly((2, 1))).zip(&curves) {
@@ -63,8 +68,10 @@ fn anchored(size: i32, horizontal: HPos, vertical: VPos) -> TextStyle<'static> {
 
 /// The strokes and what they mean.
 fn legend(head: &Area<'_>) -> Drawn {
-    head.draw(&Text::new("requests/minute", (LEFT.cast_signed(), 10), font(15)))?;
-    let y = 18;
+    let title = "The same requests at the same moments, through adaptive and through static limits";
+    head.draw(&Text::new(title, (LEFT.cast_signed(), 8), font(17)))?;
+    let y = 48;
+    head.draw(&Text::new("requests/minute", (LEFT.cast_signed(), y), anchored(14, HPos::Left, VPos::Center)))?;
     let words = |x: i32, words: &'static str| Text::new(words, (x, y), anchored(14, HPos::Left, VPos::Center));
     head.draw(&PathElement::new([(250, y), (290, y)], LIMIT_GREY.stroke_width(7)))?;
     head.draw(&words(298, "the provider's limit"))?;
@@ -84,10 +91,10 @@ fn marks(head: &Area<'_>, record: &Record) -> Drawn {
     let width = f64::from(SIZE.0 - LEFT - RIGHT);
     for event in record.events().iter().filter(|event| !event.mark[0].is_empty()) {
         let x = LEFT.cast_signed() + whole(event.at_s / span * width);
-        for (line, y) in event.mark.into_iter().zip([52, 68]) {
+        for (line, y) in event.mark.into_iter().zip([76, 92]) {
             head.draw(&Text::new(line, (x, y), anchored(14, HPos::Center, VPos::Center)))?;
         }
-        head.draw(&Polygon::new([(x - 5, 80), (x + 5, 80), (x, 90)], BLACK.filled()))?;
+        head.draw(&Polygon::new([(x - 5, 104), (x + 5, 104), (x, 114)], BLACK.filled()))?;
     }
     Ok(())
 }

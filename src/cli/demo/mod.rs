@@ -55,7 +55,8 @@ pub(super) struct DemoArgs {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let expected = || format!("expected {}s to {}m, such as 20s, 90s or 2m", SHORTEST.as_secs(), LONGEST.as_secs() / 60);
+    let expected =
+        || format!("expected {}s to {}m, such as 20s, 90s or 2m", SHORTEST.as_secs(), LONGEST.as_secs() / 60);
     parse_go_duration(text).filter(|span| (SHORTEST..=LONGEST).contains(span)).ok_or_else(expected)
 }
 
@@ -105,13 +106,16 @@ async fn play(args: &DemoArgs) -> Result<(), Failure> {
     stage.strike().await;
 
     let verdict = Verdict::of(&record);
-    let picture = chart::svg(&record, &verdict).map_err(|error| Failure::Run(format!("cannot draw the run: {error}")))?;
+    let picture =
+        chart::svg(&record, &verdict).map_err(|error| Failure::Run(format!("cannot draw the run: {error}")))?;
     write(&args.svg, &picture)?;
     if args.json {
         return print_json(&verdict, &args.svg);
     }
     if live {
-        record.events().iter().for_each(|event| show.line(&format!("{:>4.0} s  {}", event.at_s, event.text)));
+        for (played, event) in record.played().iter().zip(record.events()) {
+            show.begun(&played.phase, event, verdict.seconds);
+        }
         show.line("");
     }
     for line in verdict::table(&verdict).iter().chain([&String::new()]).chain(&verdict::legend()) {
@@ -130,8 +134,7 @@ async fn run(stage: &mut Stage, show: &mut Show, duration: Duration) -> Result<R
     for phase in phases {
         let command = stage.act(phase.act).await.map_err(failed)?;
         record.begin(phase, stage.sample().await.map_err(failed)?);
-        let text = command.map_or_else(|| phase.words.to_owned(), |command| format!("$ {command}"));
-        let event = Event { at_s: record.elapsed_s(), text, mark: phase.mark };
+        let event = Event { at_s: record.elapsed_s(), words: phase.words, command, mark: phase.mark };
         show.begun(&phase, &event, total_s);
         record.note(event);
         ends += Duration::from_secs_f64(phase.seconds);
@@ -158,8 +161,8 @@ impl Show {
 
     fn begun(&self, phase: &Phase, event: &Event, total_s: f64) {
         self.line(&format!("[{:>3.0}/{total_s:.0} s] {:<9} {}", event.at_s, phase.name, phase.words));
-        if event.text.starts_with('$') {
-            self.line(&event.text);
+        if let Some(command) = &event.command {
+            self.line(&format!("$ {command}"));
         }
     }
 
@@ -178,7 +181,8 @@ fn failed(error: stage::StageError) -> Failure {
 }
 
 fn write(file: &Path, text: &str) -> Result<(), Failure> {
-    std::fs::write(file, text).map_err(|error| Failure::Usage(format!("--svg {}: cannot write: {error}", file.display())))
+    std::fs::write(file, text)
+        .map_err(|error| Failure::Usage(format!("--svg {}: cannot write: {error}", file.display())))
 }
 
 fn print_json(verdict: &Verdict, svg: &Path) -> Result<(), Failure> {
@@ -188,7 +192,8 @@ fn print_json(verdict: &Verdict, svg: &Path) -> Result<(), Failure> {
         verdict: &'a Verdict,
         svg: &'a Path,
     }
-    let json = serde_json::to_string_pretty(&Result { verdict, svg }).map_err(|error| Failure::Run(error.to_string()))?;
+    let json =
+        serde_json::to_string_pretty(&Result { verdict, svg }).map_err(|error| Failure::Run(error.to_string()))?;
     let _ = writeln!(std::io::stdout(), "{json}");
     Ok(())
 }

@@ -6,8 +6,9 @@ use super::script::Phase;
 use super::service::Told;
 use crate::sim::emulator::EmulatorState;
 
-/// A curve's value is a mean over this long, in seconds: a few requests more or less must not look like news.
-const MEAN_OVER_S: f64 = 2.0;
+/// A curve's value is a mean over this long, in seconds: a few requests more or less must not look like news, and a cut
+/// must not look slow.
+const MEAN_OVER_S: f64 = 1.0;
 
 /// A way to a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,8 +63,10 @@ pub(super) struct Sample {
 pub(super) struct Event {
     /// When, in seconds since the run began.
     pub at_s: f64,
-    /// What, in words, or the command.
-    pub text: String,
+    /// What, in words.
+    pub words: &'static str,
+    /// The command that did it, where an operator would have typed one.
+    pub command: Option<String>,
     /// For the chart.
     pub mark: [&'static str; 2],
 }
@@ -186,7 +189,7 @@ impl Record {
 
     /// The sample from which a mean that ends with sample `n` is taken.
     fn mean_from(&self, n: usize) -> usize {
-        (0..n).rev().take_while(|from| self.seconds(n) - self.seconds(*from) <= MEAN_OVER_S).last().unwrap_or(n)
+        (0..n).rev().find(|from| self.seconds(n) - self.seconds(*from) >= MEAN_OVER_S).unwrap_or(0)
     }
 
     fn point(&self, way: Way, from: usize, to: usize) -> Point {

@@ -12,7 +12,7 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::symbols::Marker;
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, LineGauge, Paragraph, Row, Table, Wrap};
+use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, LineGauge, Paragraph, Wrap};
 
 use super::record::{Point, Record, WAYS, Way};
 use super::script::{Phase, TENANTS};
@@ -67,18 +67,21 @@ const DIM: Style = Style::new().add_modifier(Modifier::DIM);
 const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
 
 fn draw(frame: &mut Frame<'_>, view: &View<'_>) {
-    let rows = [1, 1, 10, 1, 5, 2, 4].map(Constraint::Length);
-    let [bar, words, charts, _, tenants, why, events] = Layout::vertical(rows).areas(frame.area());
+    let rows = [1, 1, 10, 1, 4, 1, 2, 4].map(Constraint::Length);
+    let [bar, words, charts, groups, tenants, _, why, events] = Layout::vertical(rows).areas(frame.area());
     progress(frame, bar, view);
     let phase = Line::from(vec![Span::styled(format!("{:<9}", view.phase.name), BOLD), view.phase.words.into()]);
     frame.render_widget(phase, words);
 
     let curves = WAYS.map(|way| view.record.curves(way));
-    let top = curves.iter().flatten().map(|point| point.sent.max(point.limit)).fold(1.0, f64::max) * 1.1;
+    let top = curves.iter().flatten().map(|point| point.sent.max(point.limit)).fold(1.0, f64::max);
+    let top = (top / 250.0).ceil() * 250.0;
     let halves = Layout::horizontal([Constraint::Percentage(50); 2]).split(charts);
     for ((way, curve), area) in WAYS.into_iter().zip(&curves).zip(halves.iter()) {
         chart(frame, *area, way, curve, view.total_s, top);
     }
+    let heads = format!("{:>16}{:^35}{:^29}", "", "── adaptive ─────────────────", "── static ────────────");
+    frame.render_widget(Line::styled(heads, BOLD), groups);
     table(frame, tenants, view.record);
     let reason = view.record.last().map_or("", |sample| sample.reason.as_str());
     let leader = view.record.last().and_then(|sample| sample.leader.as_deref()).unwrap_or("nobody leads");
@@ -86,7 +89,7 @@ fn draw(frame: &mut Frame<'_>, view: &View<'_>) {
     frame.render_widget(Paragraph::new(why_line).wrap(Wrap { trim: true }), why);
     let last = view.record.events().iter().rev().take(4).rev();
     let lines: Vec<Line<'_>> = last
-        .map(|event| Line::from(vec![Span::styled(format!("{:>4.0} s   ", event.at_s), BOLD), event.text.as_str().into()]))
+        .map(|event| Line::from(vec![Span::styled(format!("{:>4.0} s   ", event.at_s), BOLD), event.words.into()]))
         .collect();
     frame.render_widget(Paragraph::new(lines), events);
 }
@@ -100,18 +103,20 @@ fn progress(frame: &mut Frame<'_>, area: Rect, view: &View<'_>) {
 
 fn chart(frame: &mut Frame<'_>, area: Rect, way: Way, curve: &[Point], total_s: f64, top: f64) {
     let series = |value: fn(&Point) -> f64| curve.iter().map(|point| (point.at_s, value(point))).collect::<Vec<_>>();
-    let (limit, sent, refused) = (series(|p| p.limit), series(|p| p.sent), series(|p| p.refused));
+    let (limit, sent) = (series(|p| p.limit), series(|p| p.sent));
+    // A bar of nothing is drawn as a little one.
+    let refused: Vec<_> = series(|p| p.refused).into_iter().filter(|(_, refused)| *refused > 0.0).collect();
     let set = |data, marker, graph, colour| {
         Dataset::default().data(data).marker(marker).graph_type(graph).style(Style::new().fg(colour))
     };
     let sets = vec![
         set(&refused, Marker::Bar, GraphType::Bar, Color::Red),
-        set(&limit, Marker::Dot, GraphType::Line, Color::Yellow),
         set(&sent, Marker::Braille, GraphType::Line, Color::Cyan),
+        set(&limit, Marker::Dot, GraphType::Line, Color::Yellow),
     ];
     let now = curve.last();
     let title = now.map_or_else(String::new, |now| {
-        format!(" {}: sent {:.0}, 429s {:.0}, limit {:.0} ", way.as_str(), now.sent, now.refused, now.limit)
+        format!("{:<8}  sent {:.0}  429s {:.0}  limit {:.0}", way.as_str(), now.sent, now.refused, now.limit)
     });
     let y = Axis::default().bounds([0.0, top]).labels(["0".to_owned(), format!("{top:.0}")]);
     let chart = Chart::new(sets)
@@ -123,24 +128,32 @@ fn chart(frame: &mut Frame<'_>, area: Rect, way: Way, curve: &[Point], total_s: 
 }
 
 fn table(frame: &mut Frame<'_>, area: Rect, record: &Record) {
-    let n = |value: f64| format!("{value:>8.0}");
-    let rows = TENANTS.iter().map(|offer| {
+    const WIDTHS: [usize; 9] = [8, 8, 9, 10, 9, 7, 11, 10, 7];
+    let line = |cells: [String; 9]| -> Line<'static> {
+        let cells = cells.into_iter().zip(WIDTHS).enumerate();
+        // Names to the left, numbers to the right.
+        cells
+            .map(|(n, (cell, width))| if n == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") })
+            .collect()
+    };
+    let n = |value: f64| format!("{value:.0}");
+    let names = ["/minute", "offers", "limit", "admitted", "waiting", "429s", "limit", "admitted", "429s"];
+    let mut lines = vec![line(names.map(str::to_owned)).style(DIM)];
+    for offer in TENANTS {
         let now = record.last().and_then(|sample| sample.tenants.get(offer.tenant)).copied().unwrap_or_default();
         let [admitted, refused] = record.tenant_now(Way::Adaptive, offer.tenant);
         let [admitted_static, refused_static] = record.tenant_now(Way::Static, offer.tenant);
-        Row::new([
+        lines.push(line([
             offer.tenant.to_owned(),
             n(60.0 * offer.per_s),
             n(now.threshold),
             n(admitted),
-            format!("{:>7}", now.waiting),
+            now.waiting.to_string(),
             n(refused),
             n(now.quota),
             n(admitted_static),
             n(refused_static),
-        ])
-    });
-    let names = ["/minute", " offers", "   limit", "admitted", "waiting", "    429s", "  static", "admitted", "    429s"];
-    let widths = [8, 8, 8, 8, 8, 8, 10, 8, 8].map(Constraint::Length);
-    frame.render_widget(Table::new(rows, widths).header(Row::new(names).style(BOLD)).column_spacing(0), area);
+        ]));
+    }
+    frame.render_widget(Paragraph::new(lines), area);
 }

@@ -73,7 +73,7 @@ pub(super) struct Phase {
     pub mark: [&'static str; 2],
 }
 
-const RAISED: u64 = LIMIT / 2 * 3;
+const RAISED: u64 = LIMIT / 4 * 5;
 
 /// The phases of a run of a minute.
 const PHASES: [Phase; 7] = [
@@ -83,7 +83,7 @@ const PHASES: [Phase; 7] = [
         act: Act::Nothing,
         limit: LIMIT,
         overridden: false,
-        words: "members join; the controller's file knows of half the provider's limit",
+        words: "members join; the controller's file tells half of the provider's limit",
         mark: ["", ""],
     },
     Phase {
@@ -101,7 +101,7 @@ const PHASES: [Phase; 7] = [
         act: Act::Limit { to: LIMIT / 2, spent: LIMIT },
         limit: LIMIT / 2,
         overridden: false,
-        words: "the provider has halved its limit, unannounced, and its bucket is empty",
+        words: "the provider halves its limit, unannounced; its bucket is empty",
         mark: ["limit", "halved"],
     },
     Phase {
@@ -110,7 +110,7 @@ const PHASES: [Phase; 7] = [
         act: Act::Limit { to: RAISED, spent: 0 },
         limit: RAISED,
         overridden: false,
-        words: "the provider has tripled it again, unannounced: 1.5 times the first limit",
+        words: "the provider raises it to 1500, unannounced: more than ever before",
         mark: ["limit", "raised"],
     },
     Phase {
@@ -119,7 +119,7 @@ const PHASES: [Phase; 7] = [
         act: Act::Override,
         limit: RAISED,
         overridden: true,
-        words: "an operator has put noisy at 120 requests/minute",
+        words: "an operator puts noisy at 120 requests/minute",
         mark: ["override:", "noisy 120"],
     },
     Phase {
@@ -128,7 +128,7 @@ const PHASES: [Phase; 7] = [
         act: Act::Lift,
         limit: RAISED,
         overridden: false,
-        words: "the operator has removed the override",
+        words: "the operator removes the override",
         mark: ["override", "lifted"],
     },
     Phase {

@@ -126,9 +126,8 @@ impl Stage {
         }
         let store = EtcdStore::connect(&[etcd.endpoint().to_owned()]).await?;
         let keys = Keyspace::default();
-        let pool: PoolId = POOL.parse().map_err(|error: crate::quota::QuotaError| {
-            StoreError::Rejected(error.to_string())
-        })?;
+        let pool: PoolId =
+            POOL.parse().map_err(|error: crate::quota::QuotaError| StoreError::Rejected(error.to_string()))?;
         let selects = [Select::Key(keys.key(&Key::Leader)), Select::Prefix(keys.limits_of(&pool))];
         let http = reqwest::Client::builder().no_proxy().build()?;
         Ok(Self { members, controllers, providers, store, selects, keys, etcd, http, folder })
@@ -137,9 +136,14 @@ impl Stage {
     /// Where everything is, a line each.
     pub(super) fn addresses(&self) -> Vec<String> {
         let etcd = self.etcd.endpoint();
-        let mut lines = vec![format!("etcd          {etcd}   look: etcdctl --endpoints {etcd} get --prefix /tidegate/v1/")];
+        let mut lines =
+            vec![format!("etcd          {etcd}   look: etcdctl --endpoints {etcd} get --prefix /tidegate/v1/")];
         for (way, provider) in WAYS.iter().zip(&self.providers) {
-            lines.push(format!("provider      {}   {LIMIT} requests/minute, behind {} limits", provider.url, way.as_str()));
+            lines.push(format!(
+                "provider      {}   {LIMIT} requests/minute, behind {} limits",
+                provider.url,
+                way.as_str()
+            ));
         }
         for (name, controller) in CONTROLLERS.iter().zip(&self.controllers) {
             lines.push(format!("{name}  {}   metrics under /metrics", controller.url));
@@ -155,21 +159,19 @@ impl Stage {
             _ => serde_json::json!({}),
         };
         // Both at one moment; an empty change only marks it.
-        let [adaptive, fixed] = [&self.providers[0], &self.providers[1]].map(|provider| {
-            self.http.patch(format!("{}/admin", provider.url)).json(&change).send()
-        });
+        let [adaptive, fixed] = [&self.providers[0], &self.providers[1]]
+            .map(|provider| self.http.patch(format!("{}/admin", provider.url)).json(&change).send());
         let (adaptive, fixed) = tokio::try_join!(adaptive, fixed)?;
         adaptive.error_for_status()?;
         fixed.error_for_status()?;
         match act {
             Act::Nothing | Act::Limit { .. } => Ok(None),
             Act::Override => {
-                let record = format!(
-                    r#"{{"set":{{"requests/minute":{OVERRIDE}}},"by":"demo","reason":"noisy neighbour"}}"#
-                );
-                self.etcdctl(&["put", &override_key(), &record]).map(Some)
+                let record =
+                    format!(r#"{{"set":{{"requests/minute":{OVERRIDE}}},"by":"demo","reason":"noisy neighbour"}}"#);
+                self.etcdctl(&["put", &override_key(), &record]).await.map(Some)
             }
-            Act::Lift => self.etcdctl(&["del", &override_key()]).map(Some),
+            Act::Lift => self.etcdctl(&["del", &override_key()]).await.map(Some),
             Act::Kill => self.kill_leader().await.map(Some),
         }
     }
@@ -177,9 +179,10 @@ impl Stage {
     async fn kill_leader(&mut self) -> Result<String, StageError> {
         let leader = self.store.list(&self.selects[..1]).await?.entries.into_iter().next();
         let leader: Option<LeaderRecord> = leader.and_then(|entry| serde_json::from_slice(&entry.value).ok());
-        let leads = |controller: &&mut Server| leader.as_ref().is_some_and(|leader| leader.report_url == controller.url);
+        let leads =
+            |controller: &&mut Server| leader.as_ref().is_some_and(|leader| leader.report_url == controller.url);
         let Some(controller) = self.controllers.iter_mut().find(leads) else {
-            return Ok("nobody leads: there is no one to kill".to_owned());
+            return Ok("# nobody leads: there is no one to kill".to_owned());
         };
         let (pid, name) = (controller.process.pid(), controller.process.name().to_owned());
         controller.process.kill()?;
@@ -187,14 +190,15 @@ impl Stage {
     }
 
     /// Runs etcdctl as an operator would; returns the command.
-    fn etcdctl(&self, args: &[&str]) -> Result<String, StageError> {
+    async fn etcdctl(&self, args: &[&str]) -> Result<String, StageError> {
         let mut command = Command::new(etcdctl()?);
         command.env("ETCDCTL_API", "3").args(["--endpoints", self.etcd.endpoint()]).args(args);
         let quoted: Vec<String> =
             args.iter().map(|arg| if arg.contains('"') { format!("'{arg}'") } else { (*arg).to_owned() }).collect();
         let shown = format!("etcdctl --endpoints {} {}", self.etcd.endpoint(), quoted.join(" "));
         let failed = |error: String| StageError::Etcdctl { command: shown.clone(), error };
-        let output = command.output().map_err(|error| failed(error.to_string()))?;
+        let output =
+            tokio::process::Command::from(command).output().await.map_err(|error| failed(error.to_string()))?;
         if output.status.success() {
             Ok(shown)
         } else {

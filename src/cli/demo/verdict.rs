@@ -85,19 +85,22 @@ impl Verdict {
         let judged = record.played().iter().zip(&phases).skip(1);
         let whole = |way: Way| {
             let mut whole = Judged::default();
-            let mut allowed = 0.0;
+            let (mut allowed, mut seconds) = (0.0, 0.0);
             for (played, outcome) in judged.clone() {
                 let of_phase = outcome.ways.of(way);
                 whole.admitted += of_phase.admitted;
                 whole.refused += of_phase.refused;
                 allowed += fair_shares(&played.phase).iter().sum::<f64>() * outcome.seconds;
+                seconds += outcome.seconds;
+                // Unfair to one tenant now and to another later is unfair twice: means of phases, not of what each got.
+                whole.fairness += of_phase.fairness * outcome.seconds;
                 for (tenant, got) in &of_phase.tenants {
                     *whole.tenants.entry(tenant).or_default() += got * outcome.seconds;
                 }
             }
-            let seconds: f64 = judged.clone().map(|(_, outcome)| outcome.seconds).sum();
+            whole.fairness /= seconds.max(1e-3);
             whole.tenants.values_mut().for_each(|got| *got /= seconds.max(1e-3));
-            whole.finish(allowed)
+            whole.with_ratios(allowed)
         };
         Self {
             seconds: record.elapsed_s(),
@@ -148,24 +151,30 @@ impl Judged {
             };
             precise(admitted(&is.users) - admitted(&was.users)) / seconds
         };
+        let tenants: BTreeMap<&'static str, f64> =
+            TENANTS.iter().zip(&fair).map(|(offer, fair)| (offer.tenant, got(offer.tenant) / fair)).collect();
         let judged = Self {
-            tenants: TENANTS.iter().zip(&fair).map(|(offer, fair)| (offer.tenant, got(offer.tenant) / fair)).collect(),
+            fairness: jain(tenants.values().copied()),
+            tenants,
             admitted: is.total.admitted_requests - was.total.admitted_requests,
             refused: is.total.refused_requests - was.total.refused_requests,
             ..Self::default()
         };
         // What the bucket held is not counted: over a phase it is stored and spent again.
-        judged.finish(fair.iter().sum::<f64>() * seconds)
+        judged.with_ratios(fair.iter().sum::<f64>() * seconds)
     }
 
-    /// Adds what follows from the counts and the tenants' parts.
-    fn finish(mut self, allowed: f64) -> Self {
+    fn with_ratios(mut self, allowed: f64) -> Self {
         self.used = precise(self.admitted) / allowed.max(1e-3);
         self.throttled = precise(self.refused) / precise((self.admitted + self.refused).max(1));
-        let (sum, squares) = self.tenants.values().fold((0.0, 0.0), |(s, q), x| (s + x, q + x * x));
-        self.fairness = if squares > 0.0 { sum * sum / (precise(self.tenants.len() as u64) * squares) } else { 0.0 };
         self
     }
+}
+
+fn jain(parts: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let n = precise(parts.len() as u64);
+    let (sum, squares) = parts.fold((0.0, 0.0), |(s, q), x| (s + x, q + x * x));
+    if squares > 0.0 { sum * sum / (n * squares) } else { 0.0 }
 }
 
 /// Weighted max-min shares of what each tenant offers, in requests per second.
@@ -175,12 +184,7 @@ fn fair_shares(phase: &Phase) -> Vec<f64> {
     };
     let claims: Vec<Claim> = TENANTS
         .iter()
-        .map(|offer| Claim {
-            weight: offer.weight,
-            demand: offer.per_s,
-            floor: 0.0,
-            ceiling: ceiling(offer.tenant),
-        })
+        .map(|offer| Claim { weight: offer.weight, demand: offer.per_s, floor: 0.0, ceiling: ceiling(offer.tenant) })
         .collect();
     let parts = divide(precise(phase.limit) / 60.0, &claims);
     parts.into_iter().zip(&claims).map(|(part, claim)| part.min(claim.demand)).collect()
@@ -225,27 +229,26 @@ impl Retuned {
 /// The table, in lines of at most 80 columns.
 pub(super) fn table(verdict: &Verdict) -> Vec<String> {
     let mut lines = vec![
-        "as counted by the providers        used            429s         fairness    last".to_owned(),
-        "phase     seconds  limit   adaptive static  adaptive static  adapt. static  retuned".to_owned(),
+        "counted by the providers  used            429s            fairness      followed".to_owned(),
+        "phase        time  limit  adapt.  static  adapt.  static  adapt. static after".to_owned(),
     ];
     for outcome in &verdict.phases {
-        let retuned = match (&outcome.retuned, outcome.led_again_s) {
+        let followed = match (&outcome.retuned, outcome.led_again_s) {
             (Some(retuned), _) => retuned.after_change_s.map_or_else(|| "never".into(), |s| format!("{s:.2} s")),
-            (None, Some(s)) => format!("led: {s:.1} s"),
+            (None, Some(s)) => format!("{s:.1} s"),
             (None, None) => String::new(),
         };
-        let seconds = format!("{:.0}", outcome.seconds);
-        lines.push(row(outcome.phase, &seconds, &outcome.limit.to_string(), &outcome.ways, &retuned));
+        let name = format!("{:<10}{:>5.0} s{:>7}", outcome.phase, outcome.seconds, outcome.limit);
+        lines.push(row(&name, &outcome.ways, &followed));
     }
-    lines.push(row("all but ramp-up", "", "", &verdict.whole, ""));
+    lines.push(row("all but ramp-up", &verdict.whole, ""));
     lines
 }
 
-fn row(name: &str, seconds: &str, limit: &str, ways: &Pair<Judged>, retuned: &str) -> String {
+fn row(name: &str, ways: &Pair<Judged>, followed: &str) -> String {
     let [a, s] = [&ways.adaptive, &ways.fixed];
-    let head = if limit.is_empty() { format!("{name:<25}") } else { format!("{name:<10}{seconds:>7}{limit:>7} ") };
     let line = format!(
-        "{head}{:>8.1}%{:>7.1}%{:>8.2}%{:>7.2}%{:>8.3}{:>7.3}  {retuned}",
+        "{name:<24}{:>6.1} %{:>6.1} %{:>6.2} %{:>6.2} %{:>8.3}{:>7.3} {followed}",
         100.0 * a.used,
         100.0 * s.used,
         100.0 * a.throttled,
@@ -256,17 +259,18 @@ fn row(name: &str, seconds: &str, limit: &str, ways: &Pair<Judged>, retuned: &st
     line.trim_end().to_owned()
 }
 
-/// What the table's words mean.
+/// What the table's words mean, in lines of at most 80 columns.
 pub(super) fn legend() -> Vec<String> {
-    let each: Vec<String> =
-        TENANTS.iter().map(|o| format!("{} weight {} offers {}/s", o.tenant, o.weight, o.per_s)).collect();
+    let weights: Vec<String> = TENANTS.iter().map(|o| format!("{} {}", o.tenant, o.weight)).collect();
+    let offers: Vec<String> = TENANTS.iter().map(|o| format!("{} {}/s", o.tenant, o.per_s)).collect();
     vec![
-        "used       requests admitted, of what limit, demand and override allowed; above 100 %".to_owned(),
-        "           where the provider's bucket held some at the start".to_owned(),
-        "429s       of the requests that were sent".to_owned(),
-        "fairness   Jain's index: 1 when every tenant got the same part of its fair share,".to_owned(),
-        format!("           weighted max-min of what is offered: {}", each.join(", ")),
-        "retuned    when the last member's limits had followed the change; led: when another led".to_owned(),
-        "static     each service has half of each tenant's part, by weight, of the first limit".to_owned(),
+        "used      requests admitted, of what limit, demand and override allowed; above".to_owned(),
+        "          100 % where the provider's bucket held some at the start".to_owned(),
+        "429s      of the requests that were sent".to_owned(),
+        "fairness  Jain's index: 1 when every tenant got the same part of its fair share,".to_owned(),
+        "          the weighted max-min of what is offered".to_owned(),
+        "followed  when the last member's limits had moved; killed: when another led".to_owned(),
+        format!("offered   {}; weights {}", offers.join(", "), weights.join(", ")),
+        "static    each tenant's part of the first limit, by weight; half in each service".to_owned(),
     ]
 }

@@ -126,7 +126,7 @@ impl Stage {
             provider_url,
             etcd,
             folder,
-            http: reqwest::Client::new(),
+            http: reqwest::Client::builder().no_proxy().build()?,
         })
     }
 

@@ -3,6 +3,7 @@
 CARGO ?= cargo
 # Each feature is compiled alone: features add, they never need one another by accident.
 FEATURES := store client metrics controller sim cli
+DURATION ?=
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -15,9 +16,9 @@ help: ## Show this list
 tools: ## Install what the build and the tests need, if it is missing (apt)
 	@.ci/tools
 
-demo: tools ## Run the demo; pass arguments with DEMO_ARGS="..."
+demo: tools ## Run the demo, a minute; DURATION=20s for less, DEMO_ARGS="..." for more
 	$(CARGO) build --release --locked
-	"$${CARGO_TARGET_DIR:-target}/release/tidegate" demo $(DEMO_ARGS)
+	"$${CARGO_TARGET_DIR:-target}/release/tidegate" demo $(if $(DURATION),--duration $(DURATION)) $(DEMO_ARGS)
 
 test: tools ## Run the tests
 	$(CARGO) test --locked

@@ -1,10 +1,14 @@
-//! A real etcd of one member, to be killed and started again: on loopback, in a folder of its own.
+//! A real etcd of one member, to be killed and started again: on loopback, on ports of its own, in a folder of its own,
+//! and never taken for another one that was quicker at a port.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use super::process::{POLL, Process, ProcessError, find_program, free_port};
+use super::seat::{Seat, strip_environment};
 
 /// How long etcd may take to answer.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -25,13 +29,14 @@ pub fn etcdctl() -> Result<PathBuf, ProcessError> {
 #[derive(Debug)]
 struct DataDir {
     path: PathBuf,
-    is_ours: bool,
+    /// Where it is, if it is ours.
+    seat: Option<Seat>,
 }
 
 impl Drop for DataDir {
     fn drop(&mut self) {
-        if self.is_ours {
-            // It is in the temporary folder; leaving it there is no harm.
+        if self.seat.is_some() {
+            // Whatever stays goes with the seat.
             let _ = std::fs::remove_dir_all(&self.path);
         }
     }
@@ -43,6 +48,8 @@ pub struct Etcd {
     // In this order on drop: first the process, then what it writes to.
     process: Process,
     data_dir: DataDir,
+    /// Its member's name, which no other etcd has.
+    name: String,
     ports: Ports,
     endpoint: String,
     http: reqwest::Client,
@@ -75,9 +82,10 @@ impl Etcd {
     /// # Errors
     /// etcd is not installed, or does not come up.
     pub async fn start() -> Result<Self, ProcessError> {
-        let folder = format!("tidegate-etcd-{}-{:016x}", std::process::id(), fastrand::u64(..));
-        let path = std::env::temp_dir().join(folder);
-        Self::start_with(DataDir { path, is_ours: true }).await
+        let failed = |source| ProcessError::System { name: NAME.to_owned(), action: "make its folder", source };
+        let seat = Seat::take().map_err(failed)?;
+        let path = seat.folder(NAME).map_err(failed)?;
+        Self::start_with(DataDir { path, seat: Some(seat) }).await
     }
 
     /// Starts etcd in `data_dir`, which stays, and waits until it answers.
@@ -85,21 +93,22 @@ impl Etcd {
     /// # Errors
     /// etcd is not installed, or does not come up.
     pub async fn start_in(data_dir: &Path) -> Result<Self, ProcessError> {
-        Self::start_with(DataDir { path: data_dir.to_owned(), is_ours: false }).await
+        Self::start_with(DataDir { path: data_dir.to_owned(), seat: None }).await
     }
 
     async fn start_with(data_dir: DataDir) -> Result<Self, ProcessError> {
         let http = reqwest::Client::builder().no_proxy().timeout(HEALTH_TIMEOUT).build().map_err(|error| {
             ProcessError::System { name: NAME.to_owned(), action: "ask", source: std::io::Error::other(error) }
         })?;
+        let name = format!("tidegate-{:016x}", fastrand::u64(..));
         let mut tries = 0;
         loop {
             tries += 1;
             let ports = Ports::free()?;
-            let mut process = spawn(&data_dir.path, ports)?;
+            let mut process = spawn(&data_dir.path, &name, ports)?;
             let endpoint = format!("http://127.0.0.1:{}", ports.client);
-            match wait_until_healthy(&mut process, &http, &endpoint).await {
-                Ok(()) => return Ok(Self { process, data_dir, ports, endpoint, http }),
+            match wait_until_healthy(&mut process, &http, &endpoint, &name).await {
+                Ok(()) => return Ok(Self { process, data_dir, name, ports, endpoint, http }),
                 Err(error) if tries < PORT_TRIES && is_port_taken(&error) => {}
                 Err(error) => return Err(error),
             }
@@ -122,6 +131,17 @@ impl Etcd {
         is_healthy(&self.http, &self.endpoint).await
     }
 
+    /// `etcdctl` against this etcd, whatever the user's environment says; to be given its arguments.
+    ///
+    /// # Errors
+    /// It is not installed.
+    pub fn etcdctl(&self) -> Result<Command, ProcessError> {
+        let mut command = Command::new(etcdctl()?);
+        strip_environment(&mut command);
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoint]);
+        Ok(command)
+    }
+
     /// Kills it at once (SIGKILL); data stays.
     ///
     /// # Errors
@@ -139,8 +159,8 @@ impl Etcd {
         let mut tries = 0;
         loop {
             tries += 1;
-            self.process = spawn(&self.data_dir.path, self.ports)?;
-            match wait_until_healthy(&mut self.process, &self.http, &self.endpoint).await {
+            self.process = spawn(&self.data_dir.path, &self.name, self.ports)?;
+            match wait_until_healthy(&mut self.process, &self.http, &self.endpoint, &self.name).await {
                 Err(error) if tries < PORT_TRIES && is_port_taken(&error) => {}
                 ended => return ended,
             }
@@ -148,25 +168,26 @@ impl Etcd {
     }
 }
 
-fn spawn(data_dir: &Path, ports: Ports) -> Result<Process, ProcessError> {
+fn spawn(data_dir: &Path, name: &str, ports: Ports) -> Result<Process, ProcessError> {
     let mut command = Command::new(find_program("etcd", "etcd-server")?);
     let client = format!("http://127.0.0.1:{}", ports.client);
     let peer = format!("http://127.0.0.1:{}", ports.peer);
     command
         .arg("--data-dir")
         .arg(data_dir)
-        .args(["--name", "tidegate", "--logger", "zap"])
+        .args(["--name", name, "--logger", "zap"])
         .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
         .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("tidegate={peer}")]);
-    // The caller's ETCD_* would set what is not set here.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCD_")) {
-        command.env_remove(name);
-    }
+        .args(["--initial-cluster", &format!("{name}={peer}")]);
     Process::spawn(NAME, command, None)
 }
 
-async fn wait_until_healthy(process: &mut Process, http: &reqwest::Client, endpoint: &str) -> Result<(), ProcessError> {
+async fn wait_until_healthy(
+    process: &mut Process,
+    http: &reqwest::Client,
+    endpoint: &str,
+    name: &str,
+) -> Result<(), ProcessError> {
     let healthy = async {
         loop {
             if let Some(status) = process.status() {
@@ -174,7 +195,7 @@ async fn wait_until_healthy(process: &mut Process, http: &reqwest::Client, endpo
                 let _ = process.wait(HEALTH_TIMEOUT).await;
                 return Err(process.ended_with(status));
             }
-            if is_healthy(http, endpoint).await {
+            if is_healthy(http, endpoint).await && is_called(http, endpoint, name).await {
                 return Ok(());
             }
             tokio::time::sleep(POLL).await;
@@ -189,6 +210,13 @@ async fn wait_until_healthy(process: &mut Process, http: &reqwest::Client, endpo
 async fn is_healthy(http: &reqwest::Client, endpoint: &str) -> bool {
     let answer = http.get(format!("{endpoint}/health")).send().await;
     answer.is_ok_and(|response| response.status().is_success())
+}
+
+/// Whether it is ours that answers: whoever was quicker at the port answers while ours is still finding that out.
+async fn is_called(http: &reqwest::Client, endpoint: &str, name: &str) -> bool {
+    let answer = http.post(format!("{endpoint}/v3/cluster/member/list")).json(&json!({})).send().await;
+    let Ok(answer) = answer else { return false };
+    answer.json::<Value>().await.is_ok_and(|list| list["members"][0]["name"] == name)
 }
 
 fn is_port_taken(error: &ProcessError) -> bool {

@@ -3,5 +3,7 @@
 pub mod emulator;
 mod etcd;
 pub mod process;
+pub mod seat;
 
 pub use etcd::{Etcd, etcdctl};
+pub use seat::Seat;

@@ -2,7 +2,8 @@
 //!
 //! A [`Process`] leads its own process group, so a signal reaches its children too and a Ctrl-C in the terminal does
 //! not. Its output goes into a bounded ring (and a file if wanted), never to the terminal. Whatever happens to the
-//! test, dropping it kills and reaps. Waiting is polling the real condition with a deadline.
+//! test, dropping it kills and reaps; if the test's process is itself killed, the next one's [`Seat`] does. Waiting is
+//! polling the real condition with a deadline.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,6 +19,8 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
+
+use super::seat::{Seat, strip_environment};
 
 /// Output lines kept for each process.
 pub const LINES_KEPT: usize = 4_096;
@@ -111,23 +114,29 @@ pub struct Process {
     group: Pid,
     ended: Option<ExitStatus>,
     ring: Arc<Mutex<Ring>>,
+    /// Given up after the process is reaped.
+    _seat: Seat,
 }
 
 impl Process {
-    /// Starts `command` under a name for errors; its lines also go to the file `log` if given.
+    /// Starts `command` under a name for errors, at this process's [`Seat`] and without what would turn it elsewhere in
+    /// the user's environment (`ETCD_*`, `ETCDCTL_*`, proxies); its lines also go to the file `log` if given.
     ///
     /// # Errors
     /// The program cannot be started or the log file not be created.
     pub fn spawn(name: &str, mut command: Command, log: Option<&Path>) -> Result<Self, ProcessError> {
         let failed = |action| move |source| ProcessError::System { name: name.to_owned(), action, source };
         let log = log.map(File::create).transpose().map_err(failed("create its log file"))?;
+        let seat = Seat::take().map_err(failed("take a seat in the temporary folder for it"))?;
+        seat.mark(&mut command);
+        strip_environment(&mut command);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().map_err(failed("start"))?;
         let group = i32::try_from(child.id()).map(Pid::from_raw).map_err(io::Error::other).map_err(failed("start"))?;
         let ring = Arc::new(Mutex::new(Ring { open_streams: 2, log, ..Ring::default() }));
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         // From here on, an error drops the process and thereby kills it.
-        let process = Self { name: name.to_owned(), child, group, ended: None, ring };
+        let process = Self { name: name.to_owned(), child, group, ended: None, ring, _seat: seat };
         for stream in [stdout.map(|s| Box::new(s) as Stream), stderr.map(|s| Box::new(s) as Stream)] {
             let ring = Arc::clone(&process.ring);
             let read = move || {

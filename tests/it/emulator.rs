@@ -9,6 +9,7 @@ use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
 use tidegate::clock::MonoTime;
 use tidegate::quota::Unit;
+use tidegate::sim::Etcd;
 use tidegate::sim::emulator::account::{OTHER_USERS, USERS_MAX, precharge_tokens};
 use tidegate::sim::emulator::latency::Latency;
 use tidegate::sim::emulator::server::go_duration;
@@ -16,7 +17,6 @@ use tidegate::sim::emulator::{
     Account, AccountParams, Emulator, EmulatorError, EmulatorParams, EmulatorState, LatencyParams,
 };
 use tidegate::sim::process::{Process, ProcessError, find_program, free_port};
-use tidegate::sim::{Etcd, etcdctl};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -729,11 +729,8 @@ async fn etcd_starts_is_killed_and_comes_back_with_its_data() {
     assert!(!etcd.is_healthy().await);
     etcd.restart().await.expect("etcd comes back");
     assert_eq!(etcd.endpoint(), endpoint);
-    let output = Command::new(etcdctl().expect("installed"))
-        .env("ETCDCTL_API", "3")
-        .args(["--endpoints", &endpoint, "get", "--print-value-only", "greeting"])
-        .output()
-        .expect("etcdctl runs");
+    let mut etcdctl = etcd.etcdctl().expect("installed");
+    let output = etcdctl.args(["get", "--print-value-only", "greeting"]).output().expect("etcdctl runs");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\n");
 }
 

@@ -24,6 +24,7 @@ mod middleware;
 mod planner;
 mod provider;
 mod records;
+mod seat;
 mod session;
 mod shares;
 mod store;

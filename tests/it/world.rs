@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tidegate::sim::emulator::EmulatorState;
 use tidegate::sim::process::Process;
-use tidegate::sim::{Etcd, etcdctl};
+use tidegate::sim::{Etcd, Seat};
 use tokio::time::Instant;
 
 /// How long anything may take before a test fails.
@@ -45,7 +45,8 @@ pub struct World {
     pub members: Vec<Process>,
     pub config: PathBuf,
     http: reqwest::Client,
-    folder: tempfile::TempDir,
+    folder: PathBuf,
+    _seat: Seat,
 }
 
 impl World {
@@ -65,18 +66,19 @@ impl World {
         )
         .expect("emulator starts");
         let provider = listening(&mut emulator).await;
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let config = folder.path().join("tidegate.toml");
+        let seat = Seat::take().expect("a seat");
+        let folder = seat.folder("world").expect("a folder");
+        let config = folder.join("tidegate.toml");
         std::fs::write(&config, config_text(etcd.endpoint(), requests_per_minute)).expect("config is written");
         let http = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
-        Self { etcd, provider, _emulator: emulator, members: Vec::new(), config, http, folder }
+        Self { etcd, provider, _emulator: emulator, members: Vec::new(), config, http, folder, _seat: seat }
     }
 
     /// A controller, waited for until it listens.
     pub async fn controller(&self, name: &str) -> (Process, String) {
         let mut command = tidegate(&["run", "--config"]);
         command.arg(&self.config);
-        let log = self.folder.path().join(format!("{name}.log"));
+        let log = self.folder.join(format!("{name}.log"));
         let mut process = Process::spawn(name, command, Some(&log)).expect("controller starts");
         let url = listening(&mut process).await;
         (process, url)
@@ -141,13 +143,8 @@ impl World {
 
     /// etcdctl, as an operator would.
     pub fn etcdctl(&self, args: &[&str]) -> String {
-        let mut command = Command::new(etcdctl().expect("etcdctl is there"));
-        let output = command
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", self.etcd.endpoint()])
-            .args(args)
-            .output()
-            .expect("etcdctl runs");
+        let mut command = self.etcd.etcdctl().expect("etcdctl is there");
+        let output = command.args(args).output().expect("etcdctl runs");
         assert!(output.status.success(), "etcdctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }

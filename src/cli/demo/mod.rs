@@ -90,6 +90,9 @@ async fn play(args: &DemoArgs) -> Result<(), Failure> {
     let mut show = if args.json { Show::Silent } else { Show::Lines };
     show.line("starting etcd, two provider emulators, two controllers and two services …");
     let mut stage = Stage::set().await.map_err(failed)?;
+    if !stage.swept().is_nothing() {
+        show.line(&stage.swept().to_string());
+    }
     for line in stage.addresses() {
         show.line(&line);
     }

@@ -14,7 +14,8 @@ use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
 use crate::quota::PoolId;
 use crate::sim::emulator::EmulatorState;
 use crate::sim::process::{Process, ProcessError};
-use crate::sim::{Etcd, etcdctl};
+use crate::sim::seat::Swept;
+use crate::sim::{Etcd, Seat, etcdctl};
 use crate::store::{EtcdStore, Select, Source, StoreError};
 
 const POOL: &str = "demo";
@@ -62,7 +63,7 @@ struct Server {
 
 /// All processes of the demo; dropping it kills them.
 pub(super) struct Stage {
-    // In the order of dying: those that call before those that are called, the folder last.
+    // In the order of dying: those that call before those that are called, the seat's folder last.
     members: Vec<Member>,
     controllers: Vec<Server>,
     /// By way: the provider behind the adaptive limits, and the one behind the static ones.
@@ -72,24 +73,13 @@ pub(super) struct Stage {
     keys: Keyspace,
     etcd: Etcd,
     http: reqwest::Client,
-    folder: Folder,
-}
-
-/// A temporary folder, removed at the end.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+    seat: Seat,
 }
 
 impl Stage {
     /// Starts everything and waits until it answers.
     pub(super) async fn set() -> Result<Self, StageError> {
-        let folder = std::env::temp_dir().join(format!("tidegate-demo-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).map_err(|error| StageError::File(folder.clone(), error))?;
-        let folder = Folder(folder);
+        let seat = Seat::take().map_err(|error| StageError::File(std::env::temp_dir(), error))?;
         let etcd = Etcd::start().await?;
 
         let mut providers = Vec::new();
@@ -98,17 +88,17 @@ impl Stage {
             command.args(["emulate", "--listen", "127.0.0.1:0", "--burst-seconds", "3", "--ttft-ms", "200"]);
             command.args(["--ms-per-token", "2", "--output-tokens", "30", "--tokens-per-minute", "300000"]);
             command.args(["--requests-per-minute", &LIMIT.to_string()]);
-            providers.push(start(&format!("provider-{}", way.as_str()), command, &folder).await?);
+            providers.push(start(&format!("provider-{}", way.as_str()), command, &seat).await?);
         }
 
         let mut controllers = Vec::new();
         for name in CONTROLLERS {
-            let config = folder.0.join(format!("{name}.toml"));
+            let config = seat.path().join(format!("{name}.toml"));
             std::fs::write(&config, config_text(name, etcd.endpoint()))
                 .map_err(|error| StageError::File(config.clone(), error))?;
             let mut command = tidegate()?;
             command.arg("run").arg("--config").arg(&config);
-            controllers.push(start(name, command, &folder).await?);
+            controllers.push(start(name, command, &seat).await?);
         }
 
         let mut members = Vec::new();
@@ -121,7 +111,7 @@ impl Stage {
                 command.args(["--offer", &format!("{}={}", offer.tenant, offer.per_s / members_f64())]);
                 command.args(["--static-quota", &format!("{}={}", offer.tenant, quota(offer.weight) / members_f64())]);
             }
-            let process = Process::spawn(name, command, Some(&folder.0.join(format!("{name}.log"))))?;
+            let process = Process::spawn(name, command, Some(&seat.path().join(format!("{name}.log"))))?;
             members.push(Member { process, read: 0, last: None });
         }
         let store = EtcdStore::connect(&[etcd.endpoint().to_owned()]).await?;
@@ -130,7 +120,12 @@ impl Stage {
             POOL.parse().map_err(|error: crate::quota::QuotaError| StoreError::Rejected(error.to_string()))?;
         let selects = [Select::Key(keys.key(&Key::Leader)), Select::Prefix(keys.limits_of(&pool))];
         let http = reqwest::Client::builder().no_proxy().build()?;
-        Ok(Self { members, controllers, providers, store, selects, keys, etcd, http, folder })
+        Ok(Self { members, controllers, providers, store, selects, keys, etcd, http, seat })
+    }
+
+    /// What earlier runs that were killed had left, if anything.
+    pub(super) fn swept(&self) -> Swept {
+        self.seat.swept()
     }
 
     /// Where everything is, a line each.
@@ -148,7 +143,7 @@ impl Stage {
         for (name, controller) in CONTROLLERS.iter().zip(&self.controllers) {
             lines.push(format!("{name}  {}   metrics under /metrics", controller.url));
         }
-        lines.push(format!("logs          {}", self.folder.0.display()));
+        lines.push(format!("logs          {}", self.seat.path().display()));
         lines
     }
 
@@ -282,8 +277,8 @@ fn tidegate() -> Result<Command, StageError> {
     Ok(Command::new(path))
 }
 
-async fn start(name: &str, command: Command, folder: &Folder) -> Result<Server, StageError> {
-    let mut process = Process::spawn(name, command, Some(&folder.0.join(format!("{name}.log"))))?;
+async fn start(name: &str, command: Command, seat: &Seat) -> Result<Server, StageError> {
+    let mut process = Process::spawn(name, command, Some(&seat.path().join(format!("{name}.log"))))?;
     let line = process.wait_for_line(|line| line.contains(" listening on http://"), START_WAIT).await?;
     let url = line.split_whitespace().find(|word| word.starts_with("http://")).unwrap_or_default().to_owned();
     Ok(Server { process, url })

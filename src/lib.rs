@@ -1,27 +1,93 @@
 //! Adaptive limits for services that share LLM provider accounts.
 //!
+//! Many services, replicas and tenants share a few accounts whose limits change without notice. tidegate reads what the
+//! provider says in response heads and 429s, estimates what each account can take now, divides it among tenants, and
+//! publishes thresholds to etcd; the thin client in each service watches them and retunes its buckets, without a restart
+//! and without handing out a burst.
+//!
+//! # Where to begin
+//!
+//! | you want to | read |
+//! |---|---|
+//! | limit a service's calls | [`client`]: the middleware, calls by hand, streams, refusals |
+//! | run the controller | `tidegate run --help`, `tidegate check --help`, `config/reference.toml` |
+//! | override a limit, by hand or from code | [`plan`], with the record's fields; [`store`] to write it |
+//! | test against a provider that says no | [`sim::emulator`], or `tidegate emulate` |
+//! | read a provider's headers without the rest | [`provider`] |
+//! | limit something with `now` as an argument | [`limiter`] |
+//! | know what is counted | [`telemetry::Metric`] |
+//!
+//! `examples/` has whole programs: the reqwest middleware, a tower service, a call by hand, an override from code.
+//!
+//! # How it works
+//!
 //! ```text
-//! provider ─► observation ─► report ~~HTTP~~► controller: signal ─► law ─► apportion ─► planner ─► publish
-//!    ▲                                                                                              │
-//! limiter ◄─ swap ◄─ member ◄─ session ◄─ watch ◄~~~~~~~~~~~~~~~~~ etcd ◄───────────────────────────┘
+//!             ┌──────────────── a service, or many ────────────────┐        ┌────────── controller ──────────┐
+//!             │                                                    │ report │                                │
+//!  provider ◄─┼─ call ◄─ permit ◄─ limiter ◄─ swap ◄─ watch        ├───────►│ signal ─► law ─► apportion     │
+//!     │       │            │                         ▲             │◄───────┤ shares        └► planner       │
+//!     └───────┼─► head ─► observation ─► hold        │             │ reply  │                       │        │
+//!             └──────────────────────────────────────┼─────────────┘        └───────────────────────┼────────┘
+//!                                                    │                                      publish │ fenced
+//!                  operators: overrides ────────►  etcd  ◄──────────────────────────────────────────┘
 //! ```
 //!
-//! Services embed the [`client`]: it admits requests, reads response heads, and retunes by what it watches in the
-//! [`store`]. The [`controller`] computes thresholds from the members' reports. The two never import each other: they
-//! meet in [`observation`] on the way up and in [`plan`] on the way down.
+//! Two speeds. *Reflex*: a 429 holds the member's own bucket at once, in microseconds, with no network between, for as
+//! long as the provider's physics says. *Loop*: once a second, and at once on the first 429 after quiet, the controller
+//! estimates capacity, divides it and publishes; a cut goes out as one small record, so that it reaches every member in
+//! milliseconds whatever the number of tenants.
 //!
-//! Architecture, each line held by a test (`tests/it/architecture.rs`):
+//! Without a controller members brake after 3 s and lapse to safe thresholds after 15 s; without etcd they go on with what
+//! they have; an override holds all the same.
 //!
-//! 1. Imports point one way; there is no circle.
-//! 2. The modules above the line below do no I/O, are not async, and read no clock but in [`clock`]: everything that
-//!    decides takes `now` and can be replayed.
-//! 3. `cfg(feature)` stands in this file only; a folder is a feature.
-//! 4. The thin client (`--no-default-features --features client`) pulls in no crate of the controller's own.
+//! # Architecture
 //!
-//! Words: a *pool* is what one provider limit applies to; a *tenant* is whose traffic it is; a *meter* is a unit over a
-//! window (`requests/minute`); the *limit* is what the provider says, the *capacity* our estimate of it; a *threshold*
-//! is what a tenant is granted on one meter, a *grant* the record that says so; a *share* is the part of it that one
-//! *member* (a live client process) enforces. A *level* is what is in a bucket; a *token* is always an LLM token.
+//! A folder is a feature, and imports point one way: up the list of modules below. `tests/it/architecture.rs` reads the
+//! source and holds these:
+//!
+//! 1. Imports follow a table, and there is no circle. [`client`] and [`controller`] never import each other: they meet in
+//!    [`observation`] on the way up and in [`plan`] on the way down.
+//! 2. What decides is pure. [`quota`], [`clock`], [`observation`], [`plan`], [`provider`], [`limiter`] and [`telemetry`] do
+//!    no I/O, are not async, and read no clock but in [`clock`]: `now` is an argument, so every decision can be replayed.
+//! 3. `cfg(feature)` stands in `lib.rs` only: features add, they never alter.
+//! 4. The thin client (`--no-default-features --features client`) pulls in nothing of the controller's; the list of its
+//!    dependencies is a golden file.
+//! 5. No `unsafe`, no glob imports, no orphan files, no file above 700 lines, no module that is a grab bag.
+//!
+//! What a run holds, each a test:
+//!
+//! 6. A request is admitted on all its meters or on none.
+//! 7. A retune keeps the level: no swap, however often, hands out a burst, and debt stays.
+//! 8. The shares of one tenant never add up to more than its threshold: they are leases, and nobody is raised before
+//!    another has said that it gave way.
+//! 9. An older (term, epoch) never replaces a newer one, and a leader that was deposed writes nothing: each of its writes
+//!    is fenced by its term.
+//! 10. No shared key is deleted because somebody stops. A tenant whose grant is gone goes to `@default`, never open.
+//! 11. An unreadable header, report, record or policy is counted, said once and ignored.
+//! 12. A provider's key is never stored, logged or put in a metric.
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | provider, dialect | who answers; its way of writing limits in headers |
+//! | pool | what one provider limit applies to: account × model (family) |
+//! | tenant | whose traffic it is; has a weight, a floor, a ceiling |
+//! | unit, window, meter | what is counted (requests, tokens, input or output tokens); over what time; both: `requests/minute` |
+//! | limit | what the provider says |
+//! | capacity | the controller's estimate of what the pool can take now |
+//! | threshold | what a tenant is granted on one meter, all members together |
+//! | grant | one published record: thresholds, safe thresholds, term, epoch, reason |
+//! | override | an operator's record, always stronger than the law |
+//! | base, effective | what a tenant is granted without its override; with it |
+//! | level | what is in a bucket, in units; refilled at a *rate*, up to a *burst* |
+//! | token | an LLM token, never a bucket's contents |
+//! | reservation | units taken before a call; *settled* with the real usage after it |
+//! | member | a live client process |
+//! | pulse | the leader's heartbeat for a pool; grants live by it |
+//! | share | the part of a tenant's threshold that one member enforces; a lease |
+//! | hold | a meter on which a member does not send for a while, because the provider refused |
+//! | admit, wait until, never | the three answers of a limiter |
 
 #![forbid(unsafe_code)]
 

@@ -2,6 +2,37 @@
 //!
 //! Every function takes `now` and returns a value; nothing here sleeps, locks or reads a clock. A bucket's state is a
 //! *level* in units, so that a retune can keep it: no retune hands out a burst.
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//!
+//! use tidegate::clock::MonoTime;
+//! use tidegate::limiter::{Decision, Limiter, Limits, MeterLimit};
+//! use tidegate::plan::Rate;
+//! use tidegate::quota::{Cost, Meter};
+//!
+//! // 60 requests a minute, two at once; and 600 LLM tokens a minute, at most 100 of them at once.
+//! let limit = |rate, burst| MeterLimit { rate: Rate { rate, burst }, largest_request: burst };
+//! let meters = BTreeMap::from([
+//!     (Meter::REQUESTS_PER_MINUTE, limit(60.0, 2.0)),
+//!     (Meter::TOKENS_PER_MINUTE, limit(600.0, 100.0)),
+//! ]);
+//! let limits = Limits { meters, concurrency: None, blocked: false };
+//! // A bucket begins with what a second gives; after ten it is full.
+//! let mut limiter = Limiter::new(&limits, MonoTime::from_millis(0));
+//! let now = MonoTime::from_millis(10_000);
+//!
+//! let not_held = |_| None;
+//! let Decision::Admit(first) = limiter.try_admit(&Cost::request(90, 0), now, not_held) else { panic!("there is room") };
+//! // Room for a request, but not for its tokens: neither is taken, and the wait is for 80 tokens of 10 a second.
+//! let second = limiter.try_admit(&Cost::request(90, 0), now, not_held);
+//! assert_eq!(second, Decision::WaitUntil(Some(MonoTime::from_millis(18_000))));
+//! // No wait makes this one fit.
+//! assert!(matches!(limiter.try_admit(&Cost::request(101, 0), now, not_held), Decision::Never(_)));
+//! // The provider charged less than was reserved: the rest is back.
+//! limiter.settle(first, Some(Cost::request(30, 0)), now);
+//! assert!(matches!(limiter.try_admit(&Cost::request(60, 0), now, not_held), Decision::Admit(_)));
+//! ```
 
 mod bucket;
 mod line;

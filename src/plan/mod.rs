@@ -3,6 +3,30 @@
 //!
 //! Client and controller meet here on the way down, as they meet in [`observation`](crate::observation) on the way
 //! up. Records are JSON that a person can read and write with `etcdctl`.
+//!
+//! An operator's override, as it is read and as it applies:
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//!
+//! use tidegate::plan::{Override, Rate, Thresholds, effective};
+//! use tidegate::quota::Meter;
+//!
+//! let record = br#"{"set":{"requests/minute":60},"by":"mori","reason":"incident 42"}"#;
+//! let record: Override = serde_json::from_slice(record)?;
+//!
+//! let rates = BTreeMap::from([(Meter::REQUESTS_PER_MINUTE, Rate { rate: 120.0, burst: 12.0 })]);
+//! let base = Thresholds { rates, concurrency: Some(8) };
+//! let used = effective(&base, None, Some(&record));
+//! // A number alone keeps the ratio of burst to rate; what the record does not speak of stays.
+//! assert_eq!(used.thresholds.rates[&Meter::REQUESTS_PER_MINUTE], Rate { rate: 60.0, burst: 6.0 });
+//! assert_eq!(used.thresholds.concurrency, Some(8));
+//!
+//! // Mistakes are named, and change nothing: a member keeps the last good record.
+//! let mistake = serde_json::from_slice::<Override>(br#"{"set":{"requests/minute":60},"block":true}"#);
+//! assert!(mistake.unwrap_err().to_string().contains("exactly one of"));
+//! # Ok::<(), serde_json::Error>(())
+//! ```
 
 mod book;
 mod effective;

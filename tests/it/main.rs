@@ -16,6 +16,7 @@ mod architecture;
 mod by_hand;
 mod closed_loop;
 mod config;
+mod demo;
 mod emulator;
 mod law;
 mod limiter;

@@ -478,8 +478,7 @@ impl Account {
             meter.used = (meter.used + units(output_tokens) - units(charged_tokens)).max(0.0);
         }
         self.count(user, |truth| {
-            truth.admitted_tokens =
-                truth.admitted_tokens.saturating_add(output_tokens).saturating_sub(charged_tokens);
+            truth.admitted_tokens = truth.admitted_tokens.saturating_add(output_tokens).saturating_sub(charged_tokens);
         });
     }
 

@@ -47,7 +47,8 @@ impl Wire for Anthropic {
     }
 
     fn read(&self, body: &[u8]) -> Result<Ask, String> {
-        let request: MessagesRequest = serde_json::from_slice(body).map_err(|error| format!("request body: {error}"))?;
+        let request: MessagesRequest =
+            serde_json::from_slice(body).map_err(|error| format!("request body: {error}"))?;
         let required = |field: &str| format!("{field}: Field required");
         let model = request.model.ok_or_else(|| required("model"))?;
         let messages = request.messages.ok_or_else(|| required("messages"))?;
@@ -107,10 +108,7 @@ impl Wire for Anthropic {
     }
 
     fn stream_error(&self) -> Bytes {
-        event(
-            Some("error"),
-            &json!({"type": "error", "error": {"type": "overloaded_error", "message": OVERLOADED}}),
-        )
+        event(Some("error"), &json!({"type": "error", "error": {"type": "overloaded_error", "message": OVERLOADED}}))
     }
 
     fn error(&self, status: StatusCode, message: &str, id: &str) -> Response {

@@ -9,9 +9,9 @@ use crate::provider::Dialect;
 use crate::sim::emulator::{AccountParams, Emulator, EmulatorError, EmulatorParams, FaultParams, LatencyParams};
 
 const ABOUT: &str = "\
-One emulator is one account of one provider, OpenAI or Anthropic: their paths, bodies, streams, rate-limit headers and \
-429s, with limits that refill all the time and can be changed while it runs. It keeps count of what it admitted and \
-refused, for whom, and of how much it really had to offer, so that a client can be judged by it. Answers are made up: \
+One emulator is one account of one provider, OpenAI or Anthropic: their paths, bodies, streams, rate-limit headers and
+429s, with limits that refill all the time and can be changed while it runs. It keeps count of what it admitted and
+refused, for whom, and of how much it really had to offer, so that a client can be judged by it. Answers are made up:
 the word \"tide\", again and again. No key is asked for. It listens on loopback only.";
 
 const MORE: &str = r#"
@@ -87,8 +87,9 @@ pub(super) struct EmulateArgs {
     /// anthropic: limit in output LLM tokens per minute [range: 1–1000000000] [default: 40000].
     #[arg(long, value_name = "N", help_heading = "Limits")]
     output_tokens_per_minute: Option<u64>,
-    /// What the account's buckets hold, in seconds of refill [range: 0.1–86400]. A request that asks for more than
-    /// that, or for more than a minute's limit, never fits.
+    /// What the account's buckets hold, in seconds of refill [range: 0.1–86400].
+    ///
+    /// A request that asks for more than that, or for more than a minute's limit, never fits.
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0, help_heading = "Limits")]
     burst_seconds: f64,
     /// Requests per minute that somebody else uses up on the same account [range: 0–1000000000].

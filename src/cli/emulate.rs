@@ -5,64 +5,153 @@ use std::net::SocketAddr;
 
 use super::Failure;
 use super::signals::Signals;
-use crate::sim::emulator::{AccountParams, Emulator, EmulatorError, EmulatorParams, LatencyParams};
+use crate::provider::Dialect;
+use crate::sim::emulator::{AccountParams, Emulator, EmulatorError, EmulatorParams, FaultParams, LatencyParams};
+
+const ABOUT: &str = "\
+One emulator is one account of one provider, OpenAI or Anthropic: their paths, bodies, streams, rate-limit headers and
+429s, with limits that refill all the time and can be changed while it runs. It keeps count of what it admitted and
+refused, for whom, and of how much it really had to offer, so that a client can be judged by it. Answers are made up:
+the word \"tide\", again and again. No key is asked for. It listens on loopback only.";
+
+const MORE: &str = r#"
+Accounts:
+  openai     POST /v1/chat/completions, user: `user`. Counts requests and tokens per minute. A request is charged its
+             body's bytes / 4 in tokens when it comes; nothing is corrected.
+  anthropic  POST /v1/messages, user: `metadata.user_id`. Counts requests, input tokens and output tokens per minute.
+             A request is charged its body's bytes / 4 in input tokens and its max_tokens in output tokens when it
+             comes; when the answer ends, also because the client went away, the output becomes what was written.
+
+Admin, on the same port, without a password:
+  GET   /admin/state  settings, levels, counters (JSON)
+  PATCH /admin        changes settings: the limits by the names of their flags (requests_per_minute, …), burst_seconds,
+                      headers (true or false), overload_rate, stream_error_rate, stray_retry_after_rate,
+                      hidden_<unit>_per_minute (use by somebody else; unit is requests, tokens, input_tokens or
+                      output_tokens), spend_requests (somebody else takes that many now). What was used stays used.
+                      Also marks the moment: `first_refusal` in the state is the first one after it.
+  GET   /metrics      for Prometheus
+  GET   /healthz      `ok`
+
+Examples:
+  An OpenAI account of 60 requests a minute, 10 at once; a request, and one that streams:
+    tidegate emulate --requests-per-minute 60 --burst-seconds 10
+    curl -i http://127.0.0.1:8787/v1/chat/completions \
+      -d '{"model":"demo","messages":[{"role":"user","content":"hello"}],"user":"acme"}'
+    curl -N http://127.0.0.1:8787/v1/chat/completions \
+      -d '{"model":"demo","messages":[{"role":"user","content":"hello"}],
+           "stream":true,"stream_options":{"include_usage":true}}'
+
+  An Anthropic account that is overloaded once in twenty requests; a request, and one that streams:
+    tidegate emulate --dialect anthropic --output-tokens-per-minute 8000 --overload-rate 0.05
+    curl -i http://127.0.0.1:8787/v1/messages \
+      -d '{"model":"demo","max_tokens":100,"messages":[{"role":"user","content":"hello"}],
+           "metadata":{"user_id":"acme"}}'
+    curl -N http://127.0.0.1:8787/v1/messages \
+      -d '{"model":"demo","max_tokens":100,"messages":[{"role":"user","content":"hello"}],"stream":true}'
+
+  Halve the limit under a running client, and see what became of it:
+    curl -X PATCH http://127.0.0.1:8787/admin -d '{"requests_per_minute":30}'
+    curl http://127.0.0.1:8787/admin/state
+
+  Official client libraries: base URL http://127.0.0.1:8787/v1 for OpenAI's, http://127.0.0.1:8787 for Anthropic's,
+  any key. They retry by themselves; switch that off (max_retries=0) to see every refusal.
+
+Exit codes:
+  0  ended by SIGINT or SIGTERM; answers under way, streams too, had two seconds to finish
+  1  cannot listen (the port is taken)
+  2  wrong arguments"#;
 
 /// Arguments of `tidegate emulate`.
 #[derive(Debug, clap::Args)]
+#[command(before_long_help = ABOUT, after_long_help = MORE)]
 pub(super) struct EmulateArgs {
+    /// Whose account it is: openai or anthropic.
+    #[arg(long, value_name = "NAME", default_value_t = Dialect::OpenAi)]
+    dialect: Dialect,
     /// Loopback address and port to listen on; port 0 takes any free one.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8787")]
     listen: SocketAddr,
-    /// Limit in requests per minute [range: 1–1000000000].
-    #[arg(long, value_name = "N", default_value_t = 600)]
-    requests_per_minute: u64,
-    /// Limit in LLM tokens per minute [range: 1–1000000000].
-    #[arg(long, value_name = "N", default_value_t = 200_000)]
-    tokens_per_minute: u64,
-    /// What the account's buckets hold, in seconds of refill [range: 0.1–86400].
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
-    burst_seconds: f64,
-    /// Requests per minute that somebody else uses up on the same account [range: 0–1000000000].
-    #[arg(long, value_name = "N", default_value_t = 0.0)]
-    hidden_requests_per_minute: f64,
-    /// Send no rate-limit headers, on 429s neither: the client must find the limits out.
-    #[arg(long)]
-    no_headers: bool,
-    /// Median time to the response head, in milliseconds [range: 0–600000].
-    #[arg(long, value_name = "MS", default_value_t = 300.0)]
-    ttft_ms: f64,
-    /// Spread of that time, the standard deviation of its logarithm [range: 0–3; 0 is constant].
-    #[arg(long, value_name = "SIGMA", default_value_t = 0.4)]
-    ttft_sigma: f64,
-    /// Time per output token after the head, in milliseconds [range: 0–10000].
-    #[arg(long, value_name = "MS", default_value_t = 5.0)]
-    ms_per_token: f64,
-    /// Median length of an answer, in LLM tokens [range: 1–100000].
-    #[arg(long, value_name = "N", default_value_t = 40)]
-    output_tokens: u64,
-    /// Charge a request's `max_tokens` at arrival, beside its estimated input.
-    #[arg(long)]
-    charge_max_tokens: bool,
-    /// Seed of latencies, lengths and request ids.
+    /// Seed of latencies, lengths, faults and request ids; the same seed, the same answers.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+
+    /// Limit in requests per minute [range: 1–1000000000].
+    #[arg(long, value_name = "N", default_value_t = 600, help_heading = "Limits")]
+    requests_per_minute: u64,
+    /// openai: limit in LLM tokens per minute [range: 1–1000000000] [default: 200000].
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    tokens_per_minute: Option<u64>,
+    /// anthropic: limit in input LLM tokens per minute [range: 1–1000000000] [default: 200000].
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    input_tokens_per_minute: Option<u64>,
+    /// anthropic: limit in output LLM tokens per minute [range: 1–1000000000] [default: 40000].
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    output_tokens_per_minute: Option<u64>,
+    /// What the account's buckets hold, in seconds of refill [range: 0.1–86400].
+    ///
+    /// A request that asks for more than that, or for more than a minute's limit, never fits.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, help_heading = "Limits")]
+    burst_seconds: f64,
+    /// Requests per minute that somebody else uses up on the same account [range: 0–1000000000].
+    #[arg(long, value_name = "N", default_value_t = 0.0, help_heading = "Limits")]
+    hidden_requests_per_minute: f64,
+    /// openai: charge a request's `max_tokens` at arrival, beside its estimated input, and never correct it.
+    #[arg(long, help_heading = "Limits")]
+    charge_max_tokens: bool,
+
+    /// Median time to the response head, in milliseconds [range: 0–600000].
+    #[arg(long, value_name = "MS", default_value_t = 300.0, help_heading = "Answers")]
+    ttft_ms: f64,
+    /// Spread of that time, the standard deviation of its logarithm [range: 0–3; 0 is constant].
+    #[arg(long, value_name = "SIGMA", default_value_t = 0.4, help_heading = "Answers")]
+    ttft_sigma: f64,
+    /// Time per output token after the head, in milliseconds [range: 0–10000].
+    #[arg(long, value_name = "MS", default_value_t = 5.0, help_heading = "Answers")]
+    ms_per_token: f64,
+    /// Median length of an answer, in LLM tokens [range: 1–100000].
+    #[arg(long, value_name = "N", default_value_t = 40, help_heading = "Answers")]
+    output_tokens: u64,
+    /// Send no rate-limit headers and no retry-after, on 429s neither: the client must find the limits out.
+    #[arg(long, help_heading = "Answers")]
+    no_headers: bool,
+
+    /// Part of the requests answered "overloaded" and not charged: 503 from openai, 529 from anthropic [range: 0–1].
+    #[arg(long, value_name = "RATE", default_value_t = 0.0, help_heading = "Faults")]
+    overload_rate: f64,
+    /// Part of the streams that end in an error event, somewhere after status 200 [range: 0–1].
+    #[arg(long, value_name = "RATE", default_value_t = 0.0, help_heading = "Faults")]
+    stream_error_rate: f64,
+    /// anthropic: part of the successes with a `retry-after` that asks for nothing, as the real one sends
+    /// [range: 0–1; 0 is never] [default: 0.1].
+    #[arg(long, value_name = "RATE", help_heading = "Faults")]
+    stray_retry_after_rate: Option<f64>,
 }
 
 impl EmulateArgs {
-    const fn params(&self) -> EmulatorParams {
+    /// What is not given is as the dialect has it; what is given and not the dialect's is refused where it is used.
+    fn params(&self) -> EmulatorParams {
+        let usual = EmulatorParams::of(self.dialect);
         EmulatorParams {
+            dialect: self.dialect,
             account: AccountParams {
                 requests_per_minute: self.requests_per_minute,
-                tokens_per_minute: self.tokens_per_minute,
+                tokens_per_minute: self.tokens_per_minute.or(usual.account.tokens_per_minute),
+                input_tokens_per_minute: self.input_tokens_per_minute.or(usual.account.input_tokens_per_minute),
+                output_tokens_per_minute: self.output_tokens_per_minute.or(usual.account.output_tokens_per_minute),
                 burst_seconds: self.burst_seconds,
                 hidden_requests_per_minute: self.hidden_requests_per_minute,
-                hidden_tokens_per_minute: 0.0,
+                ..usual.account
             },
             latency: LatencyParams {
                 ttft_ms: self.ttft_ms,
                 ttft_sigma: self.ttft_sigma,
                 ms_per_token: self.ms_per_token,
                 output_tokens: self.output_tokens,
+            },
+            faults: FaultParams {
+                overload_rate: self.overload_rate,
+                stream_error_rate: self.stream_error_rate,
+                stray_retry_after_rate: self.stray_retry_after_rate.unwrap_or(usual.faults.stray_retry_after_rate),
             },
             headers: !self.no_headers,
             charge_max_tokens: self.charge_max_tokens,
@@ -78,17 +167,21 @@ pub(super) async fn emulate(args: EmulateArgs) -> Result<(), Failure> {
         EmulatorError::Params(_) | EmulatorError::NotLoopback(_) => Failure::Usage(error.to_string()),
         _ => Failure::Run(error.to_string()),
     })?;
-    announce(emulator.local_addr());
+    announce(emulator.local_addr(), args.dialect);
     emulator.serve(signals.received()).await.map_err(|error| Failure::Run(error.to_string()))
 }
 
-fn announce(addr: SocketAddr) {
+fn announce(addr: SocketAddr, dialect: Dialect) {
+    let (path, required) = match dialect {
+        Dialect::OpenAi => ("/v1/chat/completions", ""),
+        Dialect::Anthropic => ("/v1/messages", r#""max_tokens":100,"#),
+    };
     let mut out = std::io::stdout().lock();
     // Nobody listening on stdout is no reason not to serve.
     let _ = writeln!(out, "emulator listening on http://{addr}");
     let _ = writeln!(
         out,
-        r#"try: curl -i http://{addr}/v1/chat/completions -d '{{"model":"demo","messages":[{{"role":"user","content":"hello"}}]}}'"#
+        r#"try: curl -i http://{addr}{path} -d '{{"model":"demo",{required}"messages":[{{"role":"user","content":"hello"}}]}}'"#
     );
     let _ = out.flush();
 }

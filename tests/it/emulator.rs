@@ -8,45 +8,51 @@ use std::time::Duration;
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
 use tidegate::clock::MonoTime;
-use tidegate::quota::Unit;
+use tidegate::provider::Dialect;
+use tidegate::quota::{Cost, Unit};
 use tidegate::sim::Etcd;
-use tidegate::sim::emulator::account::{OTHER_USERS, USERS_MAX, precharge_tokens};
+use tidegate::sim::emulator::account::{OTHER_USERS, Shown, USERS_MAX, input_tokens};
 use tidegate::sim::emulator::latency::Latency;
-use tidegate::sim::emulator::server::go_duration;
+use tidegate::sim::emulator::openai::go_duration;
 use tidegate::sim::emulator::{
     Account, AccountParams, Emulator, EmulatorError, EmulatorParams, EmulatorState, LatencyParams,
 };
 use tidegate::sim::process::{Process, ProcessError, find_program, free_port};
 
-const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// 60 requests/minute and 6,000 tokens/minute: one request and 100 tokens a second, in buckets of a minute.
-const ONE_A_SECOND: AccountParams = AccountParams {
-    requests_per_minute: 60,
-    tokens_per_minute: 6_000,
-    burst_seconds: 60.0,
-    hidden_requests_per_minute: 0.0,
-    hidden_tokens_per_minute: 0.0,
-};
+const ONE_A_SECOND: AccountParams =
+    AccountParams { requests_per_minute: 60, tokens_per_minute: Some(6_000), ..AccountParams::of(Dialect::OpenAi) };
 
 fn at_ms(ms: u64) -> MonoTime {
     MonoTime::from_millis(1_000_000 + ms)
 }
 
 fn account(params: AccountParams) -> Account {
-    Account::new(params, at_ms(0)).expect("valid")
+    Account::new(Dialect::OpenAi, params, at_ms(0)).expect("valid")
+}
+
+fn tokens(count: u64) -> Cost {
+    Cost::request(count, 0)
+}
+
+/// Requests and tokens.
+fn levels(account: &Account) -> [f64; 2] {
+    let levels = account.levels();
+    [levels.requests, levels.tokens.expect("an OpenAI account")]
 }
 
 /// Takes requests of no tokens until one is refused; how many were admitted.
 fn drain(account: &mut Account, now: MonoTime) -> u32 {
     let mut admitted = 0;
-    while account.request(None, 0, now).refusal.is_none() {
+    while account.request(None, &tokens(0), now).refusal.is_none() {
         admitted += 1;
     }
     admitted
 }
 
-fn assert_close(found: f64, expected: f64, tolerance: f64) {
+pub fn assert_close(found: f64, expected: f64, tolerance: f64) {
     assert!((found - expected).abs() <= tolerance, "found {found}, expected {expected} ± {tolerance}");
 }
 
@@ -64,18 +70,23 @@ fn a_full_account_admits_its_burst_and_then_what_refills() {
 #[test]
 fn a_refused_request_is_charged_on_no_meter() {
     let mut account = account(ONE_A_SECOND);
-    assert!(account.request(None, 6_000, at_ms(0)).refusal.is_none());
-    let verdict = account.request(None, 50, at_ms(0));
+    assert!(account.request(None, &tokens(6_000), at_ms(0)).refusal.is_none());
+    let verdict = account.request(None, &tokens(50), at_ms(0));
     assert_eq!(verdict.refusal.expect("no tokens left").unit, Unit::Tokens);
-    assert_eq!(account.levels(), [59.0, 0.0]);
+    assert_eq!(levels(&account), [59.0, 0.0]);
 }
 
 #[test]
 fn an_isolated_request_shows_the_limit_less_one() {
     let mut account = account(ONE_A_SECOND);
-    let shown = account.request(None, 100, at_ms(0)).shown;
-    assert_eq!((shown.requests.limit, shown.requests.remaining, shown.requests.reset_ms), (60, 59, 1_000));
-    assert_eq!((shown.tokens.limit, shown.tokens.remaining, shown.tokens.reset_ms), (6_000, 5_900, 1_000));
+    let shown = account.request(None, &tokens(100), at_ms(0)).shown;
+    assert_eq!(
+        shown,
+        [
+            Shown { unit: Unit::Requests, limit: 60, remaining: 59, reset_ms: 1_000 },
+            Shown { unit: Unit::Tokens, limit: 6_000, remaining: 5_900, reset_ms: 1_000 }
+        ]
+    );
 }
 
 #[test]
@@ -83,8 +94,8 @@ fn the_printed_reset_gives_the_level_for_any_burst() {
     for burst_seconds in [5.0, 60.0, 17.5] {
         let mut account = account(AccountParams { burst_seconds, ..ONE_A_SECOND });
         for step in 0_u32..40 {
-            let shown = account.request(None, 7, at_ms(u64::from(step) * 137)).shown;
-            for (shown, level) in [shown.requests, shown.tokens].into_iter().zip(account.levels()) {
+            let shown = account.request(None, &tokens(7), at_ms(u64::from(step) * 137)).shown;
+            for (shown, level) in shown.into_iter().zip(levels(&account)) {
                 let limit = f64::from(u32::try_from(shown.limit).expect("small"));
                 let reset_seconds = f64::from(u32::try_from(shown.reset_ms).expect("small")) / 1_000.0;
                 // Half a millisecond of refill is what the rounding may hide.
@@ -99,44 +110,44 @@ fn the_printed_reset_gives_the_level_for_any_burst() {
 fn halving_the_limits_keeps_what_was_used() {
     let mut account = account(ONE_A_SECOND);
     for _ in 0..40 {
-        assert!(account.request(None, 0, at_ms(0)).refusal.is_none());
+        assert!(account.request(None, &tokens(0), at_ms(0)).refusal.is_none());
     }
     let halved = AccountParams { requests_per_minute: 30, ..ONE_A_SECOND };
     account.change(halved, at_ms(0)).expect("valid");
-    assert_close(account.levels()[0], -10.0, 1e-9);
-    let verdict = account.request(None, 0, at_ms(0));
+    assert_close(levels(&account)[0], -10.0, 1e-9);
+    let verdict = account.request(None, &tokens(0), at_ms(0));
     // 11 units at half a unit a second; overdrawn, so the reset is more than a minute.
     assert_eq!(verdict.refusal.expect("overdrawn").retry_after_ms, Some(22_000));
-    assert_eq!((verdict.shown.requests.remaining, verdict.shown.requests.reset_ms), (0, 80_000));
-    assert!(account.request(None, 0, at_ms(21_990)).refusal.is_some());
-    assert!(account.request(None, 0, at_ms(22_000)).refusal.is_none());
+    assert_eq!((verdict.shown[0].remaining, verdict.shown[0].reset_ms), (0, 80_000));
+    assert!(account.request(None, &tokens(0), at_ms(21_990)).refusal.is_some());
+    assert!(account.request(None, &tokens(0), at_ms(22_000)).refusal.is_none());
 }
 
 #[test]
 fn the_retry_time_is_the_time_to_fit_not_the_time_to_full() {
     let mut account = account(ONE_A_SECOND);
-    assert!(account.request(None, 6_000, at_ms(0)).refusal.is_none());
-    let refusal = account.request(None, 83, at_ms(0)).refusal.expect("no tokens left");
+    assert!(account.request(None, &tokens(6_000), at_ms(0)).refusal.is_none());
+    let refusal = account.request(None, &tokens(83), at_ms(0)).refusal.expect("no tokens left");
     // 83 tokens at 100 a second.
     assert_eq!(refusal.retry_after_ms, Some(830));
     assert_eq!((refusal.limit, refusal.used, refusal.requested), (6_000, 6_000, 83));
-    assert!(account.request(None, 83, at_ms(829)).refusal.is_some());
-    assert!(account.request(None, 83, at_ms(830)).refusal.is_none());
+    assert!(account.request(None, &tokens(83), at_ms(829)).refusal.is_some());
+    assert!(account.request(None, &tokens(83), at_ms(830)).refusal.is_none());
 }
 
 #[test]
 fn every_retry_time_is_enough_and_a_millisecond_less_is_not() {
-    let params = AccountParams { requests_per_minute: 977, tokens_per_minute: 70_001, ..ONE_A_SECOND };
+    let params = AccountParams { requests_per_minute: 977, tokens_per_minute: Some(70_001), ..ONE_A_SECOND };
     let mut random = fastrand::Rng::with_seed(7);
     let mut account = account(params);
     let (mut now_ms, mut refused) = (0, 0);
     for _ in 0..5_000 {
         now_ms += random.u64(0..60);
-        let tokens = random.u64(1..3_000);
-        if let Some(refusal) = account.request(None, tokens, at_ms(now_ms)).refusal {
+        let cost = tokens(random.u64(1..3_000));
+        if let Some(refusal) = account.request(None, &cost, at_ms(now_ms)).refusal {
             refused += 1;
             let wait_ms = refusal.retry_after_ms.expect("fits one day");
-            let admitted_after = |ms: u64| account.clone().request(None, tokens, at_ms(now_ms + ms)).refusal.is_none();
+            let admitted_after = |ms: u64| account.clone().request(None, &cost, at_ms(now_ms + ms)).refusal.is_none();
             assert!(admitted_after(wait_ms));
             assert!(!admitted_after(wait_ms - 1));
         }
@@ -147,30 +158,30 @@ fn every_retry_time_is_enough_and_a_millisecond_less_is_not() {
 #[test]
 fn the_longer_wait_of_two_meters_counts() {
     let mut account = account(ONE_A_SECOND);
-    assert!(account.request(None, 6_000, at_ms(0)).refusal.is_none());
+    assert!(account.request(None, &tokens(6_000), at_ms(0)).refusal.is_none());
     assert_eq!(drain(&mut account, at_ms(0)), 59);
-    let refusal = account.request(None, 300, at_ms(0)).refusal.expect("both empty");
+    let refusal = account.request(None, &tokens(300), at_ms(0)).refusal.expect("both empty");
     assert_eq!((refusal.unit, refusal.retry_after_ms), (Unit::Tokens, Some(3_000)));
-    let refusal = account.request(None, 30, at_ms(0)).refusal.expect("both empty");
+    let refusal = account.request(None, &tokens(30), at_ms(0)).refusal.expect("both empty");
     assert_eq!((refusal.unit, refusal.retry_after_ms), (Unit::Requests, Some(1_000)));
 }
 
 #[test]
 fn a_request_above_the_burst_or_the_limit_is_too_large_and_has_no_retry_time() {
     let mut account = account(ONE_A_SECOND);
-    let refusal = account.request(Some("acme"), 6_001, at_ms(0)).refusal.expect("too large");
+    let refusal = account.request(Some("acme"), &tokens(6_001), at_ms(0)).refusal.expect("too large");
     assert_eq!((refusal.unit, refusal.limit, refusal.requested), (Unit::Tokens, 6_000, 6_001));
     assert_eq!(refusal.retry_after_ms, None);
-    assert_eq!(account.levels(), [60.0, 6_000.0]);
+    assert_eq!(levels(&account), [60.0, 6_000.0]);
     assert_eq!(account.truth().users["acme"].too_large_requests, 1);
     assert_eq!(account.first_refusal_at(), None);
 
     let small = AccountParams { burst_seconds: 1.0, ..ONE_A_SECOND };
     account.change(small, at_ms(0)).expect("valid");
-    assert_eq!(account.request(None, 101, at_ms(0)).refusal.expect("above the burst").retry_after_ms, None);
+    assert_eq!(account.request(None, &tokens(101), at_ms(0)).refusal.expect("above the burst").retry_after_ms, None);
     let long = AccountParams { burst_seconds: 120.0, ..ONE_A_SECOND };
     account.change(long, at_ms(0)).expect("valid");
-    assert_eq!(account.request(None, 6_001, at_ms(0)).refusal.expect("above the limit").retry_after_ms, None);
+    assert_eq!(account.request(None, &tokens(6_001), at_ms(0)).refusal.expect("above the limit").retry_after_ms, None);
 }
 
 #[test]
@@ -194,9 +205,9 @@ fn hidden_use_takes_its_rate_and_leaves_the_rest() {
 fn hidden_use_above_the_limit_empties_the_bucket_but_never_overdraws_it() {
     let mut account = account(AccountParams { hidden_requests_per_minute: 120.0, ..ONE_A_SECOND });
     account.advance(at_ms(30_000));
-    assert_close(account.levels()[0], 30.0, 1e-9);
+    assert_close(levels(&account)[0], 30.0, 1e-9);
     account.advance(at_ms(600_000));
-    assert_close(account.levels()[0], 0.0, 1e-9);
+    assert_close(levels(&account)[0], 0.0, 1e-9);
     let truth = account.truth().requests;
     // Two a second for a minute, then all of the refill: the bucket's 60 went as well.
     assert_close(truth.hidden_units, 120.0 + 540.0, 1e-6);
@@ -210,10 +221,10 @@ fn hidden_use_takes_nothing_from_an_overdrawn_account() {
     let params = AccountParams { requests_per_minute: 30, hidden_requests_per_minute: 30.0, ..ONE_A_SECOND };
     account.change(params, at_ms(0)).expect("valid");
     account.advance(at_ms(60_000));
-    assert_close(account.levels()[0], 0.0, 1e-9);
+    assert_close(levels(&account)[0], 0.0, 1e-9);
     assert_close(account.truth().requests.hidden_units, 0.0, 1e-9);
     account.advance(at_ms(120_000));
-    assert_close(account.levels()[0], 0.0, 1e-9);
+    assert_close(levels(&account)[0], 0.0, 1e-9);
     assert_close(account.truth().requests.hidden_units, 30.0, 1e-9);
 }
 
@@ -229,22 +240,22 @@ fn one_long_step_is_the_same_as_many_short_ones() {
     for step in 1..=10_000 {
         short.advance(at_ms(step * 10));
     }
-    assert_close(long.levels()[0], short.levels()[0], 1e-6);
+    assert_close(levels(&long)[0], levels(&short)[0], 1e-6);
     assert_close(long.truth().requests.hidden_units, short.truth().requests.hidden_units, 1e-6);
 }
 
 #[test]
 fn what_was_admitted_never_exceeds_what_was_stored_and_offered() {
     let mut random = fastrand::Rng::with_seed(11);
-    let mut account = account(AccountParams { hidden_tokens_per_minute: 2_500.0, ..ONE_A_SECOND });
+    let mut account = account(AccountParams { hidden_tokens_per_minute: Some(2_500.0), ..ONE_A_SECOND });
     let mut now_ms = 0;
     for _ in 0..20_000 {
         now_ms += random.u64(0..2_000);
-        account.request(None, random.u64(0..400), at_ms(now_ms));
+        account.request(None, &tokens(random.u64(0..400)), at_ms(now_ms));
         let truth = account.truth();
         let admitted = f64::from(u32::try_from(truth.total.admitted_tokens).expect("small"));
-        assert!(admitted <= 6_000.0 + truth.tokens.capacity_units + 1e-3);
-        assert!(account.levels()[1] >= -1e-3);
+        assert!(admitted <= 6_000.0 + truth.tokens.expect("tokens are counted").capacity_units + 1e-3);
+        assert!(levels(&account)[1] >= -1e-3);
     }
 }
 
@@ -252,11 +263,11 @@ fn what_was_admitted_never_exceeds_what_was_stored_and_offered() {
 fn truth_is_counted_by_user_for_a_bounded_number_of_users() {
     let mut account = account(AccountParams { requests_per_minute: 100_000, ..ONE_A_SECOND });
     for user in 0..USERS_MAX + 10 {
-        account.request(Some(&format!("user-{user}")), 1, at_ms(0));
+        account.request(Some(&format!("user-{user}")), &tokens(1), at_ms(0));
     }
-    account.request(None, 1, at_ms(0));
-    account.request(Some(&"x".repeat(129)), 1, at_ms(0));
-    account.request(Some("user-0"), 6_000, at_ms(0));
+    account.request(None, &tokens(1), at_ms(0));
+    account.request(Some(&"x".repeat(129)), &tokens(1), at_ms(0));
+    account.request(Some("user-0"), &tokens(6_000), at_ms(0));
     let truth = account.truth();
     assert_eq!(truth.users.len(), USERS_MAX + 1);
     assert_eq!(truth.users[OTHER_USERS].admitted_requests, 12);
@@ -269,11 +280,11 @@ fn truth_is_counted_by_user_for_a_bounded_number_of_users() {
 fn the_first_refusal_is_the_first_since_the_mark() {
     let mut account = account(ONE_A_SECOND);
     drain(&mut account, at_ms(10));
-    account.request(None, 0, at_ms(20));
+    account.request(None, &tokens(0), at_ms(20));
     assert_eq!(account.first_refusal_at(), Some(at_ms(10)));
     account.mark(at_ms(30));
     assert_eq!((account.marked_at(), account.first_refusal_at()), (at_ms(30), None));
-    account.request(None, 0, at_ms(40));
+    account.request(None, &tokens(0), at_ms(40));
     assert_eq!(account.first_refusal_at(), Some(at_ms(40)));
 }
 
@@ -287,7 +298,7 @@ fn a_setting_outside_its_range_is_named_and_changes_nothing() {
         ),
         (AccountParams { burst_seconds: f64::NAN, ..ONE_A_SECOND }, "burst_seconds NaN: expected 0.1–86400 seconds"),
         (
-            AccountParams { hidden_tokens_per_minute: -1.0, ..ONE_A_SECOND },
+            AccountParams { hidden_tokens_per_minute: Some(-1.0), ..ONE_A_SECOND },
             "hidden_tokens_per_minute -1: expected 0–1000000000",
         ),
     ] {
@@ -297,11 +308,8 @@ fn a_setting_outside_its_range_is_named_and_changes_nothing() {
 }
 
 #[test]
-fn the_precharge_is_a_quarter_of_the_bytes_rounded_up_and_max_tokens_where_charged() {
-    assert_eq!(precharge_tokens(0, None), 0);
-    assert_eq!(precharge_tokens(101, None), 26);
-    assert_eq!(precharge_tokens(100, Some(500)), 525);
-    assert_eq!(precharge_tokens(100, Some(u64::MAX)), u64::MAX);
+fn a_body_counts_as_a_quarter_of_its_bytes_in_tokens_rounded_up() {
+    assert_eq!((input_tokens(0), input_tokens(100), input_tokens(101)), (0, 25, 26));
 }
 
 #[test]
@@ -349,14 +357,14 @@ fn max_tokens_cuts_an_answer_and_no_spread_makes_it_constant() {
 }
 
 /// The built command as a real process, answering.
-struct Running {
-    process: Process,
-    url: String,
+pub struct Running {
+    pub process: Process,
+    pub url: String,
     http: Client,
 }
 
 impl Running {
-    async fn start(arguments: &[&str]) -> Self {
+    pub async fn start(arguments: &[&str]) -> Self {
         let mut process = spawn_emulator(&[&["--listen", "127.0.0.1:0"], arguments].concat());
         let line = process.wait_for_line(|line| line.starts_with("emulator listening on "), DEADLINE).await;
         let url = line.expect("it listens").replacen("emulator listening on ", "", 1);
@@ -364,36 +372,39 @@ impl Running {
     }
 
     async fn ask(&self, body: Value) -> Response {
-        let request = self.http.post(format!("{}/v1/chat/completions", self.url)).json(&body);
-        request.send().await.expect("an answer")
+        self.post("/v1/chat/completions", body).await
     }
 
-    async fn patch(&self, body: Value) -> Response {
+    pub async fn post(&self, path: &str, body: Value) -> Response {
+        self.http.post(format!("{}{path}", self.url)).json(&body).send().await.expect("an answer")
+    }
+
+    pub async fn patch(&self, body: Value) -> Response {
         self.http.patch(format!("{}/admin", self.url)).json(&body).send().await.expect("an answer")
     }
 
-    async fn get(&self, path: &str) -> Response {
+    pub async fn get(&self, path: &str) -> Response {
         self.http.get(format!("{}{path}", self.url)).send().await.expect("an answer")
     }
 
-    async fn state(&self) -> EmulatorState {
+    pub async fn state(&self) -> EmulatorState {
         self.get("/admin/state").await.json().await.expect("a state")
     }
 }
 
-fn spawn_emulator(arguments: &[&str]) -> Process {
+pub fn spawn_emulator(arguments: &[&str]) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
     command.arg("emulate").args(arguments);
     Process::spawn("emulator", command, None).expect("the command runs")
 }
 
-const QUICK: [&str; 4] = ["--ttft-ms", "0", "--ms-per-token", "0"];
+pub const QUICK: [&str; 4] = ["--ttft-ms", "0", "--ms-per-token", "0"];
 
 fn hello() -> Value {
     json!({"model": "gpt-demo", "user": "acme", "messages": [{"role": "user", "content": "hello"}]})
 }
 
-fn header(response: &Response, name: &str) -> String {
+pub fn header(response: &Response, name: &str) -> String {
     response.headers().get(name).unwrap_or_else(|| panic!("no {name}")).to_str().expect("text").to_owned()
 }
 
@@ -412,7 +423,7 @@ async fn an_answer_has_openai_s_shape_and_headers() {
     assert_eq!(header(&response, "x-ratelimit-remaining-requests"), "599");
     assert_eq!(header(&response, "x-ratelimit-reset-requests"), "100ms");
     assert_eq!(header(&response, "x-ratelimit-limit-tokens"), "200000");
-    let tokens = precharge_tokens(hello().to_string().len(), None);
+    let tokens = input_tokens(hello().to_string().len());
     assert_eq!(header(&response, "x-ratelimit-remaining-tokens"), (200_000 - tokens).to_string());
     assert!(header(&response, "x-request-id").starts_with("req_"));
     assert_eq!(header(&response, "openai-processing-ms"), "0");
@@ -502,8 +513,8 @@ async fn a_patch_changes_the_limits_and_marks_the_moment() {
     let response = emulator.patch(json!({"requests_per_minute": 10, "hidden_tokens_per_minute": 0.5})).await;
     assert_eq!(response.status(), StatusCode::OK);
     let state: EmulatorState = response.json().await.expect("a state");
-    assert_eq!((state.account.requests_per_minute, state.account.tokens_per_minute), (10, 200_000));
-    assert_eq!((state.account.hidden_tokens_per_minute, state.first_refusal), (0.5, None));
+    assert_eq!((state.account.requests_per_minute, state.account.tokens_per_minute), (10, Some(200_000)));
+    assert_eq!((state.account.hidden_tokens_per_minute, state.first_refusal), (Some(0.5), None));
     let refused = emulator.ask(hello()).await;
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(header(&refused, "x-ratelimit-limit-requests"), "10");
@@ -540,7 +551,7 @@ async fn a_bad_patch_gets_one_line_that_names_the_field_and_changes_nothing() {
         (json!({"headers": "no"}), "headers \"no\": expected true or false"),
         (
             json!({"rpm": 9}),
-            "unknown field \"rpm\": expected requests_per_minute, tokens_per_minute, burst_seconds, hidden_requests_per_minute, hidden_tokens_per_minute, spend_requests or headers",
+            "unknown field \"rpm\": expected requests_per_minute, tokens_per_minute, hidden_requests_per_minute, hidden_tokens_per_minute, burst_seconds, spend_requests, overload_rate, stream_error_rate or headers",
         ),
     ] {
         let response = emulator.patch(body).await;
@@ -557,7 +568,6 @@ async fn a_bad_request_gets_openai_s_error_shape() {
     for (body, status) in [
         (json!({"messages": [{}]}), StatusCode::BAD_REQUEST),
         (json!({"model": "m"}), StatusCode::BAD_REQUEST),
-        (json!({"model": "m", "messages": [{}], "stream": true}), StatusCode::BAD_REQUEST),
         (json!({"model": "m", "messages": ["x".repeat(1024 * 1024)]}), StatusCode::PAYLOAD_TOO_LARGE),
     ] {
         let response = emulator.ask(body).await;

@@ -11,6 +11,7 @@
 #![allow(clippy::too_many_lines, reason = "a story is told in one piece, a table of cases too")]
 
 mod admission;
+mod anthropic_emulator;
 mod apportion;
 mod architecture;
 mod by_hand;
@@ -29,5 +30,6 @@ mod seat;
 mod session;
 mod shares;
 mod store;
+mod streams;
 mod telemetry;
 mod world;

@@ -1,8 +1,13 @@
 //! The provider's account: what it admits, what it says about it, and the truth that a test judges by.
 //!
-//! *Admission.* Each meter (requests/minute, tokens/minute) counts what is `used`; use leaks away at limit/60 per
-//! second, and a bucket holds `burst_seconds` of that. A request is admitted if every meter has room for it, and then
-//! charged on every meter; a refused request is charged on none.
+//! *Meters.* An OpenAI account counts requests/minute and tokens/minute; an Anthropic account requests/minute,
+//! input tokens/minute and output tokens/minute.
+//!
+//! *Admission.* Each meter counts what is `used`; use leaks away at limit/60 per second, and a bucket holds
+//! `burst_seconds` of that. A request is admitted if every meter has room for it, and then charged on every meter; a
+//! refused request is charged on none.
+//!
+//! *Settlement.* Where output was charged before it was known, the charge is corrected when the answer ends.
 //!
 //! *Change of limits.* `used` stays. After a halving the level, burst − used, may be below zero: refusals begin at
 //! once and last until the surplus has leaked away, as with the real provider.
@@ -22,7 +27,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::MonoTime;
-use crate::quota::Unit;
+use crate::provider::Dialect;
+use crate::quota::{Cost, Unit};
 
 /// Users counted by name; the rest are counted together.
 pub const USERS_MAX: usize = 64;
@@ -32,38 +38,50 @@ pub const USER_BYTES_MAX: usize = 128;
 pub const OTHER_USERS: &str = "other";
 /// Highest limit and highest hidden use, in units per minute.
 pub const PER_MINUTE_MAX: u64 = 1_000_000_000;
-/// Body bytes that count as one LLM token before the answer is known.
+/// Body bytes that count as one input LLM token.
 pub const BODY_BYTES_PER_TOKEN: usize = 4;
 
 const WINDOW_SECONDS: f64 = 60.0;
 /// Below this, a difference in units is floating-point dust.
 const DUST_UNITS: f64 = 1e-6;
 
-/// The account's limits and who else uses it.
+/// The account's limits and who else uses it. The limits that are set are its meters; which ones it must have is the
+/// dialect's matter ([`meters`]).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccountParams {
     /// Limit in requests per minute, 1–1,000,000,000.
     pub requests_per_minute: u64,
-    /// Limit in LLM tokens per minute, 1–1,000,000,000.
-    pub tokens_per_minute: u64,
+    /// Limit in LLM tokens per minute, input and output together, 1–1,000,000,000; OpenAI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_minute: Option<u64>,
+    /// Limit in input LLM tokens per minute, 1–1,000,000,000; Anthropic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_tokens_per_minute: Option<u64>,
+    /// Limit in output LLM tokens per minute, 1–1,000,000,000; Anthropic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_tokens_per_minute: Option<u64>,
     /// What the buckets hold, in seconds of refill, 0.1–86,400; never less than one unit.
     pub burst_seconds: f64,
     /// Use by somebody else, in requests per minute, 0–1,000,000,000.
     pub hidden_requests_per_minute: f64,
-    /// Use by somebody else, in LLM tokens per minute, 0–1,000,000,000.
-    pub hidden_tokens_per_minute: f64,
+    /// Use by somebody else, in LLM tokens per minute, 0–1,000,000,000; none is 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_tokens_per_minute: Option<f64>,
+    /// Use by somebody else, in input LLM tokens per minute, 0–1,000,000,000; none is 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_input_tokens_per_minute: Option<f64>,
+    /// Use by somebody else, in output LLM tokens per minute, 0–1,000,000,000; none is 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_output_tokens_per_minute: Option<f64>,
 }
 
-impl Default for AccountParams {
-    fn default() -> Self {
-        Self {
-            requests_per_minute: 600,
-            tokens_per_minute: 200_000,
-            burst_seconds: 60.0,
-            hidden_requests_per_minute: 0.0,
-            hidden_tokens_per_minute: 0.0,
-        }
+/// What an account of this dialect counts.
+#[must_use]
+pub const fn meters(dialect: Dialect) -> &'static [Unit] {
+    match dialect {
+        Dialect::OpenAi => &[Unit::Requests, Unit::Tokens],
+        Dialect::Anthropic => &[Unit::Requests, Unit::InputTokens, Unit::OutputTokens],
     }
 }
 
@@ -90,48 +108,93 @@ pub(super) fn in_range(
 }
 
 impl AccountParams {
-    /// Checks every range.
+    /// A middling account of this dialect, not shared with anybody.
+    #[must_use]
+    pub const fn of(dialect: Dialect) -> Self {
+        let none = Self {
+            requests_per_minute: 600,
+            tokens_per_minute: None,
+            input_tokens_per_minute: None,
+            output_tokens_per_minute: None,
+            burst_seconds: 60.0,
+            hidden_requests_per_minute: 0.0,
+            hidden_tokens_per_minute: None,
+            hidden_input_tokens_per_minute: None,
+            hidden_output_tokens_per_minute: None,
+        };
+        match dialect {
+            Dialect::OpenAi => Self { tokens_per_minute: Some(200_000), ..none },
+            Dialect::Anthropic => {
+                Self { input_tokens_per_minute: Some(200_000), output_tokens_per_minute: Some(40_000), ..none }
+            }
+        }
+    }
+
+    /// One meter's settings: limit and hidden use, each with its name and none where it is not set.
+    const fn of_unit(&self, unit: Unit) -> [(&'static str, Option<f64>); 2] {
+        let (limit, hidden) = match unit {
+            Unit::Requests => (Some(self.requests_per_minute), Some(self.hidden_requests_per_minute)),
+            Unit::Tokens => (self.tokens_per_minute, self.hidden_tokens_per_minute),
+            Unit::InputTokens => (self.input_tokens_per_minute, self.hidden_input_tokens_per_minute),
+            Unit::OutputTokens => (self.output_tokens_per_minute, self.hidden_output_tokens_per_minute),
+        };
+        let limit = match limit {
+            Some(limit) => Some(units(limit)),
+            None => None,
+        };
+        let [limit_name, hidden_name] = match unit {
+            Unit::Requests => ["requests_per_minute", "hidden_requests_per_minute"],
+            Unit::Tokens => ["tokens_per_minute", "hidden_tokens_per_minute"],
+            Unit::InputTokens => ["input_tokens_per_minute", "hidden_input_tokens_per_minute"],
+            Unit::OutputTokens => ["output_tokens_per_minute", "hidden_output_tokens_per_minute"],
+        };
+        [(limit_name, limit), (hidden_name, hidden)]
+    }
+
+    /// Checks every range, and that the meters are those of the dialect.
     ///
     /// # Errors
-    /// The first setting outside its range.
-    pub fn validate(&self) -> Result<(), OutOfRange> {
+    /// The first setting that is outside its range, missing, or another dialect's.
+    pub fn validate(&self, dialect: Dialect) -> Result<(), OutOfRange> {
         let most = units(PER_MINUTE_MAX);
-        let limit = "a whole number, 1–1000000000";
-        in_range("requests_per_minute", units(self.requests_per_minute), 1.0..=most, limit)?;
-        in_range("tokens_per_minute", units(self.tokens_per_minute), 1.0..=most, limit)?;
-        in_range("burst_seconds", self.burst_seconds, 0.1..=86_400.0, "0.1–86400 seconds")?;
-        let hidden = "0–1000000000";
-        in_range("hidden_requests_per_minute", self.hidden_requests_per_minute, 0.0..=most, hidden)?;
-        in_range("hidden_tokens_per_minute", self.hidden_tokens_per_minute, 0.0..=most, hidden)
+        let foreign = match dialect {
+            Dialect::OpenAi => "requests or tokens per minute, all that an openai account counts",
+            Dialect::Anthropic => {
+                "requests, input tokens or output tokens per minute, all that an anthropic account counts"
+            }
+        };
+        for unit in Unit::ALL {
+            let [(limit_name, limit), (hidden_name, hidden)] = self.of_unit(unit);
+            if meters(dialect).contains(&unit) {
+                in_range(limit_name, limit.unwrap_or(0.0), 1.0..=most, "a whole number, 1–1000000000")?;
+                in_range(hidden_name, hidden.unwrap_or(0.0), 0.0..=most, "0–1000000000")?;
+            } else {
+                for (field, value) in [(limit_name, limit), (hidden_name, hidden)] {
+                    value.map_or(Ok(()), |v| Err(OutOfRange { field, found: v.to_string(), range: foreign }))?;
+                }
+            }
+        }
+        in_range("burst_seconds", self.burst_seconds, 0.1..=86_400.0, "0.1–86400 seconds")
     }
 }
 
-/// The LLM tokens charged at arrival, before the answer is known: body bytes / 4, plus `max_tokens` where the account
-/// charges for it.
+/// The LLM tokens that a request's body counts as before a tokenizer has seen it.
 #[must_use]
-pub fn precharge_tokens(body_bytes: usize, max_tokens: Option<u64>) -> u64 {
-    let estimate = u64::try_from(body_bytes.div_ceil(BODY_BYTES_PER_TOKEN)).unwrap_or(u64::MAX);
-    estimate.saturating_add(max_tokens.unwrap_or(0))
+pub fn input_tokens(body_bytes: usize) -> u64 {
+    u64::try_from(body_bytes.div_ceil(BODY_BYTES_PER_TOKEN)).unwrap_or(u64::MAX)
 }
 
 /// What the headers say about one meter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shown {
+    /// What it counts.
+    pub unit: Unit,
     /// Units per minute.
     pub limit: u64,
     /// The level after this request, rounded down, never below zero.
     pub remaining: u64,
     /// (limit − level)/limit·60 s, to the millisecond, never below zero.
     pub reset_ms: u64,
-}
-
-/// What the headers say about both meters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ShownMeters {
-    /// Requests per minute.
-    pub requests: Shown,
-    /// LLM tokens per minute.
-    pub tokens: Shown,
 }
 
 /// Why a request was refused.
@@ -150,12 +213,12 @@ pub struct Refusal {
 }
 
 /// The account's answer to one request, with what it shows beside it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     /// Why it was refused; none if it was admitted and charged.
     pub refusal: Option<Refusal>,
-    /// The header numbers, after the charge.
-    pub shown: ShownMeters,
+    /// The header numbers of each meter, after the charge.
+    pub shown: Vec<Shown>,
 }
 
 /// What happened to one user's requests.
@@ -163,12 +226,18 @@ pub struct Verdict {
 pub struct UserTruth {
     /// Requests admitted.
     pub admitted_requests: u64,
-    /// LLM tokens charged for them.
+    /// LLM tokens charged for them; output that was charged before it was known is corrected when the answer ends.
     pub admitted_tokens: u64,
     /// Requests refused for want of room (429).
     pub refused_requests: u64,
     /// Requests refused because they never fit (429 too).
     pub too_large_requests: u64,
+    /// Requests answered "overloaded" (503, 529), charged on no meter.
+    #[serde(default)]
+    pub overloaded_requests: u64,
+    /// Admitted requests whose stream ended in an error.
+    #[serde(default)]
+    pub broken_streams: u64,
 }
 
 /// What one meter really offered.
@@ -186,19 +255,42 @@ pub struct MeterTruth {
 pub struct Truth {
     /// All users together.
     pub total: UserTruth,
-    /// By the request body's `user`; at most [`USERS_MAX`] and [`OTHER_USERS`].
+    /// By the user that the request body names; at most [`USERS_MAX`] and [`OTHER_USERS`].
     pub users: BTreeMap<String, UserTruth>,
     /// Requests per minute: what was on offer.
     pub requests: MeterTruth,
     /// LLM tokens per minute: what was on offer.
-    pub tokens: MeterTruth,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<MeterTruth>,
+    /// Input LLM tokens per minute: what was on offer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_tokens: Option<MeterTruth>,
+    /// Output LLM tokens per minute: what was on offer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_tokens: Option<MeterTruth>,
+}
+
+/// The true levels, in units; below zero when a change of limits left the account overdrawn.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Levels {
+    /// Requests.
+    pub requests: f64,
+    /// LLM tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<f64>,
+    /// Input LLM tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_tokens: Option<f64>,
+    /// Output LLM tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_tokens: Option<f64>,
 }
 
 /// One leaky meter.
 #[derive(Debug, Clone)]
 struct LeakyMeter {
     unit: Unit,
-    limit_per_minute: u64,
+    limit_per_minute: f64,
     hidden_per_minute: f64,
     burst: f64,
     used: f64,
@@ -208,18 +300,19 @@ struct LeakyMeter {
 impl LeakyMeter {
     const fn empty(unit: Unit) -> Self {
         let truth = MeterTruth { capacity_units: 0.0, hidden_units: 0.0 };
-        Self { unit, limit_per_minute: 1, hidden_per_minute: 0.0, burst: 1.0, used: 0.0, truth }
+        Self { unit, limit_per_minute: 1.0, hidden_per_minute: 0.0, burst: 1.0, used: 0.0, truth }
     }
 
-    fn set(&mut self, limit_per_minute: u64, hidden_per_minute: f64, burst_seconds: f64) {
-        self.limit_per_minute = limit_per_minute;
-        self.hidden_per_minute = hidden_per_minute;
-        self.burst = (burst_seconds * self.rate()).max(1.0);
+    fn set(&mut self, params: &AccountParams) {
+        let [(_, limit), (_, hidden)] = params.of_unit(self.unit);
+        self.limit_per_minute = limit.unwrap_or(1.0);
+        self.hidden_per_minute = hidden.unwrap_or(0.0);
+        self.burst = (params.burst_seconds * self.rate()).max(1.0);
     }
 
     /// Units per second.
     fn rate(&self) -> f64 {
-        units(self.limit_per_minute) / WINDOW_SECONDS
+        self.limit_per_minute / WINDOW_SECONDS
     }
 
     fn level(&self) -> f64 {
@@ -235,7 +328,7 @@ impl LeakyMeter {
     }
 
     fn largest(&self) -> f64 {
-        self.burst.min(units(self.limit_per_minute))
+        self.burst.min(self.limit_per_minute)
     }
 
     fn seconds_to_fit(&self, cost: f64) -> f64 {
@@ -268,20 +361,21 @@ impl LeakyMeter {
     }
 
     fn shown(&self) -> Shown {
-        let limit = units(self.limit_per_minute);
+        let limit = self.limit_per_minute;
         let reset_seconds = (limit - self.level()) / limit * WINDOW_SECONDS;
         Shown {
-            limit: self.limit_per_minute,
+            unit: self.unit,
+            limit: whole(limit),
             remaining: whole((self.level() + DUST_UNITS).floor()),
             reset_ms: whole((reset_seconds * 1_000.0).round()),
         }
     }
 
     fn refusal(&self, cost: f64, retry_after_ms: Option<u64>) -> Refusal {
-        let limit = units(self.limit_per_minute);
+        let limit = self.limit_per_minute;
         Refusal {
             unit: self.unit,
-            limit: if retry_after_ms.is_some() { self.limit_per_minute } else { whole(self.largest().floor()) },
+            limit: whole(if retry_after_ms.is_some() { limit } else { self.largest().floor() }),
             used: whole((limit - self.level()).ceil()),
             requested: whole(cost),
             retry_after_ms,
@@ -292,8 +386,9 @@ impl LeakyMeter {
 /// The account. Every method takes `now`; a `now` that lies behind counts as no time passed.
 #[derive(Debug, Clone)]
 pub struct Account {
+    dialect: Dialect,
     params: AccountParams,
-    meters: [LeakyMeter; 2],
+    meters: Vec<LeakyMeter>,
     updated_at: MonoTime,
     total: UserTruth,
     users: BTreeMap<String, UserTruth>,
@@ -306,10 +401,11 @@ impl Account {
     ///
     /// # Errors
     /// A setting is outside its range.
-    pub fn new(params: AccountParams, now: MonoTime) -> Result<Self, OutOfRange> {
+    pub fn new(dialect: Dialect, params: AccountParams, now: MonoTime) -> Result<Self, OutOfRange> {
         let mut account = Self {
+            dialect,
             params,
-            meters: [LeakyMeter::empty(Unit::Requests), LeakyMeter::empty(Unit::Tokens)],
+            meters: meters(dialect).iter().map(|unit| LeakyMeter::empty(*unit)).collect(),
             updated_at: now,
             total: UserTruth::default(),
             users: BTreeMap::new(),
@@ -325,22 +421,23 @@ impl Account {
     /// # Errors
     /// A setting is outside its range; nothing changed.
     pub fn change(&mut self, params: AccountParams, now: MonoTime) -> Result<(), OutOfRange> {
-        params.validate()?;
+        params.validate(self.dialect)?;
         self.advance(now);
         self.params = params;
-        let [requests, tokens] = &mut self.meters;
-        requests.set(params.requests_per_minute, params.hidden_requests_per_minute, params.burst_seconds);
-        tokens.set(params.tokens_per_minute, params.hidden_tokens_per_minute, params.burst_seconds);
+        for meter in &mut self.meters {
+            meter.set(&params);
+        }
         Ok(())
     }
 
     /// Somebody else spends this many requests at one moment, as far as they are there.
     pub fn spend_requests(&mut self, units: f64) {
-        let [requests, _] = &mut self.meters;
-        let taken = units.min(requests.burst - requests.used).max(0.0);
-        requests.used += taken;
-        requests.truth.hidden_units += taken;
-        requests.truth.capacity_units -= taken;
+        for requests in self.meters.iter_mut().filter(|meter| meter.unit == Unit::Requests) {
+            let taken = units.min(requests.burst - requests.used).max(0.0);
+            requests.used += taken;
+            requests.truth.hidden_units += taken;
+            requests.truth.capacity_units -= taken;
+        }
     }
 
     /// The limits in force.
@@ -349,22 +446,54 @@ impl Account {
         self.params
     }
 
-    /// Admits and charges one request with this many LLM tokens, or refuses it.
-    pub fn request(&mut self, user: Option<&str>, tokens: u64, now: MonoTime) -> Verdict {
+    /// Admits and charges one request, or refuses it.
+    pub fn request(&mut self, user: Option<&str>, cost: &Cost, now: MonoTime) -> Verdict {
         self.advance(now);
-        let costs = [1.0, units(tokens)];
-        let refusal = self.refusal(costs);
+        let refusal = self.refusal(cost);
         if refusal.is_none() {
-            for (meter, cost) in self.meters.iter_mut().zip(costs) {
-                meter.used += cost;
+            for meter in &mut self.meters {
+                meter.used += cost.of(meter.unit);
             }
         }
-        self.count(user, tokens, refusal.as_ref());
+        self.count(user, |truth| match &refusal {
+            None => {
+                let tokens = cost.input_tokens.saturating_add(cost.output_tokens);
+                truth.admitted_requests += 1;
+                truth.admitted_tokens = truth.admitted_tokens.saturating_add(tokens);
+            }
+            Some(Refusal { retry_after_ms: Some(_), .. }) => truth.refused_requests += 1,
+            Some(_) => truth.too_large_requests += 1,
+        });
+        if refusal.is_some_and(|refusal| refusal.retry_after_ms.is_some()) {
+            self.first_refusal_at.get_or_insert(self.updated_at);
+        }
         Verdict { refusal, shown: self.shown() }
     }
 
-    fn refusal(&self, costs: [f64; 2]) -> Option<Refusal> {
-        let meters = || self.meters.iter().zip(costs);
+    /// An admitted request's output is known: what was charged for it becomes what it really was. What leaked away
+    /// meanwhile stays away: a bucket is never more than full.
+    pub fn settle(&mut self, user: Option<&str>, charged_tokens: u64, output_tokens: u64, now: MonoTime) {
+        self.advance(now);
+        for meter in self.meters.iter_mut().filter(|meter| matches!(meter.unit, Unit::Tokens | Unit::OutputTokens)) {
+            meter.used = (meter.used + units(output_tokens) - units(charged_tokens)).max(0.0);
+        }
+        self.count(user, |truth| {
+            truth.admitted_tokens = truth.admitted_tokens.saturating_add(output_tokens).saturating_sub(charged_tokens);
+        });
+    }
+
+    /// A request was answered "overloaded": it cost nothing.
+    pub fn overloaded(&mut self, user: Option<&str>) {
+        self.count(user, |truth| truth.overloaded_requests += 1);
+    }
+
+    /// An admitted request's stream ended in an error.
+    pub fn stream_broken(&mut self, user: Option<&str>) {
+        self.count(user, |truth| truth.broken_streams += 1);
+    }
+
+    fn refusal(&self, cost: &Cost) -> Option<Refusal> {
+        let meters = || self.meters.iter().map(|meter| (meter, cost.of(meter.unit)));
         if let Some((meter, cost)) = meters().find(|(meter, cost)| meter.is_too_large(*cost)) {
             return Some(meter.refusal(cost, None));
         }
@@ -377,55 +506,48 @@ impl Account {
             })
     }
 
-    fn count(&mut self, user: Option<&str>, tokens: u64, refusal: Option<&Refusal>) {
+    fn count(&mut self, user: Option<&str>, event: impl Fn(&mut UserTruth)) {
         let known = user.filter(|user| {
             user.len() <= USER_BYTES_MAX && (self.users.contains_key(*user) || self.named_users() < USERS_MAX)
         });
-        let of_user = self.users.entry(known.unwrap_or(OTHER_USERS).to_owned()).or_default();
-        for truth in [&mut self.total, of_user] {
-            match refusal {
-                None => {
-                    truth.admitted_requests += 1;
-                    truth.admitted_tokens = truth.admitted_tokens.saturating_add(tokens);
-                }
-                Some(Refusal { retry_after_ms: Some(_), .. }) => truth.refused_requests += 1,
-                Some(_) => truth.too_large_requests += 1,
-            }
-        }
-        if refusal.is_some_and(|refusal| refusal.retry_after_ms.is_some()) {
-            self.first_refusal_at.get_or_insert(self.updated_at);
-        }
+        event(&mut self.total);
+        event(self.users.entry(known.unwrap_or(OTHER_USERS).to_owned()).or_default());
     }
 
     fn named_users(&self) -> usize {
         self.users.len() - usize::from(self.users.contains_key(OTHER_USERS))
     }
 
-    /// The header numbers as of the last request or [`Account::advance`].
+    /// The header numbers of each meter, as of the last request or [`Account::advance`].
     #[must_use]
-    pub fn shown(&self) -> ShownMeters {
-        let [requests, tokens] = &self.meters;
-        ShownMeters { requests: requests.shown(), tokens: tokens.shown() }
+    pub fn shown(&self) -> Vec<Shown> {
+        self.meters.iter().map(LeakyMeter::shown).collect()
     }
 
-    /// The true levels in units, requests then LLM tokens; below zero when overdrawn by a change of limits.
+    /// The true levels, in units; below zero when overdrawn by a change of limits.
     #[must_use]
-    pub fn levels(&self) -> [f64; 2] {
-        let [requests, tokens] = &self.meters;
-        [requests.level(), tokens.level()]
+    pub fn levels(&self) -> Levels {
+        let level = |unit| self.meters.iter().find(|meter| meter.unit == unit).map(LeakyMeter::level);
+        Levels {
+            requests: level(Unit::Requests).unwrap_or_default(),
+            tokens: level(Unit::Tokens),
+            input_tokens: level(Unit::InputTokens),
+            output_tokens: level(Unit::OutputTokens),
+        }
     }
 
     /// Everything counted so far.
     #[must_use]
     pub fn truth(&self) -> Truth {
-        let [requests, tokens] = &self.meters;
-        Truth { total: self.total, users: self.users.clone(), requests: requests.truth, tokens: tokens.truth }
-    }
-
-    /// All users together.
-    #[must_use]
-    pub const fn total(&self) -> UserTruth {
-        self.total
+        let truth = |unit| self.meters.iter().find(|meter| meter.unit == unit).map(|meter| meter.truth);
+        Truth {
+            total: self.total,
+            users: self.users.clone(),
+            requests: truth(Unit::Requests).unwrap_or_default(),
+            tokens: truth(Unit::Tokens),
+            input_tokens: truth(Unit::InputTokens),
+            output_tokens: truth(Unit::OutputTokens),
+        }
     }
 
     /// Forgets the first refusal, so that the next one is the first since now.

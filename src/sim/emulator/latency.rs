@@ -44,6 +44,15 @@ pub struct Draw {
     pub is_cut: bool,
 }
 
+impl Draw {
+    /// From the head to the end of the `nth` token, counted from 1.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "at most 100,000")]
+    pub fn head_to_token(&self, nth: u64) -> Duration {
+        self.head_to_body.mul_f64(nth.min(self.output_tokens) as f64 / self.output_tokens.max(1) as f64)
+    }
+}
+
 /// Draws answers from a seed.
 #[derive(Debug)]
 pub struct Latency {
@@ -83,7 +92,7 @@ impl Latency {
         }
     }
 
-    /// A request id as OpenAI writes them.
+    /// A request id as the providers write them.
     pub fn request_id(&mut self) -> String {
         format!("req_{:032x}", self.random.u128(..))
     }

@@ -78,7 +78,7 @@ fn output_is_charged_by_max_tokens_and_corrected_when_the_answer_ends() {
     assert!(account.request(Some("acme"), &Cost::request(100, 400), at_seconds(0)).refusal.is_none());
     assert_close(account.levels().input_tokens.expect("counted"), 5_900.0, 1e-9);
     assert_close(output_level(&account), 200.0, 1e-9);
-    // 100 tokens do not fit twice in what is left, but they do once the answer turns out short.
+    // What is left takes 150 tokens once; a second time only when the first answer has turned out short.
     assert!(account.request(None, &Cost::request(0, 150), at_seconds(0)).refusal.is_none());
     let refusal = account.request(None, &Cost::request(0, 150), at_seconds(0)).refusal.expect("held by max_tokens");
     assert_eq!((refusal.unit, refusal.retry_after_ms), (Unit::OutputTokens, Some(10_000)));

@@ -1,9 +1,10 @@
 //! The emulated provider's streams: server-sent events as both providers write them, in their time.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::emulator::{DEADLINE, QUICK, Running, header};
 
@@ -36,13 +37,23 @@ async fn anthropic(arguments: &[&str]) -> Running {
 /// An event's name, empty where it has none, and its data.
 type Event = (String, String);
 
-/// The next chunk, which is one event; none at the end.
+/// The next event; none at the end. The reader may find a chunk in two pieces, but never two chunks in one piece: that
+/// a piece with an event's end in it ends there says that each event is a chunk of its own.
 async fn next(response: &mut Response) -> Option<Event> {
-    let chunk = tokio::time::timeout(DEADLINE, response.chunk()).await.expect("in time").expect("unbroken")?;
-    let text = std::str::from_utf8(&chunk).expect("UTF-8").strip_suffix("\n\n").expect("an event's end");
-    let (name, data) = match text.split_once('\n') {
+    let mut text = String::new();
+    while !text.contains("\n\n") {
+        let piece = tokio::time::timeout(DEADLINE, response.chunk()).await.expect("in time").expect("unbroken");
+        let Some(piece) = piece else {
+            assert_eq!(text, "", "the stream ended within an event");
+            return None;
+        };
+        text.push_str(std::str::from_utf8(&piece).expect("UTF-8"));
+    }
+    let (event, rest) = text.split_once("\n\n").expect("an event's end");
+    assert_eq!(rest, "", "two events in one chunk");
+    let (name, data) = match event.split_once('\n') {
         Some((name, data)) => (name.strip_prefix("event: ").expect("a name"), data),
-        None => ("", text),
+        None => ("", event),
     };
     Some((name.to_owned(), data.strip_prefix("data: ").expect("one line of data").to_owned()))
 }

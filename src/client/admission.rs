@@ -47,6 +47,17 @@ pub enum Refusal {
     Never(Never),
 }
 
+impl Refusal {
+    /// The refusal in a middleware's error, if it is one of ours.
+    #[must_use]
+    pub fn of(error: &reqwest_middleware::Error) -> Option<Self> {
+        match error {
+            reqwest_middleware::Error::Middleware(inner) => inner.downcast_ref().copied(),
+            reqwest_middleware::Error::Reqwest(_) => None,
+        }
+    }
+}
+
 /// What a refused request would have waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {

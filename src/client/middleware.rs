@@ -1,8 +1,8 @@
 //! The reqwest middleware: admission before the call, the response head read after it, the permit held until the
 //! body has been read.
 //!
-//! A refusal surfaces as [`reqwest_middleware::Error::Middleware`] holding a [`Refusal`](super::Refusal). The tenant and the cost come
-//! from the request's extensions when the caller put a [`TenantId`] or a [`Cost`] there.
+//! A refusal surfaces as [`reqwest_middleware::Error::Middleware`]; [`Refusal::of`](super::Refusal::of) takes it out. The
+//! tenant and the cost come from the request's extensions when the caller put a [`TenantId`] or a [`Cost`] there.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;

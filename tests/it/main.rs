@@ -17,6 +17,7 @@ mod by_hand;
 mod closed_loop;
 mod config;
 mod emulator;
+mod examples;
 mod law;
 mod limiter;
 mod member;

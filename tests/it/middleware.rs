@@ -60,8 +60,7 @@ fn error_body(kind: &str, code: &str, message: &str) -> String {
 }
 
 fn refusal_of(error: &Error) -> Refusal {
-    let Error::Middleware(inner) = error else { panic!("expected a refusal, got {error:?}") };
-    *inner.downcast_ref::<Refusal>().unwrap_or_else(|| panic!("expected a refusal, got {inner:?}"))
+    Refusal::of(error).unwrap_or_else(|| panic!("expected a refusal, got {error:?}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

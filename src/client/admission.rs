@@ -144,6 +144,11 @@ impl Gate {
     /// Ends a request in flight; the head of the line may have its place.
     pub(super) fn settle(&self, reservation: Reservation, charged: Option<Cost>, used: &Cost, now: MonoTime) {
         let mut state = self.state.lock();
+        let reserved = reservation.cost();
+        if let Some(charged) = charged {
+            state.counters.reserved.add(&charged.minus(&reserved));
+            state.counters.returned.add(&reserved.minus(&charged));
+        }
         state.limiter.settle(reservation, charged, now);
         state.counters.settled.add(used);
         if let Some(head) = state.line.head() {

@@ -24,8 +24,8 @@ use tidegate::telemetry::Telemetry;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let provider = std::env::var("TIDEGATE_PROVIDER").unwrap_or_else(|_| "http://127.0.0.1:8787".to_owned());
 
-    // What holds until a controller says otherwise. No request can ever take more than the burst.
-    let requests = (Meter::REQUESTS_PER_MINUTE, Rate { rate: 60.0, burst: 2.0 });
+    // What holds until a controller says otherwise: one request a second, and none of more than 1,000 tokens, ever.
+    let requests = (Meter::REQUESTS_PER_MINUTE, Rate { rate: 60.0, burst: 1.0 });
     let tokens = (Meter::TOKENS_PER_MINUTE, Rate { rate: 6_000.0, burst: 1_000.0 });
     let bootstrap = Thresholds { rates: [requests, tokens].into(), concurrency: None };
     let params = PoolParams { bootstrap, ..PoolParams::new("openai-gpt4o".parse()?, Dialect::OpenAi) };
@@ -44,8 +44,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let name: String = prompt.chars().take(12).collect();
         let body = json!({ "model": "m", "user": "acme", "messages": [{ "role": "user", "content": prompt }] });
         let body = body.to_string();
+        // What the provider will charge at once, as far as one can tell. `Cost::request(input, output)` is your own count.
+        let dialect = pool.dialect();
+        let cost = dialect.estimate(body.len(), dialect.max_output_tokens(body.as_bytes()));
         // Zero: an answer now, whatever it is. `admit` would wait for as long as the client's `max_wait`.
-        match pool.admit_within(&acme, pool.dialect().estimate(body.len(), 0), Duration::ZERO).await {
+        match pool.admit_within(&acme, cost, Duration::ZERO).await {
             Ok(permit) => println!("{name}: {}", ask(&pool, permit, call.try_clone(), body).await?),
             // Its turn will come: do something else until then.
             Err(Refusal::WaitUntil { after, why }) => {

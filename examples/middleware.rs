@@ -23,8 +23,8 @@ use tidegate::telemetry::Telemetry;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let provider = std::env::var("TIDEGATE_PROVIDER").unwrap_or_else(|_| "http://127.0.0.1:8787".to_owned());
 
-    // What holds until a controller says otherwise: two requests at once, one more a second.
-    let rates = [(Meter::REQUESTS_PER_MINUTE, Rate { rate: 60.0, burst: 2.0 })].into();
+    // What holds until a controller says otherwise: one request a second, two in flight.
+    let rates = [(Meter::REQUESTS_PER_MINUTE, Rate { rate: 60.0, burst: 1.0 })].into();
     let bootstrap = Thresholds { rates, concurrency: Some(2) };
     let pool = PoolParams { bootstrap, ..PoolParams::new("openai-gpt4o".parse()?, Dialect::OpenAi) };
     // A call that would wait longer than this is refused at once.

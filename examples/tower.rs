@@ -12,12 +12,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use reqwest::{Method, Request, Response};
 use tidegate::client::{Client, ClientParams, Pool, PoolParams, Refusal};
+use tidegate::plan::{Rate, Thresholds};
 use tidegate::provider::Dialect;
-use tidegate::quota::TenantId;
+use tidegate::quota::{Meter, TenantId};
 use tidegate::store::MemoryStore;
 use tidegate::telemetry::Telemetry;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
@@ -46,7 +46,7 @@ struct Limit<S> {
 impl<S> Service<Request> for Limit<S>
 where
     S: Service<Request, Response = Response> + Clone + Send + 'static,
-    S::Error: Into<BoxError>,
+    S::Error: Into<BoxError> + Send,
     S::Future: Send,
 {
     type Response = Response;
@@ -62,10 +62,10 @@ where
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         let LimitLayer { pool, tenant } = self.layer.clone();
+        let cost = pool.cost_of(&request);
         Box::pin(async move {
-            let bytes = request.body().and_then(|body| body.as_bytes()).map_or(0, <[u8]>::len);
             // A refusal becomes the service's error. A caller that leaves meanwhile leaves the line too.
-            let mut permit = pool.admit(&tenant, pool.dialect().estimate(bytes, 0)).await?;
+            let mut permit = pool.admit(&tenant, cost).await?;
             match inner.call(request).await {
                 // The permit goes with the body, and is settled with the usage in it when that ends.
                 Ok(response) => Ok(permit.attach(response).await),
@@ -82,24 +82,26 @@ where
 async fn main() -> Result<(), BoxError> {
     let provider = std::env::var("TIDEGATE_PROVIDER").unwrap_or_else(|_| "http://127.0.0.1:8787".to_owned());
 
-    // Without a controller the bootstrap thresholds hold: one request at a time, 10 a minute. See `middleware.rs`.
-    let params = ClientParams::new(vec![PoolParams::new("openai-gpt4o".parse()?, Dialect::OpenAi)]);
-    let params = ClientParams { max_wait: Duration::from_secs(2), ..params };
-    let client = Client::start(params, Arc::new(MemoryStore::new()), Arc::new(Telemetry::new())).await;
-    let limit = LimitLayer { pool: client.pool("openai-gpt4o")?, tenant: "acme".parse()? };
+    // What holds until a controller says otherwise: one request a second, and none of more than 1,000 tokens, ever.
+    let requests = (Meter::REQUESTS_PER_MINUTE, Rate { rate: 60.0, burst: 1.0 });
+    let tokens = (Meter::TOKENS_PER_MINUTE, Rate { rate: 6_000.0, burst: 1_000.0 });
+    let bootstrap = Thresholds { rates: [requests, tokens].into(), concurrency: Some(1) };
+    let pool = PoolParams { bootstrap, ..PoolParams::new("openai-gpt4o".parse()?, Dialect::OpenAi) };
+    let store = Arc::new(MemoryStore::new());
+    let client = Client::start(ClientParams::new(vec![pool]), store, Arc::new(Telemetry::new())).await;
 
     // The emulator is on this machine: no proxy on the way to it.
     let http = reqwest::Client::builder().no_proxy().build()?;
+    let limit = LimitLayer { pool: client.pool("openai-gpt4o")?, tenant: "acme".parse()? };
     let mut service = ServiceBuilder::new().layer(limit).service(http);
 
-    for _ in 0..2 {
+    for prompt in ["hello", "hello again", &"far too long ".repeat(1_000)] {
+        let body = format!(r#"{{"model":"m","user":"acme","messages":[{{"role":"user","content":"{prompt}"}}]}}"#);
         let mut request = Request::new(Method::POST, format!("{provider}/v1/chat/completions").parse()?);
         request.headers_mut().insert("content-type", "application/json".parse()?);
-        *request.body_mut() =
-            Some(r#"{"model":"m","user":"acme","messages":[{"role":"user","content":"hello"}]}"#.into());
+        *request.body_mut() = Some(body.into());
         match service.ready().await?.call(request).await {
             Ok(answer) => println!("{}, {} bytes", answer.status(), answer.bytes().await?.len()),
-            // The second one's turn comes in 6 s, later than it may wait.
             Err(error) => println!("not sent, {}", error.downcast::<Refusal>()?),
         }
     }

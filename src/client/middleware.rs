@@ -10,7 +10,6 @@ use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next};
 
 use super::Pool;
-use crate::provider::Dialect;
 use crate::quota::{Cost, TenantId};
 
 /// What a streamed request body of unknown length is taken for, in bytes: about 500 LLM tokens. A caller that streams
@@ -41,7 +40,7 @@ impl Middleware for Limited {
         next: Next<'_>,
     ) -> reqwest_middleware::Result<Response> {
         let tenant = extensions.get::<TenantId>().unwrap_or(&self.tenant).clone();
-        let cost = extensions.get::<Cost>().copied().unwrap_or_else(|| estimate(self.pool.dialect(), &request));
+        let cost = extensions.get::<Cost>().copied().unwrap_or_else(|| self.pool.cost_of(&request));
         let mut permit = self.pool.admit(&tenant, cost).await.map_err(reqwest_middleware::Error::middleware)?;
         match next.run(request, extensions).await {
             Ok(response) => Ok(permit.attach(response).await),
@@ -53,13 +52,17 @@ impl Middleware for Limited {
     }
 }
 
-/// A request's cost as far as it is known: a body that is streamed without a length counts as a short prompt, and allows
-/// output that nobody can tell.
-fn estimate(dialect: Dialect, request: &Request) -> Cost {
-    let Some(body) = request.body() else { return dialect.estimate(0, 0) };
-    if let Some(bytes) = body.as_bytes() {
-        return dialect.estimate(bytes.len(), dialect.max_output_tokens(bytes));
+impl Pool {
+    /// A request's cost as far as it is known: a body that is streamed without a length counts as a short prompt, and
+    /// allows output that nobody can tell.
+    #[must_use]
+    pub fn cost_of(&self, request: &Request) -> Cost {
+        let dialect = self.dialect();
+        let Some(body) = request.body() else { return dialect.estimate(0, 0) };
+        if let Some(bytes) = body.as_bytes() {
+            return dialect.estimate(bytes.len(), dialect.max_output_tokens(bytes));
+        }
+        let told = || request.headers().get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+        dialect.estimate(told().unwrap_or(STREAMED_BYTES), 0)
     }
-    let told = || request.headers().get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
-    dialect.estimate(told().unwrap_or(STREAMED_BYTES), 0)
 }

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use tidegate::client::Refusal;
 use tidegate::sim::Etcd;
 use tidegate::sim::emulator::EmulatorState;
 use tidegate::sim::process::Process;
@@ -62,33 +61,32 @@ fn counted(state: &EmulatorState) -> (Vec<(&str, u64)>, u64) {
 #[tokio::test]
 async fn the_middleware_example_sends_what_is_in_time_and_tells_of_the_rest() {
     let (lines, state) = run("middleware", None).await;
-    // Two at once and one a second later; the others would wait longer than they may.
+    // Five at once at one a second: one goes, one can wait, the last cannot; those between by how fast the machine is.
     let sent = lines.iter().filter(|line| line.contains(": 200 OK, ")).count();
     let refused = lines.iter().filter(|line| line.contains(": not sent, not before ")).count();
-    assert_eq!((sent, refused), (3, 2), "{lines:?}");
+    assert!(sent >= 2 && refused >= 1 && sent + refused == 5, "{lines:?}");
     let (users, throttled) = counted(&state);
-    assert_eq!((users.iter().map(|(_, n)| n).sum::<u64>(), throttled), (3, 0), "{users:?}");
+    assert_eq!((users.iter().map(|(_, n)| n).sum::<u64>(), throttled), (sent as u64, 0), "{users:?}");
 }
 
 #[tokio::test]
-async fn the_tower_example_sends_one_and_refuses_the_next() {
+async fn the_tower_example_sends_two_in_turn_and_refuses_the_one_that_is_too_large() {
     let (lines, state) = run("tower", None).await;
-    assert_eq!(lines.len(), 2, "{lines:?}");
-    assert!(lines[0].starts_with("200 OK, "), "{lines:?}");
-    assert!(lines[1].starts_with("not sent, not before 5.") || lines[1].starts_with("not sent, not before 6."));
-    assert_eq!(counted(&state), (vec![("acme", 1)], 0));
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(lines[..2].iter().all(|line| line.starts_with("200 OK, ")), "{lines:?}");
+    assert!(lines[2].starts_with("not sent, never: needs 3"), "{lines:?}");
+    assert_eq!(counted(&state), (vec![("acme", 2)], 0));
 }
 
 #[tokio::test]
 async fn the_example_by_hand_settles_requeues_and_answers_from_its_cache() {
     let (lines, state) = run("by_hand", None).await;
-    for part in
-        ["one: 200 OK, ", "two: 200 OK, ", "three: back into the queue, the limit is used up", "three: 200 OK, "]
-    {
-        assert!(lines.iter().any(|line| line.starts_with(part)), "{part:?} in {lines:?}");
+    let has = |part: &str| lines.iter().any(|line| line.contains(part));
+    for part in ["one: 200 OK, ", "two: 200 OK, ", "three: 200 OK, ", ": back into the queue, the limit is used up"] {
+        assert!(has(part), "{part:?} in {lines:?}");
     }
-    assert!(lines.iter().any(|line| line.starts_with("far too long: a cached answer instead; it needs ")), "{lines:?}");
-    assert!(!lines.iter().any(|line| line.contains(" 0 tokens in") || line.contains(" 0 out")), "{lines:?}");
+    assert!(has("far too long: a cached answer instead; it needs 3"), "{lines:?}");
+    assert!(!has(" 0 tokens in") && !has(" 0 out"), "{lines:?}");
     assert_eq!(counted(&state), (vec![("acme", 3)], 0));
 }
 
@@ -108,10 +106,4 @@ async fn the_override_example_is_obeyed_and_leaves_nothing_behind() {
     let mut etcdctl = etcd.etcdctl().expect("installed");
     let left = etcdctl.args(["get", "--prefix", "--keys-only", "/tidegate/"]).output().expect("etcdctl runs");
     assert_eq!(String::from_utf8_lossy(&left.stdout).trim(), "");
-}
-
-#[test]
-fn only_a_refusal_of_ours_is_taken_out_of_a_middleware_s_error() {
-    let other = reqwest_middleware::Error::middleware(std::io::Error::other("another middleware's"));
-    assert_eq!(Refusal::of(&other), None);
 }

@@ -63,6 +63,12 @@ fn refusal_of(error: &Error) -> Refusal {
     Refusal::of(error).unwrap_or_else(|| panic!("expected a refusal, got {error:?}"))
 }
 
+#[test]
+fn only_a_refusal_of_ours_is_taken_out_of_a_middleware_s_error() {
+    let other = Error::middleware(std::io::Error::other("another middleware's"));
+    assert_eq!(Refusal::of(&other), None);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_is_handed_on_as_it_came_and_its_url_too() {
     let answer = || async {

@@ -544,7 +544,7 @@ fn a_grant_differs_when_any_of_its_numbers_moved() {
 fn an_override_written_from_code_is_what_an_operator_would_have_put() {
     let acme: Target = "acme".parse::<TenantId>().expect("valid").into();
     let action = || Action::Set([(RPM, 60.0.into())].into());
-    let end = UnixMillis(1_795_478_400_000 - 5_000) + Duration::from_millis(5_000);
+    let end = UnixMillis(1_795_478_400_000 - 5_000) + Duration::from_secs(5);
     let record = Override::new(action()).by("mori").because("incident 42").until(end);
     let text =
         r#"{"set":{"requests/minute":60.0},"by":"mori","reason":"incident 42","expires_at":"2026-11-24T00:00:00Z"}"#;

@@ -66,6 +66,13 @@ impl Add<Duration> for MonoTime {
     }
 }
 
+impl Add<Duration> for UnixMillis {
+    type Output = Self;
+    fn add(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
 impl AddAssign<Duration> for MonoTime {
     fn add_assign(&mut self, span: Duration) {
         *self = *self + span;

@@ -47,6 +47,17 @@ pub enum Refusal {
     Never(Never),
 }
 
+impl Refusal {
+    /// The refusal in a middleware's error, if it is one of ours.
+    #[must_use]
+    pub fn of(error: &reqwest_middleware::Error) -> Option<Self> {
+        match error {
+            reqwest_middleware::Error::Middleware(inner) => inner.downcast_ref().copied(),
+            reqwest_middleware::Error::Reqwest(_) => None,
+        }
+    }
+}
+
 /// What a refused request would have waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
@@ -136,6 +147,11 @@ impl Gate {
     /// Ends a request in flight; the head of the line may have its place.
     pub(super) fn settle(&self, reservation: Reservation, charged: Option<Cost>, used: &Cost, now: MonoTime) {
         let mut state = self.state.lock();
+        let reserved = reservation.cost();
+        if let Some(charged) = charged {
+            state.counters.reserved.add(&charged.minus(&reserved));
+            state.counters.returned.add(&reserved.minus(&charged));
+        }
         state.limiter.settle(reservation, charged, now);
         state.counters.settled.add(used);
         if let Some(head) = state.line.head() {

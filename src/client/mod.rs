@@ -10,6 +10,7 @@
 //! ```
 
 mod admission;
+mod answer;
 mod drive;
 mod member;
 mod middleware;

@@ -10,16 +10,16 @@ use super::admission::{Gate, PoolShared};
 use crate::clock::MonoTime;
 use crate::limiter::Reservation;
 use crate::observation::{Ending, HOLD_MS_MAX, ThrottleKind};
-use crate::provider::{HOLD_MAX, Head, Hold, Observation, TokenCharge, Usage, reflex};
+use crate::provider::{Dialect, HOLD_MAX, Head, Hold, Observation, TokenCharge, Usage, reflex};
 use crate::quota::{Cost, Meter};
 use crate::telemetry::Metric;
 
 /// A hold is released over this fraction of its length, so that members do not return at one instant.
 const HOLD_JITTER: f64 = 0.2;
 
-/// Leave to send one request. [`observe`](Permit::observe) the response's head, [`conclude`](Permit::conclude) from it,
-/// then [`settle`](Permit::settle). A permit that is dropped frees its place in flight and counts as fully used; one
-/// that was told of no answer counts as sent and ignored.
+/// Leave to send one request. [`attach`](Permit::attach) it to reqwest's response; or else [`observe`](Permit::observe) a
+/// response's head, [`conclude`](Permit::conclude) from it, then [`settle`](Permit::settle). A permit that is dropped
+/// frees its place in flight and counts as fully used; one that was told of no answer counts as sent and ignored.
 #[derive(Debug)]
 #[must_use = "a dropped permit frees its place in flight at once"]
 pub struct Permit {
@@ -29,11 +29,20 @@ pub struct Permit {
     sent_at: MonoTime,
     first_byte_at: Option<MonoTime>,
     concluded: bool,
+    /// An error was answered.
+    refused: bool,
 }
 
 impl Permit {
     pub(super) fn new(pool: Arc<PoolShared>, gate: Arc<Gate>, reservation: Reservation, now: MonoTime) -> Self {
-        Self { pool, gate, reservation: Some(reservation), sent_at: now, first_byte_at: None, concluded: false }
+        let reservation = Some(reservation);
+        Self { pool, gate, reservation, sent_at: now, first_byte_at: None, concluded: false, refused: false }
+    }
+
+    /// How the provider writes limits.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        self.pool.dialect
     }
 
     /// What was reserved.
@@ -44,8 +53,8 @@ impl Permit {
 
     /// Reads a response's head as it arrives.
     ///
-    /// Pass the result to [`Permit::conclude`] at once, or refined by [`Dialect::refine`](crate::provider::Dialect::refine)
-    /// where there is an error body.
+    /// Pass the result to [`Permit::conclude`] at once, or refined by [`Dialect::refine`] where
+    /// [the body tells](Dialect::body_tells) more.
     pub fn observe(&mut self, head: &Head<'_>) -> Observation {
         self.first_byte_at = Some(self.pool.clock.now());
         self.pool.dialect.read(head, self.sent_at)
@@ -57,6 +66,7 @@ impl Permit {
         if std::mem::replace(&mut self.concluded, true) {
             return;
         }
+        self.refused = observation.ending != Ending::Succeeded;
         {
             let mut readings = self.pool.readings.lock();
             for reading in &observation.readings {
@@ -113,6 +123,13 @@ impl Permit {
         }
     }
 
+    /// An answer that began well broke off because the provider is overloaded: counts as a refusal for overload.
+    pub fn overloaded(&mut self) {
+        let kind = ThrottleKind::Overload;
+        self.pool.telemetry.add(Metric::Throttled, &[self.pool.id.as_str(), kind.as_str()], 1.0);
+        self.gate.count(|counters| counters.ended(Ending::Throttled(kind)));
+    }
+
     /// The call failed without an answer: says nothing about capacity.
     pub fn failed(&mut self) {
         if !std::mem::replace(&mut self.concluded, true) {
@@ -134,15 +151,18 @@ impl Permit {
         // A caller that left while its request was under way has told nothing, but it did send.
         self.failed();
         let reserved = reservation.cost();
+        let used = match (usage, self.pool.dialect.semantics().token_charge) {
+            (Some(Usage { input_tokens, output_tokens }), _) => Some(Cost { input_tokens, output_tokens, ..reserved }),
+            // An error has generated nothing, and the charge for output is corrected when the answer ends.
+            (None, TokenCharge::Corrected) if self.refused => Some(Cost { output_tokens: 0, ..reserved }),
+            (None, _) => None,
+        };
         let charged = match self.pool.dialect.semantics().token_charge {
             // The provider keeps its own estimate, so giving tokens back would only make the bucket lie.
             TokenCharge::Estimate => None,
+            TokenCharge::Corrected => used,
         };
-        let used = usage.map_or(reserved, |usage| Cost {
-            requests: reserved.requests,
-            input_tokens: usage.input_tokens,
-            output_tokens: usage.output_tokens,
-        });
+        let used = used.unwrap_or(reserved);
         self.gate.settle(reservation, charged, &used, self.pool.clock.now());
     }
 }

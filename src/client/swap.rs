@@ -13,7 +13,7 @@ use super::member::MemberState;
 use crate::clock::MonoTime;
 use crate::limiter::Limits;
 use crate::plan::Stamp;
-use crate::quota::{Grantee, Meter};
+use crate::quota::{Grantee, Meter, TenantId};
 
 /// What a pool enforces now.
 #[derive(Debug, Clone)]
@@ -47,6 +47,12 @@ impl Tuning {
             state,
             stamp: Stamp::default(),
         }
+    }
+
+    /// What this member enforces for a tenant: its own limits, or those that all without a grant share.
+    #[must_use]
+    pub fn limits_of(&self, tenant: &TenantId) -> Option<&Limits> {
+        self.limits.get(&Grantee::Tenant(tenant.clone())).or_else(|| self.limits.get(&Grantee::Default))
     }
 
     /// Every hold, a meter perhaps twice.

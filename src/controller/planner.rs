@@ -226,12 +226,13 @@ impl PoolPlanner {
     }
 
     fn step_laws(&mut self, now: MonoTime) {
+        let semantics = self.params.dialect.semantics();
         for (meter, law) in &mut self.laws {
             let nominal = self.params.capacity.get(meter).copied().unwrap_or(Rate { rate: 0.0, burst: 0.0 });
             let rate_per_s = self.steps.get(meter).map_or(meter.per_second(nominal.rate), |s| s.capacity_per_s);
             let inputs = Inputs {
                 now,
-                sample: self.signal.sample(*meter, now),
+                sample: self.signal.sample(*meter, semantics.level_slack(meter.unit), now),
                 own_now: self.signal.own_at(meter.unit, now),
                 traffic: self.signal.traffic(*meter, rate_per_s, law.decreased_at(), now),
                 nominal_per_s: Rate { rate: meter.per_second(nominal.rate), burst: nominal.burst },

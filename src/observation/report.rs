@@ -132,14 +132,17 @@ pub struct Counters {
     pub sent: u64,
     /// Answers that mean the provider took the request.
     pub succeeded: u64,
-    /// Refusals by the provider, by kind.
+    /// Refusals by the provider, by kind. An answer that began well and broke off for overload counts here too.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub throttled: BTreeMap<ThrottleKind, u64>,
     /// Endings that say nothing about capacity.
     pub ignored: u64,
-    /// Units taken before the calls.
+    /// Units taken before the calls, and after those that took more than was thought.
     pub reserved: UnitCounts,
-    /// Units after the calls, as the provider charges them.
+    /// Of these, given back after the calls, where the provider gives them back too.
+    #[serde(default, skip_serializing_if = "UnitCounts::is_zero")]
+    pub returned: UnitCounts,
+    /// Units after the calls, as their answers tell.
     pub settled: UnitCounts,
     /// Natural log of the time to first byte, in ms.
     pub ttfb_log_ms: LogSums,
@@ -244,6 +247,22 @@ impl UnitCounts {
         self.output_tokens = self.output_tokens.saturating_add(other.output_tokens);
     }
 
+    /// What is left of these without `other`, not below zero.
+    #[must_use]
+    pub const fn minus(&self, other: &Self) -> Self {
+        Self {
+            requests: self.requests.saturating_sub(other.requests),
+            input_tokens: self.input_tokens.saturating_sub(other.input_tokens),
+            output_tokens: self.output_tokens.saturating_sub(other.output_tokens),
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// The count of a unit.
     #[must_use]
     #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
@@ -270,6 +289,12 @@ impl LogSums {
 }
 
 impl Counters {
+    /// Units taken and not given back: what the provider's buckets were charged, as far as a member can tell.
+    #[must_use]
+    pub const fn taken(&self) -> UnitCounts {
+        self.reserved.minus(&self.returned)
+    }
+
     /// Adds an ending.
     pub fn ended(&mut self, ending: Ending) {
         match ending {

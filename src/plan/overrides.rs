@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Rate, RecordError};
 use crate::clock::UnixMillis;
-use crate::quota::{Grantee, Meter};
+use crate::quota::{Grantee, Meter, TenantId};
 
 /// Largest `scale`.
 const SCALE_MAX: f64 = 10.0;
@@ -24,6 +24,12 @@ pub enum Target {
     Every,
     /// One tenant, or the undeclared ones together (`@default`).
     One(Grantee),
+}
+
+impl From<TenantId> for Target {
+    fn from(tenant: TenantId) -> Self {
+        Self::One(Grantee::Tenant(tenant))
+    }
 }
 
 /// What an override does to a tenant's base thresholds.
@@ -51,6 +57,12 @@ pub enum Amount {
     Number(f64),
     /// Rate and burst.
     Rate(Rate),
+}
+
+impl From<f64> for Amount {
+    fn from(rate: f64) -> Self {
+        Self::Number(rate)
+    }
 }
 
 impl Amount {
@@ -230,6 +242,40 @@ fn scale(factor: f64) -> Result<Action, RecordError> {
 }
 
 impl Override {
+    /// A record without an end; better one with: [`Override::until`].
+    #[must_use]
+    pub const fn new(action: Action) -> Self {
+        Self { action, by: None, reason: None, expires_at: None }
+    }
+
+    /// Says who put it.
+    #[must_use]
+    pub fn by(self, by: impl Into<String>) -> Self {
+        Self { by: Some(by.into()), ..self }
+    }
+
+    /// Says why.
+    #[must_use]
+    pub fn because(self, reason: impl Into<String>) -> Self {
+        Self { reason: Some(reason.into()), ..self }
+    }
+
+    /// Says when it ends; a time after the year 9999 is no end.
+    #[must_use]
+    pub fn until(self, end: UnixMillis) -> Self {
+        let expires_at = i64::try_from(end.0).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+        Self { expires_at, ..self }
+    }
+
+    /// The record as it is written under `target`'s key.
+    ///
+    /// # Errors
+    /// [`RecordError`] when no reader would take it, in the words that readers would say it in.
+    pub fn to_json(&self, target: &Target) -> Result<Vec<u8>, RecordError> {
+        let value = serde_json::to_vec(self)?;
+        Self::parse(&value, target).map(|_| value)
+    }
+
     /// Reads a record meant for `target`.
     ///
     /// # Errors

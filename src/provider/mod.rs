@@ -8,6 +8,7 @@
 //! there. Header names and meanings: <https://developers.openai.com/api/docs/guides/rate-limits>; `Retry-After`:
 //! RFC 9110 §10.2.3; status 429: RFC 6585 §4.
 
+mod anthropic;
 mod duration;
 mod header;
 mod level;
@@ -26,7 +27,7 @@ use serde::{Deserialize, Serialize};
 pub use duration::parse_go_duration;
 pub use reflex::{HOLD_MAX, Hold, Reflex, reflex};
 pub use semantics::{BYTES_PER_TOKEN, Refill, Semantics, TokenCharge};
-pub use usage::Usage;
+pub use usage::{Usage, UsageReader};
 
 use crate::clock::MonoTime;
 use crate::observation::{Ending, MeterReading, ThrottleKind};
@@ -47,7 +48,7 @@ pub enum Dialect {
 
 /// A name that is no dialect's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("dialect {0:?}: expected one of: openai, anthropic")]
+#[error("dialect {0:?}: expected one of: {names}", names = Dialect::ALL.map(Dialect::as_str).join(", "))]
 pub struct DialectError(String);
 
 /// What is read before the body arrives.
@@ -102,7 +103,7 @@ impl Dialect {
         let mut faults = 0;
         let readings = match self {
             Self::OpenAi => openai::readings(self.semantics(), head.headers, sent_at, &mut faults),
-            Self::Anthropic => Vec::new(),
+            Self::Anthropic => anthropic::readings(head.headers, sent_at, &mut faults),
         };
         // Nine in ten recorded Retry-After headers sit on 2xx responses, others on 400s: they ask for nothing.
         let retry_after = match head.status {
@@ -119,36 +120,59 @@ impl Dialect {
             503 | 529 => Ending::Throttled(ThrottleKind::Overload),
             _ => Ending::Ignored,
         };
-        Observation { readings, ending, retry_after, exhausted, faults }.with_long_waits_as_daily()
+        let observation = Observation { readings, ending, retry_after, exhausted, faults };
+        match self {
+            Self::OpenAi => observation,
+            Self::Anthropic => anthropic::judge(head, observation),
+        }
+        .with_long_waits_as_daily()
+    }
+
+    /// Whether the body of an answer with this status tells more of its ending than its head does: read at most
+    /// [`BODY_BYTES_MAX`] of it for [`Dialect::refine`].
+    #[must_use]
+    pub const fn body_tells(self, status: u16) -> bool {
+        match self {
+            Self::OpenAi => matches!(status, 429 | 503 | 529),
+            Self::Anthropic => matches!(status, 429 | 500 | 503 | 529),
+        }
     }
 
     /// Adds what an error response's body tells; a body that tells nothing changes nothing. At most
     /// [`BODY_BYTES_MAX`] bytes are read.
     #[must_use]
     pub fn refine(self, observation: Observation, body: &[u8]) -> Observation {
-        if !matches!(observation.ending, Ending::Throttled(_)) {
-            return observation;
-        }
         let body = body.get(..BODY_BYTES_MAX).unwrap_or(body);
-        match self {
-            Self::OpenAi => openai::refine(self.semantics(), observation, body),
-            Self::Anthropic => observation,
+        match (self, observation.ending) {
+            (Self::OpenAi, Ending::Throttled(_)) => openai::refine(self.semantics(), observation, body),
+            (Self::Anthropic, Ending::Throttled(_) | Ending::Ignored) => anthropic::refine(observation, body),
+            _ => observation,
         }
         .with_long_waits_as_daily()
     }
 
     /// What the provider will charge before it answers, as far as a client can tell.
     ///
-    /// OpenAI keeps its own estimate of the input, about a quarter of the request's bytes (median of 14,000
-    /// recordings: 4.28), and never corrects it. Its documents still speak of max(`max_tokens`, estimate), but few
-    /// recordings do since 2025 (`max_tokens` was in the charge of 73 of 529, in 2026 of 1 of 80), so the output
-    /// counts 0.
+    /// Both keep an estimate of the input, about a quarter of the request's bytes (median of 14,000 recordings of
+    /// OpenAI: 4.28). OpenAI never corrects it. Its documents still speak of max(`max_tokens`, estimate), but few
+    /// recordings do since 2025 (`max_tokens` was in the charge of 73 of 529, in 2026 of 1 of 80), so its output counts 0.
+    /// Anthropic charges all the output that a request allows (documented), and gives back what was not used.
     #[must_use]
-    pub fn estimate(self, body_bytes: usize, _max_output_tokens: u64) -> Cost {
+    pub fn estimate(self, body_bytes: usize, max_output_tokens: u64) -> Cost {
+        let input_tokens = u64::try_from(body_bytes).unwrap_or(u64::MAX).div_ceil(BYTES_PER_TOKEN);
         match self.semantics().token_charge {
-            TokenCharge::Estimate => {
-                Cost::request(u64::try_from(body_bytes).unwrap_or(u64::MAX).div_ceil(BYTES_PER_TOKEN), 0)
-            }
+            TokenCharge::Estimate => Cost::request(input_tokens, 0),
+            TokenCharge::Corrected => Cost::request(input_tokens, max_output_tokens),
+        }
+    }
+
+    /// The output that a request allows, of its JSON body, where this dialect charges it; 0 where it does not, or where
+    /// the body does not tell. Nothing of the body is copied.
+    #[must_use]
+    pub fn max_output_tokens(self, request_body: &[u8]) -> u64 {
+        match self.semantics().token_charge {
+            TokenCharge::Estimate => 0,
+            TokenCharge::Corrected => anthropic::max_tokens(request_body),
         }
     }
 }

@@ -77,7 +77,7 @@ fn reading(
         let meter = meter(semantics.default_window);
         return Some(MeterReading { meter, sent_at, limit, remaining, level: remaining, reset: None });
     };
-    let place = level::place(semantics, full, left, reset);
+    let place = level::place(semantics, names.unit, full, left, reset);
     let level = Some(place.level);
     Some(MeterReading { meter: meter(place.window), sent_at, limit, remaining, level, reset: place.reset })
 }

@@ -74,11 +74,21 @@ impl Semantics {
         let physical = || {
             let reading = reading?;
             match self.refill {
-                Refill::FixedWindow => reading.reset.max(time_to_fit(reading, cost)),
-                Refill::Continuous => time_to_fit(reading, cost),
+                Refill::FixedWindow => reading.reset.max(self.time_to_fit(reading, cost)),
+                Refill::Continuous => self.time_to_fit(reading, cost),
             }
         };
         observation.retry_after.or_else(physical).unwrap_or(HOLD_UNTOLD)
+    }
+    /// Needed ÷ limit × window. What is needed is the cost less the level, as low as it may be; the whole cost when there
+    /// seemed to be room, and never less than one unit, so that no rounding makes a wait of zero.
+    fn time_to_fit(&self, reading: &MeterReading, cost: &Cost) -> Option<Duration> {
+        let limit = reading.limit.filter(|limit| *limit > 0.0)?;
+        let cost = cost.of(reading.meter.unit).clamp(1.0, limit.max(1.0));
+        let slack = self.level_slack(reading.meter.unit);
+        let level = reading.level.map(|level| level - slack).filter(|level| *level < cost).unwrap_or(0.0);
+        let needed = (cost - level).max(1.0);
+        Duration::try_from_secs_f64(needed / limit * reading.meter.window.seconds()).ok()
     }
 }
 
@@ -89,14 +99,4 @@ fn meant(observation: &Observation) -> Vec<Meter> {
     }
     let known: Vec<Meter> = observation.readings.iter().map(|reading| reading.meter).collect();
     if known.is_empty() { vec![Meter::REQUESTS_PER_MINUTE] } else { known }
-}
-
-/// Needed ÷ limit × window. What is needed is the cost less the level; the whole cost when there seemed to be room,
-/// and never less than one unit, so that no rounding makes a wait of zero.
-fn time_to_fit(reading: &MeterReading, cost: &Cost) -> Option<Duration> {
-    let limit = reading.limit.filter(|limit| *limit > 0.0)?;
-    let cost = cost.of(reading.meter.unit).clamp(1.0, limit.max(1.0));
-    let level = reading.level.filter(|level| *level < cost).unwrap_or(0.0);
-    let needed = (cost - level).max(1.0);
-    Duration::try_from_secs_f64(needed / limit * reading.meter.window.seconds()).ok()
 }

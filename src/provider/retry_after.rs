@@ -35,9 +35,13 @@ fn seconds(text: &str, per_second: f64) -> Option<Duration> {
 
 /// From the response's own `Date` to the date in `text`; a date that has passed is zero.
 fn until(text: &str, headers: &HeaderMap) -> Option<Duration> {
-    let date = headers.get(http::header::DATE)?.to_str().ok()?;
-    let span = instant(text)?.duration_since(instant(date)?);
+    let span = instant(text)?.duration_since(date(headers)?);
     Some(Duration::try_from(span).unwrap_or_default())
+}
+
+/// The response's own time of day.
+pub(super) fn date(headers: &HeaderMap) -> Option<Timestamp> {
+    instant(headers.get(http::header::DATE)?.to_str().ok()?)
 }
 
 fn instant(text: &str) -> Option<Timestamp> {

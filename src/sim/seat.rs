@@ -31,6 +31,8 @@ pub const MARK: &str = "TIDEGATE_SEAT";
 pub const LOCK: &str = "lock";
 const NAME_START: &str = "tidegate-";
 const RANDOM_DIGITS: usize = 16;
+/// Its folder's mode: its user's alone.
+const MODE: u32 = 0o700;
 /// Most folders of one name.
 const SAME_NAME_MAX: usize = 10_000;
 /// How often a sweep looks whether what it killed is gone: for 2 s.
@@ -166,7 +168,7 @@ pub(super) fn strip_environment(command: &mut Command) {
 fn make(temp: &Path) -> io::Result<(String, PathBuf, File)> {
     let name = format!("{NAME_START}{}-{:0RANDOM_DIGITS$x}", std::process::id(), fastrand::u64(..));
     let (unlocked, path) = (temp.join(format!(".{name}")), temp.join(&name));
-    DirBuilder::new().mode(0o700).create(&unlocked)?;
+    DirBuilder::new().mode(MODE).create(&unlocked)?;
     let lock = File::create_new(unlocked.join(LOCK)).and_then(|lock| {
         lock.try_lock()?;
         fs::rename(&unlocked, &path)?;
@@ -217,7 +219,7 @@ fn is_seat(name: &str) -> bool {
 fn lock_of_dead(path: &Path, uid: u32) -> Option<File> {
     let folder = fs::symlink_metadata(path).ok()?;
     let file = path.join(LOCK);
-    let is_ours = folder.is_dir() && folder.uid() == uid && folder.mode() & 0o077 == 0;
+    let is_ours = folder.is_dir() && folder.uid() == uid && folder.mode() & 0o777 == MODE;
     if !is_ours || !fs::symlink_metadata(&file).ok()?.is_file() {
         return None;
     }

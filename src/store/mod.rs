@@ -321,6 +321,18 @@ fn disjoint(selects: &[Select]) -> Result<Vec<Select>, StoreError> {
 }
 
 impl Txn {
+    /// One unconditional write that is bound to no lease.
+    #[must_use]
+    pub fn put(key: String, value: Vec<u8>) -> Self {
+        Self { conditions: Vec::new(), ops: vec![Op::Put { key, value, lease: None }] }
+    }
+
+    /// One unconditional delete.
+    #[must_use]
+    pub fn delete(key: String) -> Self {
+        Self { conditions: Vec::new(), ops: vec![Op::Delete { key }] }
+    }
+
     /// What every store would refuse is refused here, in the same words.
     fn check(&self) -> Result<(), StoreError> {
         let ops = self.ops.len().max(self.conditions.len());

@@ -608,7 +608,10 @@ async fn a_deposed_leaders_shares_are_dropped() {
     stage.desk.share("acme", 0.5, None);
     let seen = stage.desk.reports();
     eventually("three more replies", || stage.desk.reports() > seen + 3).await;
-    assert_eq!(stage.pool.tuning().limits[&grantee("acme")].meters[&RPM].rate, Rate { rate: 120.0, burst: 12.0 });
+    let tuning = stage.pool.tuning();
+    assert_eq!(tuning.limits[&grantee("acme")].meters[&RPM].rate, Rate { rate: 120.0, burst: 12.0 });
+    assert_eq!(tuning.limits_of(&tenant("acme")), tuning.limits.get(&grantee("acme")));
+    assert_eq!(tuning.limits_of(&tenant("undeclared")), tuning.limits.get(&Grantee::Default));
 }
 
 // === life and death ===

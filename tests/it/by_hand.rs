@@ -7,7 +7,7 @@ use tidegate::clock::UnixMillis;
 use tidegate::plan::keyspace::{Key, Keyspace, LeaderRecord};
 use tidegate::plan::{GRANT_SCHEMA, Grant, PULSE_SCHEMA, Pulse, Rate, Reason, Stamp, Target, Thresholds};
 use tidegate::quota::{Grantee, Meter, PoolId, TenantId};
-use tidegate::store::{MemoryStore, Op, Store, Txn};
+use tidegate::store::{MemoryStore, Store, Txn};
 
 pub const RPM: Meter = Meter::REQUESTS_PER_MINUTE;
 pub const TPM: Meter = Meter::TOKENS_PER_MINUTE;
@@ -72,12 +72,12 @@ impl Hand {
         Self { store: MemoryStore::new(), keys: Keyspace::default() }
     }
 
-    async fn commit(&self, op: Op) {
-        self.store.commit(Txn { conditions: Vec::new(), ops: vec![op] }).await.expect("memory");
+    async fn commit(&self, txn: Txn) {
+        self.store.commit(txn).await.expect("memory");
     }
 
     pub async fn put(&self, key: &Key, value: &[u8]) {
-        self.commit(Op::Put { key: self.keys.key(key), value: value.to_vec(), lease: None }).await;
+        self.commit(Txn::put(self.keys.key(key), value.to_vec())).await;
     }
 
     pub async fn put_json(&self, key: &Key, value: &impl Serialize) {
@@ -85,7 +85,7 @@ impl Hand {
     }
 
     pub async fn delete(&self, key: &Key) {
-        self.commit(Op::Delete { key: self.keys.key(key) }).await;
+        self.commit(Txn::delete(self.keys.key(key))).await;
     }
 
     pub async fn lead(&self, report_url: &str) {

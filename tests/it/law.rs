@@ -144,6 +144,8 @@ struct World {
     law: MeterLaw,
     capacity: f64,
     delay: u64,
+    /// Levels are told rounded to this.
+    grain: f64,
     flying: VecDeque<Sample>,
     newest: Option<Sample>,
 }
@@ -162,6 +164,7 @@ impl World {
             law: MeterLaw::new(limit),
             capacity: limit,
             delay,
+            grain: 0.0,
             flying: VecDeque::new(),
             newest: None,
         }
@@ -179,8 +182,9 @@ impl World {
                 self.level = 0.0;
             }
             if self.now.is_multiple_of(250) && headers {
-                let sample =
-                    Sample { sent_at: ms(self.now), limit_per_s: self.limit, level: self.level, own: self.own };
+                let level = if self.grain > 0.0 { (self.level / self.grain).round() * self.grain } else { self.level };
+                let (sent_at, slack) = (ms(self.now), self.grain / 2.0);
+                let sample = Sample { sent_at, limit_per_s: self.limit, level, slack, own: self.own };
                 self.flying.push_back(sample);
             }
             while self.flying.front().is_some_and(|s| self.now >= s.sent_at.0 / 1_000_000 + self.delay) {
@@ -223,6 +227,38 @@ fn with_headers_all_of_the_limit_is_used_and_the_bucket_never_runs_dry() {
     }
 }
 
+/// Anthropic tells LLM tokens in thousands, whether the limit is 2,000,000 a minute or 4,000.
+#[test]
+fn levels_told_in_thousands_are_used_in_full_and_never_run_dry() {
+    for (per_minute, others_part, delay) in [
+        (2_000_000.0, 0.3, 1_000),
+        (400_000.0, 0.0, 300),
+        (80_000.0, 0.3, 1_000),
+        (20_000.0, 0.3, 1_000),
+        (8_000.0, 0.0, 300),
+        (8_000.0, 0.3, 2_000),
+        (4_000.0, 0.0, 300),
+        (4_000.0, 0.3, 1_000),
+    ] {
+        let limit = per_minute / 60.0;
+        let mut world = World::new(limit, per_minute, others_part * limit, delay);
+        world.grain = 1_000.0;
+        world.run(300, true);
+        (world.overflow, world.empties) = (0.0, 0);
+        let before = world.own;
+        let (mut least, mut most) = (f64::INFINITY, 0.0_f64);
+        for _ in 0..300 {
+            world.run(1, true);
+            (least, most) = (least.min(world.capacity / limit), most.max(world.capacity / limit));
+        }
+        let used = (world.own - before) / (limit * (1.0 - others_part) * 300.0);
+        let case = format!("{per_minute} {others_part} {delay}: {used} within {least}..{most}");
+        println!("{case}");
+        assert!(used >= 0.95, "{case}");
+        assert_eq!(world.empties, 0, "{case}");
+    }
+}
+
 #[test]
 fn what_others_use_is_known_within_thirty_seconds() {
     for (others, delay) in [(4.0, 500), (7.0, 500), (2.0, 2_000)] {
@@ -241,7 +277,8 @@ fn a_new_limit_is_fed_forward_in_the_same_tick() {
     let mut world = World::new(10.0, 600.0, 0.0, 100);
     world.run(300, true);
     (world.limit, world.depth, world.level) = (5.0, 300.0, world.level.min(300.0));
-    let sample = Sample { sent_at: ms(world.now + 1), limit_per_s: 5.0, level: world.level, own: world.own };
+    let sample =
+        Sample { sent_at: ms(world.now + 1), limit_per_s: 5.0, level: world.level, slack: 0.0, own: world.own };
     world.newest = Some(sample);
     world.now += 100;
     let step = world.tick();
@@ -252,21 +289,21 @@ fn a_new_limit_is_fed_forward_in_the_same_tick() {
 
 #[test]
 fn a_sample_that_was_sent_earlier_changes_nothing() {
-    let newer = Sample { sent_at: ms(5_000), limit_per_s: 10.0, level: 100.0, own: 0.0 };
+    let newer = Sample { sent_at: ms(5_000), limit_per_s: 10.0, level: 100.0, slack: 0.0, own: 0.0 };
     let mut observer = Observer::new(&newer);
     let before = observer.capacity_per_s(ms(5_000), 0.0);
-    observer.update(&Sample { sent_at: ms(4_000), limit_per_s: 2.0, level: 0.0, own: 0.0 });
-    observer.update(&Sample { sent_at: ms(5_000), limit_per_s: 2.0, level: 0.0, own: 0.0 });
+    observer.update(&Sample { sent_at: ms(4_000), limit_per_s: 2.0, level: 0.0, slack: 0.0, own: 0.0 });
+    observer.update(&Sample { sent_at: ms(5_000), limit_per_s: 2.0, level: 0.0, slack: 0.0, own: 0.0 });
     assert_eq!((observer.capacity_per_s(ms(5_000), 0.0), observer.limit_per_s()), (before, 10.0));
 }
 
 #[test]
 fn a_limit_of_nothing_and_back_leaves_numbers() {
-    let mut observer = Observer::new(&Sample { sent_at: ms(0), limit_per_s: 10.0, level: 100.0, own: 0.0 });
-    observer.update(&Sample { sent_at: ms(1_000), limit_per_s: 0.0, level: 0.0, own: 0.0 });
+    let mut observer = Observer::new(&Sample { sent_at: ms(0), limit_per_s: 10.0, level: 100.0, slack: 0.0, own: 0.0 });
+    observer.update(&Sample { sent_at: ms(1_000), limit_per_s: 0.0, level: 0.0, slack: 0.0, own: 0.0 });
     assert_eq!(observer.capacity_per_s(ms(1_000), 0.0), 0.0);
-    observer.update(&Sample { sent_at: ms(2_000), limit_per_s: 10.0, level: 50.0, own: 0.0 });
-    observer.update(&Sample { sent_at: ms(3_000), limit_per_s: 10.0, level: 55.0, own: 5.0 });
+    observer.update(&Sample { sent_at: ms(2_000), limit_per_s: 10.0, level: 50.0, slack: 0.0, own: 0.0 });
+    observer.update(&Sample { sent_at: ms(3_000), limit_per_s: 10.0, level: 55.0, slack: 0.0, own: 5.0 });
     assert!(observer.capacity_per_s(ms(3_000), 5.0).is_finite() && observer.burst() >= 55.0);
 }
 

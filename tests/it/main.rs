@@ -19,6 +19,7 @@ mod closed_loop;
 mod config;
 mod demo;
 mod emulator;
+mod examples;
 mod law;
 mod limiter;
 mod member;

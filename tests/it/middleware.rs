@@ -60,8 +60,13 @@ fn error_body(kind: &str, code: &str, message: &str) -> String {
 }
 
 fn refusal_of(error: &Error) -> Refusal {
-    let Error::Middleware(inner) = error else { panic!("expected a refusal, got {error:?}") };
-    *inner.downcast_ref::<Refusal>().unwrap_or_else(|| panic!("expected a refusal, got {inner:?}"))
+    Refusal::of(error).unwrap_or_else(|| panic!("expected a refusal, got {error:?}"))
+}
+
+#[test]
+fn only_a_refusal_of_ours_is_taken_out_of_a_middleware_s_error() {
+    let other = Error::middleware(std::io::Error::other("another middleware's"));
+    assert_eq!(Refusal::of(&other), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

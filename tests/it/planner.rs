@@ -130,13 +130,32 @@ fn a_report_overtaken_by_a_later_one_changes_nothing() {
 }
 
 #[test]
+fn what_is_given_back_counts_as_not_taken_even_before_the_member_was_heard_of() {
+    let mut signal = PoolSignal::default();
+    let at = |n: u64, reserved: u64, returned: u64| {
+        let output = |output_tokens| UnitCounts { output_tokens, ..UnitCounts::default() };
+        let reserved = UnitCounts { requests: n, ..output(reserved) };
+        report_of(&[("a", Counters { reserved, returned: output(returned), ..counters(n) })])
+    };
+    signal.ingest("m", &at(2, 8_000, 0), ms(0));
+    signal.ingest("m", &at(2, 8_000, 7_000), ms(1_000));
+    assert_eq!(signal.own_at(Unit::OutputTokens, ms(1_000)), -7_000.0);
+    assert_eq!(signal.own_at(Unit::OutputTokens, ms(500)), -3_500.0);
+    signal.ingest("m", &at(4, 16_000, 14_000), ms(2_000));
+    assert_eq!(signal.own_at(Unit::OutputTokens, ms(2_000)), -6_000.0);
+    assert_eq!(signal.own_at(Unit::Tokens, ms(2_000)), -6_000.0);
+    // Two thousand tokens for four requests: demand is reckoned in what is charged in the end.
+    assert_eq!(signal.cost_per_request(&tenant("a"), Unit::OutputTokens), 500.0);
+}
+
+#[test]
 fn the_newest_sent_reading_wins_whatever_order_answers_come_in() {
     let mut signal = PoolSignal::default();
     signal.ingest("a", &with_reading(PoolReport::default(), 600.0, 50.0, 200), ms(10_000));
     signal.ingest("b", &with_reading(PoolReport::default(), 600.0, 90.0, 5_000), ms(10_100));
-    let Reading::Fresh(sample) = signal.sample(RPM, ms(10_100)) else { panic!("fresh") };
+    let Reading::Fresh(sample) = signal.sample(RPM, 0.0, ms(10_100)) else { panic!("fresh") };
     assert_eq!((sample.level, sample.sent_at), (50.0, ms(9_800)));
-    assert!(matches!(signal.sample(RPM, ms(30_000)), Reading::Stale { .. }));
+    assert!(matches!(signal.sample(RPM, 0.0, ms(30_000)), Reading::Stale { .. }));
 }
 
 #[test]

@@ -602,7 +602,7 @@ fn dialects_go_by_name() {
     assert_eq!(Dialect::OpenAi.to_string(), "openai");
     assert_eq!(serde_json::to_value(Dialect::OpenAi).unwrap(), json!(Dialect::OpenAi.as_str()));
     let error = "OpenAI".parse::<Dialect>().unwrap_err().to_string();
-    assert_eq!(error, "dialect \"OpenAI\": expected one of: openai");
+    assert_eq!(error, "dialect \"OpenAI\": expected one of: openai, anthropic");
     assert!("x".repeat(100_000).parse::<Dialect>().unwrap_err().to_string().len() < 200);
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use serde::Serialize;
@@ -15,7 +16,7 @@ use tidegate::plan::{
     Action, Effective, Grant, Override, OverrideStatus, Pulse, Rate, RecordError, Reply, Stamp, Target, Thresholds,
     capacity_factor, effective,
 };
-use tidegate::quota::{Cost, Grantee, Meter, Unit, Window};
+use tidegate::quota::{Cost, Grantee, Meter, TenantId, Unit, Window};
 
 const RPM: Meter = Meter::REQUESTS_PER_MINUTE;
 const TPM: Meter = Meter::TOKENS_PER_MINUTE;
@@ -535,6 +536,32 @@ fn a_grant_differs_when_any_of_its_numbers_moved() {
     assert!(changed(|g| g.thresholds.concurrency = None));
     assert!(changed(|g| g.safe.rates.get_mut(&RPM).unwrap().rate = 10.0));
     assert!(changed(|g| g.members = 5));
+}
+
+// === overrides written from code ===
+
+#[test]
+fn an_override_written_from_code_is_what_an_operator_would_have_put() {
+    let acme: Target = "acme".parse::<TenantId>().expect("valid").into();
+    let action = || Action::Set([(RPM, 60.0.into())].into());
+    let end = UnixMillis(1_795_478_400_000 - 5_000) + Duration::from_secs(5);
+    let record = Override::new(action()).by("mori").because("incident 42").until(end);
+    let text =
+        r#"{"set":{"requests/minute":60.0},"by":"mori","reason":"incident 42","expires_at":"2026-11-24T00:00:00Z"}"#;
+    assert_eq!(String::from_utf8(record.to_json(&acme).expect("valid")).expect("text"), text);
+    assert_eq!(Override::parse(text.as_bytes(), &acme), Ok(record));
+    assert_eq!(Override::new(action()).until(UnixMillis(u64::MAX)).expires_at, None);
+
+    for (action, target, part) in [
+        (Action::Scale(11.0), &acme, "scale is 11: expected 0 to 10"),
+        (Action::Scale(f64::NAN), &acme, "expected exactly one of set"),
+        (Action::Set([(RPM, (-1.0).into())].into()), &acme, "set requests/minute is -1"),
+        (Action::Floor(BTreeMap::new()), &acme, "floor: expected at least one meter"),
+        (Action::Block, &Target::Capacity, "@capacity: expected set or scale"),
+    ] {
+        let error = Override::new(action).to_json(target).expect_err(part);
+        assert!(error.to_string().contains(part), "{part:?} in {error}");
+    }
 }
 
 // === overrides applied ===

@@ -143,7 +143,7 @@ impl MeterLaw {
     fn believes(&mut self, inputs: &Inputs) -> bool {
         let Some(observer) = &self.observer else { return false };
         let limit_per_s = observer.limit_per_s();
-        let room = observer.level_at(inputs.now, inputs.own_now) > ROOM_UNITS.max(limit_per_s);
+        let room = observer.level_at(inputs.now, inputs.own_now) > ROOM_UNITS.max(limit_per_s) + observer.blur();
         if room && self.aimd.congested(&inputs.traffic) {
             self.distrust = Some(Distrust { until: inputs.now + DISTRUST, limit_per_s });
         }

@@ -7,14 +7,16 @@
 //! in: y is the level, x what others take (or what our cost estimates miss):
 //!
 //! ```text
-//! y⁻ = min(B, y + (r − x)·Δ − own)      e = m − y⁻
+//! y⁻ = min(B, y + (r − x)·Δ − own)      e = m − y⁻, less the slack of a rounded m
 //! y  = min(B, y⁻ + (1 − (1−α)^Δ)·e)     x = clip(x − β·e, −r, r)
 //! ```
 //!
-//! *Control.* u = η·r − x + k·(y − y*), y* = min(B/2, 3 s·r), within 5 %…200 % of r.
+//! *Control.* u = η·r − x + k·(y − y*), y* = min(B/2, 3 s·r + 2·slack), within 5 %…200 % of r.
 //!
 //! *Bounds.* A new limit re-scales the depth and forgets x: it was learned against the old one.
-//! *What it ignores.* Rounded or cached headers and lying limits (a later issue's trust and quality gates).
+//! *Rounded levels* (Anthropic's, to 1,000) are believed to within their slack, and the reserve is larger by it. With a
+//! limit of 2,000,000 that is nothing; with one of 4,000 it keeps a rounding from looking like others' use.
+//! *What it ignores.* Cached headers and lying limits (a later issue's trust and quality gates).
 //! Source: CONTROL §2.3, §2.14.
 
 use crate::clock::MonoTime;
@@ -46,6 +48,8 @@ pub struct Sample {
     pub limit_per_s: f64,
     /// The provider's level, in units.
     pub level: f64,
+    /// How far off that may be: the provider rounds.
+    pub slack: f64,
     /// Units we had sent by `sent_at`, cumulative.
     pub own: f64,
 }
@@ -86,10 +90,13 @@ impl Observer {
         // The depth is learned: what was seen in the bucket fits in it. It does not fade: a pool in full use for hours
         // never shows its depth, and would lose its reserve.
         self.burst = self.burst.max(sample.level);
-        let own = (sample.own - self.last.own).max(0.0);
+        // Below zero when more was given back than taken.
+        let own = sample.own - self.last.own;
         let unbounded = self.level + (limit_per_s - self.others_per_s) * span_s - own;
         let predicted = unbounded.min(self.burst);
-        let error = sample.level - predicted;
+        // Within its rounding a reading tells nothing new.
+        let miss = sample.level - predicted;
+        let error = miss.signum() * (miss.abs() - sample.slack).max(0.0);
         self.level = (predicted + (1.0 - (1.0 - ALPHA).powf(span_s)) * error).min(self.burst);
         // What flows over a full bucket's rim is nobody's use: near the rim a small miss teaches nothing about others.
         let brimming = unbounded >= self.burst && sample.level >= BRIM * self.burst;
@@ -103,7 +110,7 @@ impl Observer {
     #[must_use]
     pub fn level_at(&self, now: MonoTime, own_now: f64) -> f64 {
         let span_s = now.seconds_since(self.last.sent_at);
-        let own = (own_now - self.last.own).max(0.0);
+        let own = own_now - self.last.own;
         (self.level + (self.last.limit_per_s - self.others_per_s) * span_s - own).clamp(0.0, self.burst)
     }
 
@@ -111,10 +118,16 @@ impl Observer {
     #[must_use]
     pub fn capacity_per_s(&self, now: MonoTime, own_now: f64) -> f64 {
         let limit = self.last.limit_per_s;
-        let wanted_level = (self.burst / 2.0).min(GUARD_S * limit);
+        let wanted_level = (self.burst / 2.0).min(GUARD_S * limit + self.blur());
         let used = if self.burst > GUARD_S * limit { 1.0 } else { SHALLOW_USE };
         let excess = self.level_at(now, own_now) - wanted_level;
         (used * limit - self.others_per_s + LEVEL_GAIN * excess).clamp(0.05 * limit, 2.0 * limit)
+    }
+
+    /// How far the level and its estimate can lie apart unseen, in units: a rounding up, and one down.
+    #[must_use]
+    pub fn blur(&self) -> f64 {
+        2.0 * self.last.slack
     }
 
     /// The provider's limit, in units per second.

@@ -39,9 +39,13 @@ struct TenantSignal {
 struct Member {
     seen_at: MonoTime,
     tenants: BTreeMap<Grantee, TenantSignal>,
-    /// Cumulative units reserved, over time.
-    history: VecDeque<(MonoTime, UnitCounts)>,
+    /// Cumulative units taken and not given back, over time. Below zero when more came back than was taken since it was
+    /// first heard of.
+    history: VecDeque<(MonoTime, Units)>,
 }
+
+/// Units of each unit, in the order of [`Unit::ALL`].
+type Units = [f64; Unit::ALL.len()];
 
 #[derive(Debug, Clone, Copy)]
 struct Ended {
@@ -65,7 +69,7 @@ pub struct PoolSignal {
     endings: VecDeque<Ended>,
     holds: BTreeMap<Meter, MonoTime>,
     /// Units of members that are gone, so that the pool's cumulative use never runs backwards.
-    departed: UnitCounts,
+    departed: Units,
 }
 
 /// What one report brought that cannot wait for the tick.
@@ -90,12 +94,12 @@ impl PoolSignal {
                     (grantee.clone(), TenantSignal { counters: tenant.counters.clone(), ..TenantSignal::default() })
                 })
                 .collect(),
-            history: VecDeque::from([(now, UnitCounts::default())]),
+            history: VecDeque::from([(now, Units::default())]),
         });
         member.seen_at = now;
 
         let mut ended = Ended { at: now, resolved: 0, refused: [0; Unit::ALL.len()] };
-        let mut sent = UnitCounts::default();
+        let mut total = member.history.back().map_or_else(Units::default, |(_, units)| *units);
         for (grantee, tenant) in &report.tenants {
             let known = member.tenants.entry(grantee.clone()).or_default();
             let (old, new) = (&known.counters, &tenant.counters);
@@ -110,21 +114,15 @@ impl PoolSignal {
             };
             for (slot, unit) in Unit::ALL.into_iter().enumerate() {
                 ended.refused[slot] += refused(new, unit).saturating_sub(refused(old, unit));
+                total[slot] += new.taken().of(unit) - old.taken().of(unit);
             }
             let throttled = |counters: &Counters| counters.throttled.values().sum::<u64>();
             ended.resolved = ended
                 .resolved
                 .saturating_add(new.succeeded.saturating_sub(old.succeeded))
                 .saturating_add(throttled(new).saturating_sub(throttled(old)));
-            sent.plus(&UnitCounts {
-                requests: new.reserved.requests.saturating_sub(old.reserved.requests),
-                input_tokens: new.reserved.input_tokens.saturating_sub(old.reserved.input_tokens),
-                output_tokens: new.reserved.output_tokens.saturating_sub(old.reserved.output_tokens),
-            });
             known.counters = tenant.counters.clone();
         }
-        let mut total = member.history.back().map_or_else(UnitCounts::default, |(_, units)| *units);
-        total.plus(&sent);
         member.history.push_back((now, total));
         while member.history.len() > 2 && member.history.get(1).is_some_and(|(at, _)| now.since(*at) > HISTORY) {
             member.history.pop_front();
@@ -141,7 +139,7 @@ impl PoolSignal {
 
     fn take_readings(&mut self, report: &PoolReport, now: MonoTime) {
         for (meter, reading) in &report.meters {
-            let (Some(limit), Some(level)) = (reading.limit, reading.level.or(reading.remaining)) else { continue };
+            let (Some(limit), Some(level)) = (reading.limit, reading.level) else { continue };
             let sent_at = now.before(Duration::from_millis(reading.age_ms));
             let newest = NewestReading { sent_at, limit, level };
             let known = self.readings.entry(*meter).or_insert(newest);
@@ -173,7 +171,9 @@ impl PoolSignal {
         if let Some(member) = self.members.remove(instance)
             && let Some((_, units)) = member.history.back()
         {
-            self.departed.plus(units);
+            for (departed, units) in self.departed.iter_mut().zip(units) {
+                *departed += units;
+            }
         }
     }
 
@@ -183,16 +183,17 @@ impl PoolSignal {
         self.members.values().filter(|member| now.since(member.seen_at) <= MEMBER_SILENT_MAX).count()
     }
 
-    /// Units that all members had sent by `at`, cumulative; between reports on a straight line, after the last one
+    /// Units that all members had taken by `at`, less what was given back, cumulative; between reports on a straight line, after the last one
     /// along the line of the last second.
     #[must_use]
     pub fn own_at(&self, unit: Unit, at: MonoTime) -> f64 {
-        self.departed.of(unit) + self.members.values().map(|member| interpolate(&member.history, unit, at)).sum::<f64>()
+        let slot = slot(unit);
+        self.departed[slot] + self.members.values().map(|member| interpolate(&member.history, slot, at)).sum::<f64>()
     }
 
-    /// The newest-sent reading of a meter.
+    /// The newest-sent reading of a meter whose levels are told to within `slack` units.
     #[must_use]
-    pub fn sample(&self, meter: Meter, now: MonoTime) -> Reading<Sample> {
+    pub fn sample(&self, meter: Meter, slack: f64, now: MonoTime) -> Reading<Sample> {
         let Some(reading) = self.readings.get(&meter) else { return Reading::Missing };
         let age = now.since(reading.sent_at);
         if age > READING_AGE_MAX {
@@ -202,6 +203,7 @@ impl PoolSignal {
             sent_at: reading.sent_at,
             limit_per_s: meter.per_second(reading.limit),
             level: reading.level,
+            slack,
             own: self.own_at(meter.unit, reading.sent_at),
         })
     }
@@ -211,7 +213,7 @@ impl PoolSignal {
     pub fn traffic(&self, meter: Meter, rate_per_s: f64, decreased_at: Option<MonoTime>, now: MonoTime) -> Traffic {
         // A slow pool needs longer until a handful of requests has ended.
         let span_s = (16.0 / rate_per_s.max(0.01)).clamp(ENDINGS_S, HISTORY.as_secs_f64());
-        let slot = Unit::ALL.into_iter().position(|unit| unit == meter.unit).unwrap_or(0);
+        let slot = slot(meter.unit);
         let recent = self
             .endings
             .iter()
@@ -253,7 +255,7 @@ impl PoolSignal {
     pub fn cost_per_request(&self, grantee: &Grantee, unit: Unit) -> f64 {
         let mut units = UnitCounts::default();
         for tenant in self.members.values().filter_map(|member| member.tenants.get(grantee)) {
-            units.plus(&tenant.counters.reserved);
+            units.plus(&tenant.counters.taken());
         }
         if units.requests == 0 { COST_UNSEEN.of(unit) } else { units.of(unit) / units.of(Unit::Requests) }
     }
@@ -290,9 +292,13 @@ fn runs_backwards(old: &Counters, new: &Counters) -> bool {
         || new.throttled.values().sum::<u64>() < old.throttled.values().sum::<u64>()
 }
 
-fn interpolate(history: &VecDeque<(MonoTime, UnitCounts)>, unit: Unit, at: MonoTime) -> f64 {
+fn slot(unit: Unit) -> usize {
+    Unit::ALL.into_iter().position(|one| one == unit).unwrap_or(0)
+}
+
+fn interpolate(history: &VecDeque<(MonoTime, Units)>, slot: usize, at: MonoTime) -> f64 {
     let after = history.partition_point(|(t, _)| *t <= at);
-    let point = |i: usize| history.get(i).map(|(t, units)| (*t, units.of(unit)));
+    let point = |i: usize| history.get(i).map(|(t, units)| (*t, units[slot]));
     let (left, right) = match after {
         0 => return point(0).map_or(0.0, |(_, units)| units),
         n if n < history.len() => (point(n - 1), point(n)),

@@ -1,0 +1,193 @@
+//! From a response on: its head is read at once, and the permit goes with its body until that ends.
+//!
+//! Usage is read from the frames as they pass, each handed on in the poll in which it came: nothing is buffered, held
+//! back or changed.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use reqwest::{Body, Response};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::Permit;
+use crate::provider::{BODY_BYTES_MAX, Head, UsageReader};
+
+/// How long a refusal's body is waited for; error bodies come with their heads.
+const BODY_WAIT_MAX: Duration = Duration::from_millis(500);
+
+impl Permit {
+    /// Learns from a response's head, and gives the response back with the permit in its body: it ends, settled with the
+    /// usage that the answer told, when the body ends or is dropped. Frames are handed on as they come, unchanged.
+    ///
+    /// Only an error whose body tells what it means is waited for, a moment, and then handed on with it.
+    pub async fn attach(mut self, response: Response) -> Response {
+        let dialect = self.dialect();
+        let status = response.status().as_u16();
+        let observation = self.observe(&Head { status, headers: response.headers() });
+        let url = response.url().clone();
+        let parts: http::Response<Body> = response.into();
+        let (parts, body) = parts.into_parts();
+        let mut body = HeldBody { ahead: VecDeque::new(), rest: Some(body), flight: None };
+        if dialect.body_tells(status) {
+            // The caller gets the head late by this, if the body dawdles.
+            let told = timeout(BODY_WAIT_MAX, body.read_ahead()).await;
+            let bytes = body.bytes_ahead();
+            debug!(status, bytes = bytes.len(), in_time = told.is_ok(), "the provider refused");
+            self.conclude(&dialect.refine(observation, &bytes));
+        } else {
+            self.conclude(&observation);
+        }
+        if body.rest.is_some() {
+            body.flight = Some(Flight { permit: self, usage: usage_reader(&parts.headers) });
+        }
+        rebuilt(parts, Body::wrap(body), &url)
+    }
+}
+
+fn usage_reader(headers: &HeaderMap) -> UsageReader {
+    let plain = !headers.contains_key(http::header::CONTENT_ENCODING);
+    let form = headers.get(http::header::CONTENT_TYPE).filter(|_| plain);
+    UsageReader::new(form.and_then(|form| form.to_str().ok()))
+}
+
+/// A request in flight.
+struct Flight {
+    permit: Permit,
+    usage: UsageReader,
+}
+
+impl Flight {
+    fn landed(self) {
+        let Self { mut permit, usage } = self;
+        if usage.overloaded() {
+            permit.overloaded();
+        }
+        match usage.usage() {
+            Some(usage) => permit.settle(usage),
+            // What it used is not known: what was reserved stands.
+            None => drop(permit),
+        }
+    }
+}
+
+/// The body of a request in flight.
+struct HeldBody {
+    /// Read already, to be handed on as it came.
+    ahead: VecDeque<Result<Frame<Bytes>, reqwest::Error>>,
+    /// Gone when it has been read to its end.
+    rest: Option<Body>,
+    /// Lands with the last frame, whatever becomes of the body then.
+    flight: Option<Flight>,
+}
+
+impl Drop for HeldBody {
+    fn drop(&mut self) {
+        self.land();
+    }
+}
+
+impl HeldBody {
+    /// Reads the rest as far as it can matter. Cancel-safe.
+    async fn read_ahead(&mut self) {
+        let mut bytes = 0;
+        while let Some(rest) = &mut self.rest
+            && bytes < BODY_BYTES_MAX
+        {
+            match poll_fn(|context| Pin::new(&mut *rest).poll_frame(context)).await {
+                Some(frame) => {
+                    bytes += frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
+                    if frame.is_err() || rest.is_end_stream() {
+                        self.rest = None;
+                    }
+                    self.ahead.push_back(frame);
+                }
+                None => self.rest = None,
+            }
+        }
+    }
+
+    fn bytes_ahead(&self) -> Vec<u8> {
+        let frames = self.ahead.iter().filter_map(|frame| frame.as_ref().ok().and_then(Frame::data_ref));
+        frames.flat_map(|data| data.iter().copied()).collect()
+    }
+
+    fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, reqwest::Error>>> {
+        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+        let polled = Pin::new(&mut *rest).poll_frame(context);
+        if let (Poll::Ready(Some(Ok(frame))), Some(flight)) = (&polled, &mut self.flight)
+            && let Some(data) = frame.data_ref()
+        {
+            flight.usage.feed(data);
+        }
+        let over = matches!(polled, Poll::Ready(None | Some(Err(_)))) || (polled.is_ready() && rest.is_end_stream());
+        if over {
+            self.rest = None;
+            self.land();
+        }
+        polled
+    }
+
+    fn land(&mut self) {
+        if let Some(flight) = self.flight.take() {
+            flight.landed();
+        }
+    }
+}
+
+impl HttpBody for HeldBody {
+    type Data = Bytes;
+    type Error = reqwest::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, reqwest::Error>>> {
+        match self.ahead.pop_front() {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None => self.poll_rest(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ahead.is_empty() && self.rest.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let ahead: u64 = self.ahead.iter().flatten().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        let rest = self.rest.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint);
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + ahead);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + ahead);
+        }
+        hint
+    }
+}
+
+/// A response with its URL, which the conversion would lose.
+fn rebuilt(parts: http::response::Parts, body: Body, url: &reqwest::Url) -> Response {
+    use reqwest::ResponseBuilderExt;
+    let mut rebuilt = http::Response::builder().url(url.clone()).body(body);
+    if let Ok(response) = &mut rebuilt {
+        *response.status_mut() = parts.status;
+        *response.version_mut() = parts.version;
+        *response.headers_mut() = parts.headers;
+        response.extensions_mut().extend(parts.extensions);
+    }
+    rebuilt.map_or_else(
+        |_| {
+            // Cannot be, the URL was one already; but if it is, it must not look like an answer.
+            let mut broken = http::Response::new(Body::default());
+            *broken.status_mut() = http::StatusCode::BAD_GATEWAY;
+            Response::from(broken)
+        },
+        Response::from,
+    )
+}

@@ -51,9 +51,7 @@ const HEADERS: [(&str, &str); 14] = [
 ];
 
 fn events() -> Vec<Bytes> {
-    let event = |name: &str, rest: &str| {
-        Bytes::from(format!("event: {name}\ndata: {{\"type\":\"{name}\"{rest}}}\n\n"))
-    };
+    let event = |name: &str, rest: &str| Bytes::from(format!("event: {name}\ndata: {{\"type\":\"{name}\"{rest}}}\n\n"));
     let start = r#","message":{"id":"m","content":[],"usage":{"input_tokens":500,"output_tokens":1}}"#;
     let delta = r#","index":0,"delta":{"type":"text_delta","text":"as many words as go into one event"}"#;
     let end = r#","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":180}"#;
@@ -97,7 +95,8 @@ fn provider(events: Arc<Vec<Bytes>>) -> String {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             told.send(format!("http://{}", listener.local_addr().expect("bound"))).expect("the bench waits");
             let answer = move || {
-                let answer = HEADERS.iter().fold(Response::builder(), |answer, (name, value)| answer.header(*name, *value));
+                let answer =
+                    HEADERS.iter().fold(Response::builder(), |answer, (name, value)| answer.header(*name, *value));
                 let body = Events { events: events.clone(), next: 0, paused: false };
                 std::future::ready(answer.body(Body::new(body)).expect("a response"))
             };
@@ -137,7 +136,12 @@ async fn first_event_us(http: &ClientWithMiddleware, url: &str, body: &str, expe
 }
 
 fn percentile(sorted: &[f64], part: f64) -> f64 {
-    #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss, reason = "thousands")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "thousands"
+    )]
     let at = (part * sorted.len() as f64) as usize;
     sorted[at.min(sorted.len() - 1)]
 }

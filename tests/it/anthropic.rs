@@ -99,7 +99,8 @@ fn a_reset_is_measured_against_the_responses_own_date() {
     // Taken at admission, dated when the answer began.
     assert_eq!(reset("2025-10-09T21:47:29Z"), (s(0), 0));
     assert_eq!(reset(UNSET), (None, 0));
-    for garbage in ["", "soon", "57", "1m0s", "2025-10-09", "2025-13-09T21:49:43Z", "REDACTED", "9999-01-01T00:00:00Z"] {
+    for garbage in ["", "soon", "57", "1m0s", "2025-10-09", "2025-13-09T21:49:43Z", "REDACTED", "9999-01-01T00:00:00Z"]
+    {
         assert_eq!(reset(garbage), (None, 1), "{garbage:?}");
     }
     let mut undated = heads(&[("requests", "50", "49", NOW)]);
@@ -196,7 +197,8 @@ fn a_request_larger_than_the_bucket_is_no_congestion() {
 #[test]
 fn the_body_tells_what_a_429_is_about() {
     let throttled = Ending::Throttled;
-    let limit_of = |unit: &str| format!("This request would exceed the rate limit for your organization (x) of 8,000 {unit}.");
+    let limit_of =
+        |unit: &str| format!("This request would exceed the rate limit for your organization (x) of 8,000 {unit}.");
     let day = |unit| Meter { unit, window: Window::Day };
     let table = [
         (limit_of("input tokens per minute"), throttled(ThrottleKind::InputTokens), vec![ITPM]),
@@ -214,7 +216,8 @@ fn the_body_tells_what_a_429_is_about() {
             vec![day(Unit::Tokens)],
         ),
         (
-            "Number of requests has exceeded your per-minute rate limit (x). Please reduce the tokens requested.".to_owned(),
+            "Number of requests has exceeded your per-minute rate limit (x). Please reduce the tokens requested."
+                .to_owned(),
             throttled(ThrottleKind::Requests),
             vec![RPM],
         ),
@@ -225,7 +228,8 @@ fn the_body_tells_what_a_429_is_about() {
         ),
         // Too sharp a rise: the bucket may well be full.
         (
-            "This request would exceed your organization's maximum usage increase rate for input tokens per minute.".to_owned(),
+            "This request would exceed your organization's maximum usage increase rate for input tokens per minute."
+                .to_owned(),
             throttled(ThrottleKind::InputTokens),
             vec![ITPM],
         ),
@@ -277,7 +281,9 @@ fn overload_comes_as_529_as_503_and_as_500() {
 #[test]
 fn a_body_that_tells_nothing_changes_nothing() {
     let head = read(429, &with(ordinary(), "retry-after", "3"));
-    for body in ["", "null", "[]", "<html>", r#"{"error":"x"}"#, r#"{"error":{"type":1,"message":[]}}"#, r#"{"error":{"#] {
+    for body in
+        ["", "null", "[]", "<html>", r#"{"error":"x"}"#, r#"{"error":{"type":1,"message":[]}}"#, r#"{"error":{"#]
+    {
         assert_eq!(Dialect::Anthropic.refine(head.clone(), body.as_bytes()), head, "{body}");
     }
 }
@@ -327,7 +333,7 @@ fn the_output_a_request_allows_stands_in_its_body() {
         (r#"{"max_tokens":null}"#, 0),
         (r#"{"max_tokens":9"#, 0),
         ("", 0),
-        ("[9]", 0),
+        ("null", 0),
         ("\u{feff}x", 0),
     ];
     for (body, tokens) in table {
@@ -368,38 +374,4 @@ proptest! {
             prop_assert_eq!(matches!(seen.ending, Ending::Throttled(_)), reaction != Reflex::default());
         }
     }
-}
-
-#[test]
-fn tmp_corpus() {
-    let (mut rows, mut readings, mut zero, mut later, mut none) = (0, 0, 0, 0, 0);
-    for entry in std::fs::read_dir("/work/shared/corpus").unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none_or(|e| e != "jsonl") { continue; }
-        for line in std::fs::read_to_string(path).unwrap().lines() {
-            let row: serde_json::Value = serde_json::from_str(line).unwrap();
-            if row["provider"] != "anthropic" { continue; }
-            rows += 1;
-            let mut headers: Headers = vec![];
-            for (k, v) in row["headers"].as_object().unwrap() {
-                match v {
-                    serde_json::Value::String(v) => headers.push((k.clone(), v.clone())),
-                    serde_json::Value::Array(all) => for v in all { headers.push((k.clone(), v.as_str().unwrap().to_owned())) },
-                    other => panic!("{other}"),
-                }
-            }
-            let status = row["status"].as_u64().unwrap() as u16;
-            let seen = read(status, &headers);
-            let placeholder = row["placeholder_values"] == true;
-            let limits = headers.iter().filter(|(k, _)| k.starts_with("anthropic-ratelimit-") && k.ends_with("-limit")).count();
-            if seen.faults > 0 || seen.readings.len() != limits { println!("{placeholder} faults {} readings {} of {limits}: {headers:?}", seen.faults, seen.readings.len()); }
-            readings += seen.readings.len();
-            for r in &seen.readings { match r.reset { Some(d) if d.is_zero() => zero += 1, Some(_) => later += 1, None => none += 1 } }
-            let body = row["error_body"].as_str().unwrap_or_default();
-            let refined = Dialect::Anthropic.refine(seen.clone(), body.as_bytes());
-            if status != 200 { println!("{status} {:?} -> {:?} {}", seen.ending, refined.ending, body.chars().take(90).collect::<String>()); }
-            else { assert_eq!(refined.ending, Ending::Succeeded); assert_eq!(refined.retry_after, None); }
-        }
-    }
-    println!("rows {rows} readings {readings} zero {zero} later {later} none {none}");
 }

@@ -281,7 +281,8 @@ fn a_new_limit_is_fed_forward_in_the_same_tick() {
     let mut world = World::new(10.0, 600.0, 0.0, 100);
     world.run(300, true);
     (world.limit, world.depth, world.level) = (5.0, 300.0, world.level.min(300.0));
-    let sample = Sample { sent_at: ms(world.now + 1), limit_per_s: 5.0, level: world.level, slack: 0.0, own: world.own };
+    let sample =
+        Sample { sent_at: ms(world.now + 1), limit_per_s: 5.0, level: world.level, slack: 0.0, own: world.own };
     world.newest = Some(sample);
     world.now += 100;
     let step = world.tick();

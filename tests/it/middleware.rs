@@ -301,9 +301,7 @@ async fn streaming(content_type: &'static str) -> (String, Frames) {
     let answer = move || {
         let mut body = receiver.lock().take().expect("asked once");
         let stream = futures_stream(move |cx| body.poll_recv(cx));
-        async move {
-            Response::builder().header("content-type", content_type).body(Body::new(stream)).expect("a response")
-        }
+        async move { Response::builder().header("content-type", content_type).body(Body::new(stream)).expect("a response") }
     };
     (serve(Router::new().route("/", post(answer))).await, sender)
 }
@@ -374,7 +372,8 @@ async fn what_an_answer_did_not_use_is_there_for_the_next_request() {
     let (url, frames) = streaming("text/event-stream").await;
     let full = Thresholds { concurrency: Some(100), ..rates(&[(OTPM, 6e6, 100_000.0)]) };
     let stage = Stage::open_with(Dialect::Anthropic, &[("acme", full)]).await;
-    // A full bucket, into which hardly anything flows from here on.
+    drop(stage.pool.admit(&tenant("acme"), Cost::request(0, 0)).await.expect("the bucket is there, and full"));
+    // Hardly anything flows in from here on.
     let still = Thresholds { concurrency: Some(100), ..rates(&[(OTPM, 1.0, 100_000.0)]) };
     stage.regrant("acme", still.clone()).await;
     stage.enforced("acme", &still).await;
@@ -389,7 +388,7 @@ async fn what_an_answer_did_not_use_is_there_for_the_next_request() {
     };
     let (text, ()) = tokio::join!(answer.text(), sending);
     assert_eq!(text.expect("whole"), all);
-    large().await.expect("99,990 are left");
+    drop(large().await.expect("99,990 are left"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -401,7 +400,8 @@ async fn a_caller_that_drops_a_stream_midway_lands_it_and_what_was_reserved_stan
         send(&frames, events[0]).await;
         receive(&mut answer, events[0]).await;
         drop(answer);
-        let told = stage.reported("acme", "landed", |told| told.in_flight == 0 && told.counters.sent == 1).await.counters;
+        let told =
+            stage.reported("acme", "landed", |told| told.in_flight == 0 && told.counters.sent == 1).await.counters;
         assert_eq!((told.settled, told.taken()), (told.reserved, told.reserved), "{dialect}");
         eventually("the provider sees that nobody reads", || frames.is_closed()).await;
     }
@@ -417,7 +417,8 @@ async fn a_stream_that_breaks_midway_breaks_for_the_caller_and_what_was_reserved
         receive(&mut answer, events[0]).await;
         frames.send(Err(std::io::Error::other("cut"))).await.expect("somebody reads");
         assert!(timeout(PATIENCE, answer.chunk()).await.expect("at once").is_err(), "{dialect}");
-        let told = stage.reported("acme", "landed", |told| told.in_flight == 0 && told.counters.sent == 1).await.counters;
+        let told =
+            stage.reported("acme", "landed", |told| told.in_flight == 0 && told.counters.sent == 1).await.counters;
         assert_eq!((told.settled, told.taken()), (told.reserved, told.reserved), "{dialect}");
         assert_eq!((told.succeeded, told.throttled.len()), (1, 0), "{dialect}");
     }
@@ -474,7 +475,8 @@ async fn a_whole_answer_settles_by_what_it_tells_and_an_error_gives_its_output_b
         let stage = Stage::open_with(Dialect::Anthropic, &[("acme", wide())]).await;
         let answer = limited(&stage).post(&url).body(ask(4_096)).send().await.expect("answers");
         assert_eq!((answer.status().as_u16(), answer.text().await.expect("whole")), (status, body));
-        let told = stage.reported("acme", "landed", |told| told.in_flight == 0 && told.counters.sent == 1).await.counters;
+        let told =
+            stage.reported("acme", "landed", |told| told.in_flight == 0 && told.counters.sent == 1).await.counters;
         assert_eq!((told.taken().input_tokens, told.taken().output_tokens), taken, "{status}");
         assert_eq!(told.throttled.keys().next().copied(), kind, "{status}");
     }

@@ -20,8 +20,7 @@ const ANTHROPIC_STREAM: &str = "event: message_start\r\ndata: {\"type\":\"messag
     event: message_delta\r\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":15}}\r\n\r\n\
     event: message_stop\r\ndata: {\"type\":\"message_stop\"}\r\n\r\n";
 
-const OVERLOADED: &str =
-    "event: error\ndata: {\"type\": \"error\", \"error\": {\"type\": \"overloaded_error\", \"message\": \"Overloaded\"}}\n\n";
+const OVERLOADED: &str = "event: error\ndata: {\"type\": \"error\", \"error\": {\"type\": \"overloaded_error\", \"message\": \"Overloaded\"}}\n\n";
 
 fn whole(form: Option<&str>, text: &str) -> UsageReader {
     let mut reader = UsageReader::new(form);
@@ -174,7 +173,9 @@ fn looked_up(body: &Value) -> Option<Usage> {
     let count = |place: &str, names: &[&str]| {
         names.iter().filter_map(|name| body.pointer(&format!("{place}/{name}")).and_then(Value::as_u64)).max()
     };
-    let input = ["/usage", "/response/usage", "/message/usage"].iter().filter_map(|at| count(at, &["input_tokens", "prompt_tokens"]));
+    let input = ["/usage", "/response/usage", "/message/usage"]
+        .iter()
+        .filter_map(|at| count(at, &["input_tokens", "prompt_tokens"]));
     let output = ["/usage", "/response/usage"].iter().filter_map(|at| count(at, &["output_tokens"]));
     Some(Usage { input_tokens: input.max()?, output_tokens: output.max()? })
 }

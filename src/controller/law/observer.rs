@@ -126,7 +126,8 @@ impl Observer {
         let wanted_level = (self.burst / 2.0).min(GUARD_S * limit + self.blur());
         let used = if self.burst > GUARD_S * limit { 1.0 } else { SHALLOW_USE };
         let excess = self.level_at(now, own_now) - wanted_level;
-        (used * limit - self.others_per_s + LEVEL_GAIN * sharpness(&self.last) * excess).clamp(0.05 * limit, 2.0 * limit)
+        (used * limit - self.others_per_s + LEVEL_GAIN * sharpness(&self.last) * excess)
+            .clamp(0.05 * limit, 2.0 * limit)
     }
 
     /// How far the level and its estimate can lie apart unseen, in units: a rounding up, and one down.

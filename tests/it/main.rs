@@ -11,6 +11,7 @@
 #![allow(clippy::too_many_lines, reason = "a story is told in one piece, a table of cases too")]
 
 mod admission;
+mod anthropic;
 mod anthropic_emulator;
 mod apportion;
 mod architecture;
@@ -33,4 +34,5 @@ mod shares;
 mod store;
 mod streams;
 mod telemetry;
+mod usage;
 mod world;

@@ -31,9 +31,12 @@ fn wide() -> Thresholds {
     Thresholds { concurrency: Some(100), ..rates(&[(RPM, 60e6, 60e6), (TPM, 60e9, 60e9)]) }
 }
 
+fn http() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().expect("an HTTP client")
+}
+
 fn limited(stage: &Stage) -> ClientWithMiddleware {
-    let http = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
-    ClientBuilder::new(http).with(Limited::new(stage.pool.clone(), tenant("acme"))).build()
+    ClientBuilder::new(http()).with(Limited::new(stage.pool.clone(), tenant("acme"))).build()
 }
 
 async fn emulator(requests_per_minute: u64) -> String {
@@ -79,7 +82,7 @@ async fn an_answer_is_handed_on_as_it_came_and_its_url_too() {
     let url = serve(Router::new().route("/a", get(answer))).await;
     let stage = Stage::open(&[("acme", wide())]).await;
     let url = format!("{url}/a?b=c");
-    let plain = reqwest::get(&url).await.expect("answers");
+    let plain = http().get(&url).send().await.expect("answers");
     let ours = limited(&stage).get(&url).send().await.expect("answers");
     assert_eq!((ours.status(), ours.version(), ours.url()), (plain.status(), plain.version(), plain.url()));
     assert_eq!((ours.url().as_str(), ours.remote_addr()), (url.as_str(), plain.remote_addr()));

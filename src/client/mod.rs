@@ -4,6 +4,66 @@
 //! at once what a provider refused, and reports what it saw to the leader. It never deletes a shared key, and it goes
 //! on with what it has when store or leader are gone.
 //!
+//! # With the middleware
+//!
+//! Admission, response heads, 429s, usage and the permit's life are taken care of, of streamed answers too:
+//!
+//! ```no_run
+//! # async fn run(store: std::sync::Arc<dyn tidegate::store::Store>) -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//!
+//! use tidegate::client::{Client, ClientParams, Limited, PoolParams, Refusal};
+//! use tidegate::provider::Dialect;
+//! use tidegate::quota::TenantId;
+//! use tidegate::telemetry::Telemetry;
+//!
+//! let params = ClientParams::new(vec![PoolParams::new("claude-sonnet".parse()?, Dialect::Anthropic)]);
+//! let client = Client::start(params, store, Arc::new(Telemetry::new())).await;
+//! let limited = Limited::new(client.pool("claude-sonnet")?, "acme".parse()?);
+//! let http = reqwest_middleware::ClientBuilder::new(reqwest::Client::new()).with(limited).build();
+//!
+//! let body = r#"{"model":"claude-sonnet-4-5","max_tokens":200,"stream":true,"messages":[…]}"#;
+//! // Another tenant's request through the same client:
+//! let globex: TenantId = "globex".parse()?;
+//! match http.post("https://api.anthropic.com/v1/messages").with_extension(globex).body(body).send().await {
+//!     Ok(mut answer) => {
+//!         // In flight until the stream ends, or the answer is dropped.
+//!         while let Some(events) = answer.chunk().await? {
+//!             println!("{} bytes", events.len());
+//!         }
+//!     }
+//!     Err(error) => match Refusal::of(&error) {
+//!         Some(Refusal::WaitUntil { after, .. }) => println!("try again in {after:?}"),
+//!         Some(Refusal::Never(never)) => println!("not at this size: it {never}"),
+//!         None => return Err(error.into()),
+//!     },
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! # By hand
+//!
+//! [`Pool::admit`] gives a [`Permit`]; with reqwest, [`Permit::attach`] does the rest; with another HTTP library,
+//! [`Permit::observe`] the head, [`Permit::conclude`] and [`Permit::settle`] it:
+//!
+//! ```no_run
+//! # async fn run(pool: tidegate::client::Pool) -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
+//!
+//! let request = reqwest::Client::new().post("https://api.openai.com/v1/chat/completions").body("{…}").build()?;
+//! let permit = pool.admit_within(&"acme".parse()?, pool.cost_of(&request), Duration::from_secs(2)).await?;
+//! let answer = permit.attach(reqwest::Client::new().execute(request).await?).await;
+//! println!("{}", answer.text().await?);
+//! # Ok(()) }
+//! ```
+//!
+//! # What holds when
+//!
+//! Until a controller has granted anything, [`PoolParams::bootstrap`] holds: one request at a time, 10 a minute, unless you say
+//! otherwise. [`Pool::tuning`] tells what is enforced now, [`Pool::traffic`] what this process did and is doing.
+//!
+//! # Within
+//!
 //! ```text
 //! store ─► drive ─► session ─► member (PoolView) ─► swap ─► admission ─► Permit ─► middleware
 //!            └──► report ─► leader ─► shares ─► member                      └──► reflex holds

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use super::Bucket;
 use crate::clock::MonoTime;
 use crate::plan::Rate;
-use crate::quota::{Cost, Meter};
+use crate::quota::{Cost, Meter, Unit};
 
 /// One meter of a member's limits.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -97,7 +97,8 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// A limiter whose buckets start with one second of rate.
+    /// A limiter whose buckets start with one second of rate, and with one request at the least: the first call of a
+    /// process need not wait for one.
     #[must_use]
     pub fn new(limits: &Limits, now: MonoTime) -> Self {
         let mut limiter = Self {
@@ -109,6 +110,9 @@ impl Limiter {
             admitted: 0,
         };
         limiter.retune(limits, now);
+        for (_, metered) in limiter.meters.iter_mut().filter(|(meter, _)| meter.unit == Unit::Requests) {
+            metered.bucket.give_back((1.0 - metered.bucket.level_at(now)).max(0.0), now);
+        }
         limiter
     }
 

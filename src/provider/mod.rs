@@ -7,6 +7,32 @@
 //! Nothing here fails: an unreadable header is counted in [`Observation::faults`] and otherwise as if it were not
 //! there. Header names and meanings: <https://developers.openai.com/api/docs/guides/rate-limits>; `Retry-After`:
 //! RFC 9110 §10.2.3; status 429: RFC 6585 §4.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use tidegate::clock::MonoTime;
+//! use tidegate::observation::Ending;
+//! use tidegate::provider::{Dialect, Head, reflex};
+//! use tidegate::quota::{Cost, Meter};
+//!
+//! let mut headers = http::HeaderMap::new();
+//! headers.insert("x-ratelimit-limit-requests", "60".parse()?);
+//! headers.insert("x-ratelimit-remaining-requests", "0".parse()?);
+//! headers.insert("x-ratelimit-reset-requests", "59.75s".parse()?);
+//! headers.insert("retry-after-ms", "750".parse()?);
+//!
+//! let seen = Dialect::OpenAi.read(&Head { status: 429, headers: &headers }, MonoTime::from_millis(0));
+//! let reading = &seen.readings[0];
+//! assert_eq!((reading.meter, reading.limit), (Meter::REQUESTS_PER_MINUTE, Some(60.0)));
+//! // Nothing remains, but the reset tells that a quarter of a request does.
+//! assert_eq!(reading.level, Some(0.25));
+//! assert!(matches!(seen.ending, Ending::Throttled(_)));
+//! // What a member does at once: hold that meter for as long as it was asked, not until the bucket is full.
+//! let hold = reflex(Dialect::OpenAi, &seen, &Cost::request(100, 0)).holds[0];
+//! assert_eq!((hold.meter, hold.for_at_least), (Meter::REQUESTS_PER_MINUTE, Duration::from_millis(750)));
+//! # Ok::<(), http::header::InvalidHeaderValue>(())
+//! ```
 
 mod anthropic;
 mod duration;

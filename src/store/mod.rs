@@ -7,6 +7,27 @@
 //! How to follow a set of keys: [`Source::list`], then [`Source::watch`] from the listing's revision + 1. When a watch
 //! ends, **list again and diff**: the revision of the last event is no place to resume, because the selects of one
 //! watch are delivered independently of each other, and one revision may come in several messages.
+//!
+//! An override, written from code; with [`EtcdStore`] it would reach every member:
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use tidegate::plan::keyspace::{Key, Keyspace};
+//! use tidegate::plan::{Action, Override, Target};
+//! use tidegate::quota::TenantId;
+//! use tidegate::store::{MemoryStore, Select, Source, Store, Txn};
+//!
+//! let store = MemoryStore::new();
+//! let acme: Target = "acme".parse::<TenantId>()?.into();
+//! let record = Override::new(Action::Scale(0.5)).by("deploy").because("half for the night").to_json(&acme)?;
+//! let key = Keyspace::default().key(&Key::Override("openai-gpt4o".parse()?, acme));
+//! store.commit(Txn::put(key.clone(), record)).await?;
+//!
+//! let found = store.list(&[Select::Key(key)]).await?;
+//! assert_eq!(found.entries[0].value, br#"{"scale":0.5,"by":"deploy","reason":"half for the night"}"#);
+//! # Ok(()) }
+//! ```
 
 mod etcd;
 mod memory;

@@ -15,7 +15,7 @@ use crate::quota::PoolId;
 use crate::sim::emulator::EmulatorState;
 use crate::sim::process::{Process, ProcessError};
 use crate::sim::seat::Swept;
-use crate::sim::{Etcd, Seat, etcdctl};
+use crate::sim::{Etcd, Seat};
 use crate::store::{EtcdStore, Select, Source, StoreError};
 
 const POOL: &str = "demo";
@@ -186,8 +186,8 @@ impl Stage {
 
     /// Runs etcdctl as an operator would; returns the command.
     async fn etcdctl(&self, args: &[&str]) -> Result<String, StageError> {
-        let mut command = Command::new(etcdctl()?);
-        command.env("ETCDCTL_API", "3").args(["--endpoints", self.etcd.endpoint()]).args(args);
+        let mut command = self.etcd.etcdctl()?;
+        command.args(args);
         let quoted: Vec<String> =
             args.iter().map(|arg| if arg.contains('"') { format!("'{arg}'") } else { (*arg).to_owned() }).collect();
         let shown = format!("etcdctl --endpoints {} {}", self.etcd.endpoint(), quoted.join(" "));

@@ -1,11 +1,15 @@
 //! The commands.
 
+mod check;
+mod completions;
 mod demo;
 mod emulate;
+mod help;
 mod run;
+mod schema;
 mod signals;
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -27,7 +31,7 @@ enum Failure {
 
 /// Adaptive limit controller for services that share LLM provider accounts.
 #[derive(Debug, Parser)]
-#[command(name = "tidegate", version, about)]
+#[command(name = "tidegate", version, about, after_long_help = help::TIDEGATE)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -36,11 +40,23 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the controller: read reports, compute thresholds, publish them.
+    #[command(long_about = help::RUN_ABOUT, after_long_help = help::RUN)]
     Run(run::RunArgs),
+    /// Check a configuration: all its mistakes, or what it says.
+    #[command(long_about = help::CHECK_ABOUT, after_long_help = help::CHECK)]
+    Check(check::CheckArgs),
+    /// Print the configuration's JSON schema for editors, or a reference of every key.
+    #[command(long_about = help::SCHEMA_ABOUT, after_long_help = help::SCHEMA)]
+    Schema(schema::SchemaArgs),
     /// Emulate an LLM provider: real limits, real headers, real 429s.
+    #[command(long_about = help::EMULATE_ABOUT, after_long_help = help::EMULATE)]
     Emulate(emulate::EmulateArgs),
     /// Show the closed loop with real processes, in about a minute.
+    #[command(long_about = help::DEMO_ABOUT, after_long_help = help::DEMO)]
     Demo(demo::DemoArgs),
+    /// Print completions for a shell.
+    #[command(long_about = help::COMPLETIONS_ABOUT, after_long_help = help::COMPLETIONS)]
+    Completions(completions::CompletionsArgs),
     /// One of the demo's services.
     #[command(hide = true)]
     DemoService(demo::ServiceArgs),
@@ -69,6 +85,9 @@ pub fn main() -> ExitCode {
     let outcome = runtime.block_on(async {
         match cli.command {
             Command::Run(args) => run::run(args).await,
+            Command::Check(args) => check::check(&args),
+            Command::Schema(args) => schema::schema(&args),
+            Command::Completions(args) => completions::completions(&args),
             Command::Emulate(args) => emulate::emulate(args).await,
             Command::Demo(args) => demo::demo(args).await,
             Command::DemoService(args) => demo::service(args).await,
@@ -77,6 +96,17 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failed(&failure),
+    }
+}
+
+/// Writes to stdout. Whoever closes it has read enough.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::Run(format!("cannot write to stdout: {error}")))
+        }
+        _ => Ok(()),
     }
 }
 

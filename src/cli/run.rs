@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::Failure;
 use super::signals::Signals;
+use super::{Failure, check};
 use crate::config::Config;
 use crate::controller::{Controller, ListenError};
 use crate::store::{EtcdStore, MemoryStore, Store};
@@ -23,7 +23,13 @@ pub(super) struct RunArgs {
 
 /// Runs the controller until a signal.
 pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
-    let config = Config::load(&args.config).map_err(|error| Failure::Usage(error.to_string()))?;
+    let config = Config::load(&args.config).map_err(|mistakes| {
+        eprintln!("{mistakes}");
+        Failure::Usage(format!("{}; the controller is not started", check::count(&mistakes)))
+    })?;
+    if !config.warnings.list.is_empty() {
+        eprintln!("{}", config.warnings);
+    }
     let mut signals = Signals::watch()?;
     let store: Arc<dyn Store> = if let Some(etcd) = &config.etcd {
         let store = EtcdStore::connect(&etcd.endpoints).await.map_err(|error| Failure::Usage(error.to_string()))?;

@@ -1,50 +1,88 @@
-//! What is wrong with a file: every mistake on a line of its own, with the line number and the key.
+//! What is wrong with a file: every mistake on a line of its own, with its place, the key and what is allowed.
 
 use std::fmt;
-use std::io;
 
-/// Why a configuration was not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file could not be read.
-    #[error("{file}: cannot be read: {source}")]
-    Read {
-        /// The file, as it was named.
-        file: String,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The file was read, and these are its mistakes.
-    #[error("{0}")]
-    Mistakes(Mistakes),
+use serde::Serialize;
+
+/// Whether a file with it is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// It is not.
+    Error,
+    /// It is, but somebody should look.
+    Warning,
 }
 
-/// One mistake: `config/tidegate.toml:12: pools.a.concurrency: found 0, expected …`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// One mistake: `config/tidegate.toml:12:15: pools.a.concurrency: found 0, expected …`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Mistake {
-    /// The line, from 1.
-    pub line: usize,
-    /// The key, dotted from the top of the file; empty for the file itself.
-    pub key: String,
-    /// What was found and what is allowed.
-    pub text: String,
-}
-
-/// All mistakes of a file, by line. Never empty in an error.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistakes {
     /// The file, as it was named.
     pub file: String,
-    /// The mistakes, by line.
+    /// The line, from 1; `None` when it is the file itself.
+    pub line: Option<usize>,
+    /// The column in characters, from 1.
+    pub column: Option<usize>,
+    /// Whether the file is taken in spite of it.
+    pub severity: Severity,
+    /// The key, dotted from the top of the file; empty for the file itself.
+    pub key: String,
+    /// What was found, as written.
+    pub found: Option<String>,
+    /// What is allowed.
+    pub expected: Option<String>,
+    /// What was probably meant: a name, a value, or the table where it belongs.
+    pub suggestion: Option<String>,
+    /// All of it in one sentence.
+    pub message: String,
+}
+
+/// The mistakes of a file, in the order of the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, thiserror::Error)]
+pub struct Mistakes {
+    /// The mistakes.
     pub list: Vec<Mistake>,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        for number in [self.line, self.column].into_iter().flatten() {
+            write!(f, ":{number}")?;
+        }
+        f.write_str(": ")?;
+        if self.severity == Severity::Warning {
+            f.write_str("warning: ")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.message)
+    }
 }
 
 impl fmt::Display for Mistakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, Mistake { line, key, text }) in self.list.iter().enumerate() {
-            let (newline, colon) = (if n > 0 { "\n" } else { "" }, if key.is_empty() { "" } else { ": " });
-            write!(f, "{newline}{}:{line}: {key}{colon}{text}", self.file)?;
+        for (n, mistake) in self.list.iter().enumerate() {
+            write!(f, "{}{mistake}", if n > 0 { "\n" } else { "" })?;
         }
         Ok(())
+    }
+}
+
+impl Mistakes {
+    /// How many keep the file from being taken.
+    #[must_use]
+    pub fn errors(&self) -> usize {
+        self.list.iter().filter(|mistake| mistake.severity == Severity::Error).count()
+    }
+}
+
+impl Mistake {
+    /// A mistake of the file as a whole.
+    pub(super) fn of_file(file: &str, message: String) -> Self {
+        let file = file.to_owned();
+        let (line, column, found, expected, suggestion) = (None, None, None, None, None);
+        Self { file, line, column, severity: Severity::Error, key: String::new(), found, expected, suggestion, message }
     }
 }

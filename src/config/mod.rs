@@ -1,26 +1,36 @@
 //! The configuration file: TOML in, each module's own `Params` out.
 //!
 //! *Why here*: this is the only module that knows them all; nothing but the command imports it. Every mistake is
-//! found in one run and named by file, line and key, with what was found and what is allowed. Unknown keys are
-//! mistakes, so that a misspelt limit cannot be silently absent. `config/tidegate.toml` documents each key.
+//! found in one run and named by file, line, column and key, with what was found, what is allowed and what was probably
+//! meant. Unknown keys are mistakes, so that a misspelt limit cannot be silently absent. `keys` has each key once; the
+//! reader, the [`schema()`] and the [`reference()`] are made from it.
 
 mod error;
+mod keys;
+mod names;
 mod pools;
+mod reference;
+mod schema;
 mod section;
+mod spec;
 
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::controller::Params;
 use crate::plan::keyspace::Keyspace;
-pub use error::{ConfigError, Mistake, Mistakes};
+pub use error::{Mistake, Mistakes, Severity};
+pub use reference::reference;
+pub use schema::schema;
 use section::{Document, Field, Section};
 
-/// Where the controller listens unless told otherwise.
-const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7676);
+/// Largest file that is read: room for 10,000 tenants with every key.
+pub const FILE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The controller's name when the machine has none.
 const NAME_DEFAULT: &str = "controller";
-const NAME_CHARS_MAX: usize = 128;
+/// Names standard input, as a file.
+const STDIN: &str = "-";
 
 /// A configuration that was checked.
 #[derive(Debug, Clone)]
@@ -29,6 +39,8 @@ pub struct Config {
     pub controller: Params,
     /// Where etcd is; `None` is the in-memory store of one process.
     pub etcd: Option<EtcdParams>,
+    /// What somebody should look at, though the file is taken.
+    pub warnings: Mistakes,
 }
 
 /// Where etcd is.
@@ -39,71 +51,87 @@ pub struct EtcdParams {
 }
 
 impl Config {
-    /// Reads and checks a file.
+    /// Reads and checks a file; `-` is standard input.
     ///
     /// # Errors
-    /// [`ConfigError`]: the file cannot be read, or it has mistakes: all of them.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let file = path.display().to_string();
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&file, &text),
-            Err(source) => Err(ConfigError::Read { file, source }),
+    /// [`Mistakes`]: all of them, or why the file cannot be read.
+    pub fn load(path: &Path) -> Result<Self, Mistakes> {
+        let name = if path == Path::new(STDIN) { "<stdin>".to_owned() } else { path.display().to_string() };
+        let bytes = read(path).map_err(|message| Mistakes { list: vec![Mistake::of_file(&name, message)] })?;
+        match String::from_utf8(bytes) {
+            Ok(text) => Self::parse(&name, &text),
+            Err(error) => {
+                let (good, bad) = error.as_bytes().split_at(error.utf8_error().valid_up_to());
+                let good = String::from_utf8_lossy(good);
+                let document = Document::new(&name, &good);
+                let byte = bad.first().copied().unwrap_or_default();
+                document
+                    .at(good.len()..good.len())
+                    .mistake(format!("found the byte 0x{byte:02x}, expected UTF-8 text"));
+                Err(document.end())
+            }
         }
     }
 
     /// Checks a file's text; `file` is how mistakes name it.
     ///
     /// # Errors
-    /// [`ConfigError::Mistakes`]: all of them.
-    pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
+    /// [`Mistakes`]: all of them.
+    pub fn parse(file: &str, text: &str) -> Result<Self, Mistakes> {
         let document = Document::new(file, text);
-        let config = config(document.root().map_err(ConfigError::Mistakes)?);
-        document.end().map_err(ConfigError::Mistakes)?;
-        Ok(config)
-    }
-}
-
-/// Reads the whole file. Once a mistake is noted, what it returns is not used.
-fn config(mut root: Section<'_>) -> Config {
-    let mut controller = Params {
-        name: hostname(),
-        listen: LISTEN_DEFAULT,
-        advertise_url: None,
-        keyspace: Keyspace::default(),
-        pools: pools::pools(&mut root),
-    };
-    if let Some(section) = root.take_section("controller") {
-        read_controller(section, &mut controller);
-    }
-    if let Some(section) = root.take_section("keys") {
-        controller.keyspace = keyspace(section).unwrap_or_default();
-    }
-    let etcd = root.take_section("etcd").map(etcd);
-    root.end();
-    Config { controller, etcd }
-}
-
-fn read_controller(mut section: Section<'_>, params: &mut Params) {
-    if let Some(field) = section.take("name") {
-        let good =
-            |name: &str| (1..=NAME_CHARS_MAX).contains(&name.chars().count()) && !name.chars().any(char::is_control);
-        let name = |name: &str| good(name).then(|| name.to_owned());
-        if let Some(name) = field.text("1–128 characters without control characters", name) {
-            params.name = name;
+        let config = config(document.root()?);
+        let mistakes = document.end();
+        match config {
+            Some(config) if mistakes.errors() == 0 => Ok(Self { warnings: mistakes, ..config }),
+            _ => Err(mistakes),
         }
     }
-    if let Some(field) = section.take("listen") {
-        params.listen = listen(&field).unwrap_or(LISTEN_DEFAULT);
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let unreadable = |error: io::Error| format!("cannot be read: {error}");
+    let mut bytes = Vec::new();
+    let most = u64::try_from(FILE_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
+    if path == Path::new(STDIN) {
+        io::stdin().lock().take(most).read_to_end(&mut bytes).map_err(unreadable)?;
+    } else {
+        let file = std::fs::File::open(path).map_err(unreadable)?;
+        if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            return Err("found a directory, expected a file".to_owned());
+        }
+        file.take(most).read_to_end(&mut bytes).map_err(unreadable)?;
     }
-    if let Some(field) = section.take("advertise_url") {
-        let url = |url: &str| is_http_url(url, true).then(|| url.to_owned());
-        params.advertise_url = field.text("an http:// or https:// URL, such as \"http://10.0.0.5:7676\"", url);
+    if bytes.len() > FILE_BYTES_MAX {
+        return Err(format!("found more than {FILE_BYTES_MAX} bytes, expected at most so many"));
     }
+    Ok(bytes)
+}
+
+/// Reads the whole file; `None` only with a mistake noted.
+fn config(mut root: Section<'_>) -> Option<Config> {
+    let controller = root.take(&keys::CONTROLLER).and_then(Field::section).map(controller);
+    let keyspace = root.take(&keys::KEYS).and_then(Field::section).map(keyspace);
+    let etcd = root.take(&keys::ETCD).and_then(Field::section).map(etcd);
+    let pools = root.take(&keys::POOLS).and_then(pools::pools);
+    root.end();
+    let (name, listen, advertise_url) = controller?;
+    let controller = Params { name, listen: listen?, advertise_url, keyspace: keyspace??, pools: pools? };
+    Some(Config { controller, etcd, warnings: Mistakes::default() })
+}
+
+fn controller(mut section: Section<'_>) -> (String, Option<SocketAddr>, Option<String>) {
+    let good =
+        |name: &str| (1..=keys::NAME_CHARS_MAX).contains(&name.chars().count()) && !name.chars().any(char::is_control);
+    let name = section.take(&keys::NAME).and_then(|field| field.text(|name| good(name).then(|| name.to_owned())));
+    let listen = section.take(&keys::LISTEN).and_then(|field| listen(&field));
+    let url = |url: &str| is_http_url(url, true).then(|| url.to_owned());
+    let advertise_url = section.take(&keys::ADVERTISE_URL).and_then(|field| field.text(url));
     section.end();
+    (name.unwrap_or_else(hostname), listen, advertise_url)
 }
 
 fn listen(field: &Field<'_>) -> Option<SocketAddr> {
-    let listen: SocketAddr = field.text("an address and port, such as \"127.0.0.1:7676\"", |text| text.parse().ok())?;
+    let listen: SocketAddr = field.text(|text| text.parse().ok())?;
     if !listen.ip().is_loopback() {
         field.place.expected(
             "a loopback address: reports are not authenticated yet, so whoever reaches this port could steer the limits",
@@ -113,32 +141,17 @@ fn listen(field: &Field<'_>) -> Option<SocketAddr> {
 }
 
 fn keyspace(mut section: Section<'_>) -> Option<Keyspace> {
-    let prefix = section.take("prefix");
+    let prefix = section.take(&keys::PREFIX);
     section.end();
-    let field = prefix?;
-    let expected =
-        "an absolute path of 2–128 printable ASCII characters without a trailing slash, such as \"/tidegate/v1\"";
-    field.text(expected, |prefix| Keyspace::new(prefix).ok())
+    prefix?.text(|prefix| Keyspace::new(prefix).ok())
 }
 
 fn etcd(mut section: Section<'_>) -> EtcdParams {
-    let place = section.place.clone();
-    let endpoints = section.take("endpoints");
+    let items = section.take(&keys::ENDPOINTS).and_then(Field::items);
     section.end();
-    let expected = "a list of URLs, such as [\"http://127.0.0.1:2379\"]";
-    let Some(field) = endpoints else {
-        place.mistake(format!("\"endpoints\" is missing; expected {expected}"));
-        return EtcdParams { endpoints: Vec::new() };
-    };
-    let at = field.place.clone();
-    let Some(items) = field.into_items(expected) else { return EtcdParams { endpoints: Vec::new() } };
-    if items.is_empty() {
-        at.expected(expected);
-    }
     // etcd-client is built without TLS.
     let url = |url: &str| is_http_url(url, false).then(|| url.to_owned());
-    let expected = "an http:// URL of host and port, such as \"http://127.0.0.1:2379\" (no TLS in this build)";
-    EtcdParams { endpoints: items.iter().filter_map(|item| item.text(expected, url)).collect() }
+    EtcdParams { endpoints: items.unwrap_or_default().iter().filter_map(|item| item.text(url)).collect() }
 }
 
 /// A URL of a server: a scheme, a host, no credentials, no query.

@@ -1,208 +1,170 @@
 //! The tables `[pools.<id>]`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
+use std::collections::BTreeMap;
 
-use serde::Deserialize;
-use serde::de::IntoDeserializer;
-use serde::de::value::{Error as ValueError, StrDeserializer};
-
+use super::keys;
+use super::names::Names;
 use super::section::{Field, Place, Section};
 use crate::controller::{PoolParams, TenantParams};
 use crate::plan::Rate;
-use crate::provider::Dialect;
 use crate::quota::{Meter, PoolId, QuotaError, TenantId};
 
-/// Seconds of its rate that a meter stores when no burst is given: long enough that members' reports and retunes
-/// do not starve a steady sender, short enough that a burst is no second helping of the window.
-const BURST_SECONDS: f64 = 3.0;
-/// No provider counts this high; the bound keeps sums exact.
-const UNITS_MAX: f64 = 1e12;
-const CONCURRENCY: RangeInclusive<u32> = 1..=1_000_000;
-const WEIGHT: RangeInclusive<f64> = 0.001..=1_000.0;
-const RATE: RangeInclusive<f64> = 0.001..=UNITS_MAX;
-const BURST: RangeInclusive<f64> = 1.0..=UNITS_MAX;
-const FLOOR: RangeInclusive<f64> = 0.0..=UNITS_MAX;
+/// What is written per meter, and where.
+type PerMeter<'a, T> = BTreeMap<Meter, (T, Place<'a>)>;
 
-const RATE_EXPECTED: &str = "a number from 0.001 to 1e12 (units per window)";
-
-/// Reads `pools`: at least one.
-pub(super) fn pools(root: &mut Section<'_>) -> Vec<PoolParams> {
-    let missing = "no pools; expected at least one table [pools.<id>] with a dialect and a capacity";
-    let Some(field) = root.take("pools") else {
-        root.place.mistake(missing);
-        return Vec::new();
-    };
-    let Some(section) = field.into_section("tables [pools.<id>]") else { return Vec::new() };
-    let place = section.place.clone();
-    let mut entries = section.entries().peekable();
-    if entries.peek().is_none() {
-        place.mistake(missing);
-    }
-    entries.filter_map(|(id, at, field)| pool(&id, &at, field)).collect()
+/// Reads `pools`.
+pub(super) fn pools(field: Field<'_>) -> Option<Vec<PoolParams>> {
+    let entries = field.entries()?;
+    Some(entries.into_iter().filter_map(|(id, at, field)| pool(&id, &at, field)).collect())
 }
 
-fn pool(id: &str, at: &Place<'_>, field: Field<'_>) -> Option<PoolParams> {
-    let id = id.parse::<PoolId>().map_err(|error| at.mistake(error.to_string())).ok();
-    let mut section = field.into_section("a table")?;
-    let dialect = if let Some(field) = section.take("dialect") {
-        dialect(&field)
-    } else {
-        at.mistake("\"dialect\" is missing; expected how the provider writes its limits, such as dialect = \"openai\"");
-        None
-    };
-    let expected = "a whole number from 1 to 1000000 (calls in flight)";
-    let concurrency =
-        section.take("concurrency").map(|field| (field.place.clone(), field.count(expected, &CONCURRENCY)));
-    let capacity = if let Some(field) = section.take("capacity") {
-        field.into_section("a table of meters").map(capacity)
-    } else {
-        at.mistake("\"capacity\" is missing; expected meters, such as capacity = { \"requests/minute\" = 600 }");
-        None
-    };
-    let meters = capacity.as_ref().and_then(|capacity| capacity.meters.clone());
-    let tenants = section.take_section("tenants").map(|section| tenants(section, meters.as_ref()));
-    let default_tenant = section.take_section("default").map(|section| tenant(section, meters.as_ref()));
+/// `None` only with a mistake noted.
+fn pool(name: &str, at: &Place<'_>, field: Field<'_>) -> Option<PoolParams> {
+    let refused = |error: QuotaError| at.name_refused(Names::Pools, name, &error.to_string());
+    let id = name.parse::<PoolId>().map_err(refused).ok();
+    let mut section = field.section()?;
+    let dialect = section.take(&keys::DIALECT).and_then(|field| field.text(|name| name.parse().ok()));
+    let concurrency = section.take(&keys::CONCURRENCY).map(|field| (field.count(), field.place));
+    let capacity = section.take(&keys::CAPACITY).and_then(Field::entries).map(capacity);
+    let meters = capacity.as_ref().and_then(|capacity| capacity.meters.as_deref());
+    let tenants = section.take(&keys::TENANTS).and_then(Field::entries).map(|entries| tenants(entries, meters));
+    let default = section.take(&keys::DEFAULT).and_then(Field::section).map(|section| tenant(section, meters));
     section.end();
+    let (capacity, tenants, default) = (capacity?, tenants?, default?);
     // One place each, or somebody would wait for ever.
-    let grantees = tenants.as_ref().map_or(0, BTreeMap::len) + 1;
-    if let Some((at, Some(places))) = &concurrency
+    let grantees = tenants.len() + 1;
+    if let Some((Some(places), at)) = &concurrency
         && usize::try_from(*places).is_ok_and(|places| places < grantees)
     {
-        at.mistake(format!(
-            "found {places}, expected at least {grantees} (one for each tenant and one for the default)"
-        ));
+        at.expected(&format!("at least {grantees} (one for each tenant and one for the default)"));
     }
+    let declared: BTreeMap<_, _> = tenants.into_iter().filter_map(|(id, params)| Some((id?, params?))).collect();
+    let all: Vec<&TenantParams> = declared.values().chain([&default]).collect();
+    floors_fit(&capacity.rates, &all);
     Some(PoolParams {
         id: id?,
         dialect: dialect?,
-        capacity: capacity?.rates,
-        concurrency: concurrency.and_then(|(_, places)| places),
-        tenants: tenants.unwrap_or_default(),
-        default_tenant: default_tenant.unwrap_or_default(),
+        capacity: capacity.rates.into_iter().map(|(meter, (rate, _))| (meter, rate)).collect(),
+        concurrency: concurrency.and_then(|(places, _)| places),
+        tenants: declared,
+        default_tenant: default,
     })
 }
 
-fn dialect(field: &Field<'_>) -> Option<Dialect> {
-    let named = field.text("the name of a dialect, such as \"openai\"", |name| Some(name.to_owned()))?;
-    let deserializer: StrDeserializer<'_, ValueError> = named.as_str().into_deserializer();
-    // serde's message lists the dialects there are: "unknown variant `x`, expected …".
-    let refused = |error: ValueError| {
-        let text = error.to_string();
-        field.place.expected(text.split_once(", expected ").map_or(&text, |(_, known)| known));
-    };
-    Dialect::deserialize(deserializer).map_err(refused).ok()
+/// Warns of floors that add up to more than the capacity: all would shrink in proportion.
+fn floors_fit(rates: &PerMeter<'_, Rate>, tenants: &[&TenantParams]) {
+    for (meter, (rate, at)) in rates {
+        let sum: f64 = tenants.iter().filter_map(|tenant| tenant.floor.get(meter)).sum();
+        if sum > rate.rate {
+            at.warning(&format!("at least {sum}, the sum of the floors; with less, all floors shrink in proportion"));
+        }
+    }
 }
 
 /// What a pool's `capacity` says.
-struct Capacity {
-    rates: BTreeMap<Meter, Rate>,
+struct Capacity<'a> {
+    rates: PerMeter<'a, Rate>,
     /// The meters named, with a good value or not; `None` when a name could not be read.
-    meters: Option<BTreeSet<Meter>>,
+    meters: Option<Vec<Meter>>,
 }
 
-fn capacity(section: Section<'_>) -> Capacity {
-    let place = section.place.clone();
-    let mut capacity = Capacity { rates: BTreeMap::new(), meters: Some(BTreeSet::new()) };
-    let mut empty = true;
-    for (name, at, field) in section.entries() {
-        empty = false;
-        let Some(meter) = meter(&name, &at) else {
-            capacity.meters = None;
-            continue;
-        };
-        if let Some(meters) = &mut capacity.meters
-            && !meters.insert(meter)
-        {
-            at.mistake(format!("the meter {meter} is given twice"));
-        }
+fn capacity<'a>(entries: Vec<(String, Place<'a>, Field<'a>)>) -> Capacity<'a> {
+    let mut rates = PerMeter::new();
+    let named = entries.len();
+    let mut meters: Vec<Meter> = Vec::new();
+    for_each_meter(entries, |meter, _, field| {
+        meters.push(meter);
+        let place = field.place.clone();
         if let Some(rate) = rate(meter, field) {
-            capacity.rates.insert(meter, rate);
+            rates.insert(meter, (rate, place));
         }
-    }
-    if empty {
-        place.mistake("no meters; expected at least one, such as \"requests/minute\" = 600");
-    }
-    capacity
+    });
+    let meters = (meters.len() == named).then_some(meters);
+    Capacity { rates, meters }
 }
 
-fn meter(name: &str, at: &Place<'_>) -> Option<Meter> {
-    if name == "concurrency" {
-        at.mistake("concurrency is no meter; expected it as a key of the pool itself");
-        return None;
+/// Reads the names of entries whose keys are meters. Mistakes are noted: what is no meter, and what is given twice.
+fn for_each_meter<'a>(
+    entries: Vec<(String, Place<'a>, Field<'a>)>,
+    mut read: impl FnMut(Meter, &Place<'a>, Field<'a>),
+) {
+    let mut seen: BTreeMap<Meter, Place<'a>> = BTreeMap::new();
+    for (name, at, field) in entries {
+        if name == keys::CONCURRENCY.name {
+            at.mistake("concurrency is no meter, expected it as a key of the pool itself");
+            continue;
+        }
+        match name.parse::<Meter>() {
+            Ok(meter) => {
+                if let Some(first) = seen.get(&meter) {
+                    at.mistake(format!("the meter {meter} is given twice, first on line {}", first.line()));
+                }
+                read(meter, &at, field);
+                seen.entry(meter).or_insert(at);
+            }
+            Err(error) => at.name_refused(Names::Meters, &name, &error.to_string()),
+        }
     }
-    name.parse().map_err(|error: QuotaError| at.mistake(error.to_string())).ok()
 }
 
 /// `600`, or `{ rate = 600, burst = 30 }`.
 fn rate(meter: Meter, field: Field<'_>) -> Option<Rate> {
+    let default_burst = |rate| (meter.per_second(rate) * keys::BURST_SECONDS).max(1.0);
     if !field.is_table() {
-        let rate = field.number(&format!("{RATE_EXPECTED}, or {{ rate, burst }}"), &RATE)?;
-        return Some(Rate { rate, burst: default_burst(meter, rate) });
+        let rate = field.number()?;
+        return Some(Rate { rate, burst: default_burst(rate) });
     }
-    let mut section = field.into_section("a table")?;
-    let rate = if let Some(field) = section.take("rate") {
-        field.number(RATE_EXPECTED, &RATE)
-    } else {
-        section.place.mistake(format!("\"rate\" is missing; expected {RATE_EXPECTED}"));
-        None
-    };
-    let burst = section.take("burst").map(|field| field.number("a number from 1 to 1e12 (units)", &BURST));
+    let mut section = field.section()?;
+    let rate = section.take(&keys::RATE).and_then(|field| field.number());
+    let burst = section.take(&keys::BURST).map(|field| field.number());
     section.end();
     let rate = rate?;
-    Some(Rate { rate, burst: burst.unwrap_or_else(|| Some(default_burst(meter, rate)))? })
+    Some(Rate { rate, burst: burst.unwrap_or_else(|| Some(default_burst(rate)))? })
 }
 
-fn default_burst(meter: Meter, rate: f64) -> f64 {
-    (meter.per_second(rate) * BURST_SECONDS).max(1.0)
-}
-
-fn tenants(section: Section<'_>, meters: Option<&BTreeSet<Meter>>) -> BTreeMap<TenantId, TenantParams> {
-    let entry = |(name, at, field): (String, Place<'_>, Field<'_>)| {
-        let id = name.parse::<TenantId>().map_err(|error| at.mistake(error.to_string())).ok();
-        let params = tenant(field.into_section("a table")?, meters);
-        Some((id?, params))
+/// Every tenant, those with mistakes too, so that they can be counted.
+fn tenants(
+    entries: Vec<(String, Place<'_>, Field<'_>)>,
+    meters: Option<&[Meter]>,
+) -> Vec<(Option<TenantId>, Option<TenantParams>)> {
+    let read = |(name, at, field): (String, Place<'_>, Field<'_>)| {
+        let refused = |error: QuotaError| at.name_refused(Names::Tenants, &name, &error.to_string());
+        (name.parse().map_err(refused).ok(), field.section().map(|section| tenant(section, meters)))
     };
-    section.entries().filter_map(entry).collect()
+    entries.into_iter().map(read).collect()
 }
 
-fn tenant(mut section: Section<'_>, meters: Option<&BTreeSet<Meter>>) -> TenantParams {
-    let weight = section.take("weight").and_then(|field| field.number("a number from 0.001 to 1000", &WEIGHT));
-    let floor = section.take_section("floor");
-    let floor = floor.map(|table| bounds(table, meters, "a number from 0 to 1e12 (units per window)", &FLOOR));
-    let ceiling = section.take_section("ceiling");
-    let ceiling = ceiling.map(|table| bounds(table, meters, RATE_EXPECTED, &RATE)).unwrap_or_default();
+fn tenant(mut section: Section<'_>, meters: Option<&[Meter]>) -> TenantParams {
     let mut params = TenantParams::default();
-    for (meter, (floor, at)) in floor.unwrap_or_default() {
-        if let Some((ceiling, _)) = ceiling.get(&meter).filter(|(ceiling, _)| floor > *ceiling) {
+    if let Some(weight) = section.take(&keys::WEIGHT).and_then(|field| field.number()) {
+        params.weight = weight;
+    }
+    let mut bounds = |key| section.take(key).and_then(Field::entries).map(|entries| bounds(entries, meters));
+    let floors = bounds(&keys::FLOOR).unwrap_or_default();
+    let ceilings = bounds(&keys::CEILING).unwrap_or_default();
+    for (meter, (floor, at)) in floors {
+        if let Some((ceiling, _)) = ceilings.get(&meter).filter(|(ceiling, _)| floor > *ceiling) {
             at.expected(&format!("at most the ceiling, {ceiling}"));
         }
         params.floor.insert(meter, floor);
     }
-    params.ceiling = ceiling.into_iter().map(|(meter, (ceiling, _))| (meter, ceiling)).collect();
+    params.ceiling = ceilings.into_iter().map(|(meter, (ceiling, _))| (meter, ceiling)).collect();
     section.end();
-    params.weight = weight.unwrap_or(params.weight);
     params
 }
 
 /// Reads a floor or ceiling: numbers per meter that the pool has.
-fn bounds<'a>(
-    section: Section<'a>,
-    meters: Option<&BTreeSet<Meter>>,
-    expected: &str,
-    range: &RangeInclusive<f64>,
-) -> BTreeMap<Meter, (f64, Place<'a>)> {
-    let mut bounds = BTreeMap::new();
-    for (name, at, field) in section.entries() {
-        let Some(meter) = meter(&name, &at) else { continue };
+fn bounds<'a>(entries: Vec<(String, Place<'a>, Field<'a>)>, meters: Option<&[Meter]>) -> PerMeter<'a, f64> {
+    let mut bounds = PerMeter::new();
+    for_each_meter(entries, |meter, at, field| {
         if let Some(meters) = meters.filter(|meters| !meters.contains(&meter)) {
             let has: Vec<String> = meters.iter().map(Meter::to_string).collect();
-            at.mistake(format!("the pool's capacity has no such meter; expected one of: {}", has.join(", ")));
+            let has = has.join(", ");
+            at.mistake(format!("the pool's capacity has no such meter, expected one of: {has}"));
         }
-        let Some(bound) = field.number(expected, range) else { continue };
-        if bounds.insert(meter, (bound, field.place)).is_some() {
-            at.mistake(format!("the meter {meter} is given twice"));
+        if let Some(bound) = field.number() {
+            bounds.insert(meter, (bound, field.place));
         }
-    }
+    });
     bounds
 }

@@ -2,15 +2,17 @@
 
 use std::path::Path;
 
-use tidegate::config::{Config, ConfigError};
+use tidegate::config::{Config, Mistakes, reference};
+use tidegate::controller::TenantParams;
 use tidegate::plan::Rate;
+use tidegate::plan::keyspace::Keyspace;
 use tidegate::provider::Dialect;
 use tidegate::quota::Meter;
 
 /// A good pool, on lines 1–3; mistakes in tests begin below it.
 const POOL: &str = "[pools.a]\ndialect = \"openai\"\ncapacity = { \"requests/minute\" = 600 }\n";
 
-fn parse(text: &str) -> Result<Config, ConfigError> {
+fn parse(text: &str) -> Result<Config, Mistakes> {
     Config::parse("t.toml", text)
 }
 
@@ -35,7 +37,7 @@ fn a_concurrency_below_one_for_each_tenant_is_a_mistake() {
     let error = Config::parse("t.toml", text).expect_err("three share two places").to_string();
     assert!(
         error.contains(
-            "t.toml:3: pools.p.concurrency: found 2, expected at least 3 (one for each tenant and one for the default)"
+            "t.toml:3:15: pools.p.concurrency: found 2, expected at least 3 (one for each tenant and one for the default)"
         ),
         "{error}"
     );
@@ -60,16 +62,44 @@ fn the_shipped_file_loads_and_says_what_it_says() {
 }
 
 #[test]
-fn the_shipped_file_loads_with_every_key_that_it_comments_out() {
+fn the_shipped_file_loads_with_the_table_that_it_comments_out() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/tidegate.toml");
     let text = std::fs::read_to_string(path).expect("is there");
-    let keys = ["# name =", "# advertise_url =", "# [etcd]", "# endpoints ="];
+    let keys = ["# [etcd]", "# endpoints ="];
     assert!(keys.iter().all(|key| text.contains(key)));
     let text = keys.iter().fold(text, |text, key| text.replace(key, &key[2..]));
-    let config = parse(&text).expect("loads");
+    assert_eq!(parse(&text).expect("loads").etcd.expect("has a table").endpoints, ["http://127.0.0.1:2379"]);
+}
+
+/// The reader refuses a key that it does not ask for, so every key of the table is one that it reads.
+#[test]
+fn the_reference_loads_and_each_of_its_values_is_read() {
+    let config = parse(&reference()).expect("loads as it is");
+    assert_eq!(config.warnings, Mistakes::default());
     assert_eq!(config.controller.name, "controller-a");
+    assert_eq!(config.controller.listen.to_string(), "127.0.0.1:7676");
     assert_eq!(config.controller.advertise_url.as_deref(), Some("http://127.0.0.1:7676"));
+    assert_eq!(config.controller.keyspace, Keyspace::default());
     assert_eq!(config.etcd.expect("has a table").endpoints, ["http://127.0.0.1:2379"]);
+    let pool = &config.controller.pools[0];
+    assert_eq!((pool.id.as_str(), pool.dialect, pool.concurrency), ("openai-gpt4o", Dialect::OpenAi, Some(64)));
+    assert_eq!(pool.capacity[&Meter::TOKENS_PER_MINUTE], Rate { rate: 150_000.0, burst: 30_000.0 });
+    for tenant in [&pool.tenants["acme"], &pool.default_tenant] {
+        assert_eq!((tenant.weight, tenant.floor[&Meter::REQUESTS_PER_MINUTE]), (3.0, 60.0));
+        assert_eq!(tenant.ceiling[&Meter::REQUESTS_PER_MINUTE], 400.0);
+    }
+}
+
+#[test]
+fn an_absent_key_means_its_default() {
+    let config = parse(POOL).expect("good");
+    assert_eq!(config.controller.listen.to_string(), "127.0.0.1:7676");
+    assert_eq!(config.controller.keyspace, Keyspace::default());
+    assert!(!config.controller.name.is_empty());
+    assert_eq!((config.controller.advertise_url, config.etcd), (None, None));
+    let pool = &config.controller.pools[0];
+    assert_eq!((pool.concurrency, pool.tenants.len()), (None, 0));
+    assert_eq!(pool.default_tenant, TenantParams::default());
 }
 
 #[test]
@@ -89,47 +119,85 @@ fn a_file_that_is_not_there_is_named() {
 
 #[test]
 fn a_file_without_pools_is_refused() {
-    let expected = ["t.toml:1: no pools; expected at least one table [pools.<id>] with a dialect and a capacity"];
-    assert_eq!(mistakes(""), expected);
-    let expected = "t.toml:1: pools: no pools; expected at least one table [pools.<id>] with a dialect and a capacity";
-    assert_eq!(mistakes("[pools]"), [expected]);
+    let expected = "expected at least one table [pools.<id>] with a dialect and a capacity";
+    let example = "pools = { openai = { dialect = \"openai\", capacity = { \"requests/minute\" = 600 } } }";
+    assert_eq!(mistakes(""), [format!("t.toml:1:1: \"pools\" is missing, {expected}, such as {example}")]);
+    assert_eq!(mistakes("[pools]"), [format!("t.toml:1:1: pools: found [pools], {expected}")]);
 }
 
 #[test]
-fn text_that_is_no_toml_is_refused_at_its_line() {
-    assert_eq!(after_pool("[etcd\n"), "t.toml:4: not TOML: unclosed table, expected `]`");
-    assert_eq!(after_pool("[pools.a]\n"), "t.toml:4: not TOML: duplicate key");
+fn text_that_is_no_toml_is_refused_at_each_line() {
+    assert_eq!(after_pool("[etcd\n"), "t.toml:4:6: not TOML: found [etcd: unclosed table, expected `]`");
+    assert_eq!(after_pool("[pools.a]\n"), "t.toml:4:8: not TOML: found [pools.a]: duplicate key");
+    assert_eq!(
+        mistakes("listen = localhost\nrequests/minute = 5\nname =\n"),
+        [
+            "t.toml:1:10: not TOML: found listen = localhost: string values must be quoted, expected quotes, a number, \
+             true, false, [ or {",
+            "t.toml:2:9: not TOML: found requests/minute = 5: invalid unquoted key, expected letters, digits, - and _, \
+             or quotes, such as \"requests/minute\"",
+            "t.toml:3:7: not TOML: found name =: no value, expected one after the =",
+        ]
+    );
 }
 
 #[test]
 fn an_unknown_key_is_named_with_its_nearest_neighbour() {
     assert_eq!(
         after_pool("[pools.a.tenants.acme]\nwieght = 3\n"),
-        "t.toml:5: pools.a.tenants.acme.wieght: unknown key; did you mean \"weight\"? Allowed: ceiling, floor, weight"
+        "t.toml:5:1: pools.a.tenants.acme.wieght: unknown key, expected weight, floor or ceiling; did you mean \
+         \"weight\"?"
     );
-    assert_eq!(after_pool("[metrics]\n"), "t.toml:4: metrics: unknown key; allowed: controller, etcd, keys, pools");
+    assert_eq!(after_pool("[metrics]\n"), "t.toml:4:2: metrics: unknown key, expected controller, keys, etcd or pools");
+}
+
+#[test]
+fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
+    let unknown = "unknown key, expected dialect, concurrency, capacity, tenants or default";
+    let found =
+        mistakes(&POOL.replace("dialect", "weight = 2\nfloors = 3\n\"tokens/minute\" = 4\nlisten = 5\ndialect"));
+    assert_eq!(
+        found,
+        [
+            format!(
+                "t.toml:2:1: pools.a.weight: {unknown}; \"weight\" belongs in [pools.<id>.tenants.<name>] or \
+                 [pools.<id>.default]"
+            ),
+            format!(
+                "t.toml:3:1: pools.a.floors: {unknown}; \"floor\" belongs in [pools.<id>.tenants.<name>] or \
+                 [pools.<id>.default]"
+            ),
+            format!("t.toml:4:1: pools.a.\"tokens/minute\": {unknown}; a meter belongs in capacity"),
+            format!("t.toml:5:1: pools.a.listen: {unknown}; \"listen\" belongs in [controller]"),
+        ]
+    );
+    assert_eq!(
+        mistakes("[pools]\ndialect = \"openai\"\n"),
+        ["t.toml:2:11: pools.dialect: found \"openai\", expected a table; \"dialect\" belongs in [pools.<id>]"]
+    );
 }
 
 #[test]
 fn numbers_out_of_range_are_refused_with_the_range() {
     assert_eq!(
         after_pool("[pools.a.default]\nweight = -1\n"),
-        "t.toml:5: pools.a.default.weight: found -1, expected a number from 0.001 to 1000"
+        "t.toml:5:10: pools.a.default.weight: found -1, expected a number from 0.001 to 1000"
     );
     assert_eq!(
         after_pool("[pools.a.default]\nweight = nan\n"),
-        "t.toml:5: pools.a.default.weight: found nan, expected a number from 0.001 to 1000"
+        "t.toml:5:10: pools.a.default.weight: found nan, expected a number from 0.001 to 1000"
     );
     assert_eq!(
         mistakes(&POOL.replace("dialect", "concurrency = 0\ndialect")),
-        ["t.toml:2: pools.a.concurrency: found 0, expected a whole number from 1 to 1000000 (calls in flight)"]
+        ["t.toml:2:15: pools.a.concurrency: found 0, expected a whole number from 1 to 1000000 (calls in flight)"]
     );
     assert_eq!(
         mistakes(&POOL.replace("600", "{ rate = inf, burst = 0.5 }")),
         [
-            "t.toml:3: pools.a.capacity.\"requests/minute\".burst: found 0.5, expected a number from 1 to 1e12 (units)",
-            "t.toml:3: pools.a.capacity.\"requests/minute\".rate: found inf, expected a number from 0.001 to 1e12 \
+            "t.toml:3:43: pools.a.capacity.\"requests/minute\".rate: found inf, expected a number from 0.001 to 1e12 \
              (units per window)",
+            "t.toml:3:56: pools.a.capacity.\"requests/minute\".burst: found 0.5, expected a number from 1 to 1e12 \
+             (units)",
         ]
     );
 }
@@ -138,49 +206,71 @@ fn numbers_out_of_range_are_refused_with_the_range() {
 fn values_of_another_type_are_refused_as_written() {
     assert_eq!(
         mistakes(&POOL.replace("600", "\"many\"")),
-        ["t.toml:3: pools.a.capacity.\"requests/minute\": found \"many\", expected a number from 0.001 to 1e12 \
+        ["t.toml:3:34: pools.a.capacity.\"requests/minute\": found \"many\", expected a number from 0.001 to 1e12 \
           (units per window), or { rate, burst }"]
     );
-    assert_eq!(after_pool("[pools]\nb = 5\n"), "t.toml:5: pools.b: found 5, expected a table");
+    assert_eq!(after_pool("[pools]\nb = 5\n"), "t.toml:5:5: pools.b: found 5, expected a table");
+    assert_eq!(
+        after_pool("[pools.a.default]\nweight = \"2\"\n"),
+        "t.toml:5:10: pools.a.default.weight: found \"2\", expected a number from 0.001 to 1000; did you mean 2?"
+    );
 }
 
 #[test]
 fn an_unknown_dialect_is_refused_with_those_there_are() {
-    let found = mistakes(&POOL.replace("\"openai\"", "\"opnai\"")).concat();
-    assert!(found.starts_with("t.toml:2: pools.a.dialect: found \"opnai\", expected "), "{found}");
-    assert!(found.contains("`openai`"), "{found}");
+    assert_eq!(
+        mistakes(&POOL.replace("\"openai\"", "\"opnai\"")),
+        ["t.toml:2:11: pools.a.dialect: found \"opnai\", expected \"openai\" or \"anthropic\"; did you mean \
+          \"openai\"?"]
+    );
+    let names: Vec<String> = Dialect::ALL.iter().map(|dialect| format!("\"{dialect}\"")).collect();
+    let found = mistakes(&POOL.replace("\"openai\"", "7")).concat();
+    assert_eq!(found, format!("t.toml:2:11: pools.a.dialect: found 7, expected {}", names.join(" or ")));
 }
 
 #[test]
 fn a_pool_without_dialect_or_capacity_is_refused() {
+    let meters = "at least one meter, for each a number from 0.001 to 1e12 (units per window), or { rate, burst }";
     assert_eq!(
         mistakes("\n[pools.a]\n"),
         [
-            "t.toml:2: pools.a: \"capacity\" is missing; expected meters, such as capacity = { \"requests/minute\" = 600 }",
-            "t.toml:2: pools.a: \"dialect\" is missing; expected how the provider writes its limits, such as \
-             dialect = \"openai\"",
+            "t.toml:2:1: pools.a: \"dialect\" is missing, expected \"openai\" or \"anthropic\", such as \
+             dialect = \"openai\""
+                .to_owned(),
+            format!(
+                "t.toml:2:1: pools.a: \"capacity\" is missing, expected {meters}, such as capacity = \
+                 {{ \"requests/minute\" = 600, \"tokens/minute\" = {{ rate = 150000, burst = 30000 }} }}"
+            ),
         ]
     );
     let empty = "[pools.a]\ndialect = \"openai\"\ncapacity = {}\n";
-    let expected = "t.toml:3: pools.a.capacity: no meters; expected at least one, such as \"requests/minute\" = 600";
-    assert_eq!(mistakes(empty), [expected]);
+    assert_eq!(mistakes(empty), [format!("t.toml:3:12: pools.a.capacity: found {{}}, expected {meters}")]);
+}
+
+#[test]
+fn a_misspelt_key_is_not_missing_too() {
+    assert_eq!(
+        mistakes(&POOL.replace("dialect", "dialct")),
+        ["t.toml:2:1: pools.a.dialct: unknown key, expected dialect, concurrency, capacity, tenants or default; did \
+          you mean \"dialect\"?"]
+    );
 }
 
 #[test]
 fn a_meter_that_is_none_is_refused_with_the_way_to_write_one() {
     assert_eq!(
         mistakes(&POOL.replace("requests/minute", "rpm")),
-        ["t.toml:3: pools.a.capacity.rpm: meter \"rpm\": expected <unit>/<window> with unit requests, tokens, \
+        ["t.toml:3:14: pools.a.capacity.rpm: meter \"rpm\": expected <unit>/<window> with unit requests, tokens, \
           input_tokens or output_tokens and window second, minute, hour, day, month or <n>s, for example \
-          \"requests/minute\""]
+          \"requests/minute\"; did you mean \"requests/minute\"?"]
     );
     assert_eq!(
         mistakes(&POOL.replace("\"requests/minute\"", "concurrency")),
-        ["t.toml:3: pools.a.capacity.concurrency: concurrency is no meter; expected it as a key of the pool itself"]
+        ["t.toml:3:14: pools.a.capacity.concurrency: concurrency is no meter, expected it as a key of the pool itself"]
     );
     assert_eq!(
         mistakes(&POOL.replace("= 600", "= 600, \"requests/60s\" = 600")),
-        ["t.toml:3: pools.a.capacity.\"requests/60s\": the meter requests/minute is given twice"]
+        ["t.toml:3:39: pools.a.capacity.\"requests/60s\": the meter requests/minute is given twice, first on line 3"]
     );
 }
 
@@ -188,12 +278,12 @@ fn a_meter_that_is_none_is_refused_with_the_way_to_write_one() {
 fn floors_and_ceilings_are_of_the_pools_meters_and_do_not_cross() {
     assert_eq!(
         after_pool("[pools.a.tenants.acme]\nceiling = { \"tokens/minute\" = 5 }\n"),
-        "t.toml:5: pools.a.tenants.acme.ceiling.\"tokens/minute\": the pool's capacity has no such meter; expected one \
+        "t.toml:5:13: pools.a.tenants.acme.ceiling.\"tokens/minute\": the pool's capacity has no such meter, expected one \
          of: requests/minute"
     );
     assert_eq!(
         after_pool("[pools.a.default]\nfloor = { \"requests/minute\" = 9 }\nceiling = { \"requests/minute\" = 8.5 }\n"),
-        "t.toml:5: pools.a.default.floor.\"requests/minute\": found 9, expected at most the ceiling, 8.5"
+        "t.toml:5:31: pools.a.default.floor.\"requests/minute\": found 9, expected at most the ceiling, 8.5"
     );
 }
 
@@ -202,11 +292,11 @@ fn names_that_are_not_allowed_are_refused() {
     let rule = "expected 1–64 of a–z, 0–9, '.', '_', '-', beginning with a letter or digit";
     assert_eq!(
         mistakes(&POOL.replace("pools.a", "pools.GPT")),
-        [format!("t.toml:1: pools.GPT: pool id \"GPT\": {rule}")]
+        [format!("t.toml:1:8: pools.GPT: pool id \"GPT\": {rule}; did you mean \"gpt\"?")]
     );
     assert_eq!(
         after_pool("[pools.a.tenants.\"\"]\n"),
-        "t.toml:4: pools.a.tenants.\"\": tenant id \"\": expected 1–128 bytes without control characters"
+        "t.toml:4:18: pools.a.tenants.\"\": tenant id \"\": expected 1–128 bytes without control characters"
     );
 }
 
@@ -214,12 +304,12 @@ fn names_that_are_not_allowed_are_refused() {
 fn listening_off_loopback_is_refused_with_the_reason() {
     assert_eq!(
         after_pool("[controller]\nlisten = \"0.0.0.0:7676\"\n"),
-        "t.toml:5: controller.listen: found \"0.0.0.0:7676\", expected a loopback address: reports are not authenticated \
+        "t.toml:5:10: controller.listen: found \"0.0.0.0:7676\", expected a loopback address: reports are not authenticated \
          yet, so whoever reaches this port could steer the limits"
     );
     assert_eq!(
         after_pool("[controller]\nlisten = \"localhost\"\n"),
-        "t.toml:5: controller.listen: found \"localhost\", expected an address and port, such as \"127.0.0.1:7676\""
+        "t.toml:5:10: controller.listen: found \"localhost\", expected an address and port, such as \"127.0.0.1:7676\""
     );
     assert!(parse(&format!("{POOL}[controller]\nlisten = \"[::1]:0\"\n")).is_ok());
 }
@@ -228,10 +318,10 @@ fn listening_off_loopback_is_refused_with_the_reason() {
 fn urls_and_prefixes_are_checked() {
     let expected = "expected an http:// or https:// URL, such as \"http://10.0.0.5:7676\"";
     let found = after_pool("[controller]\nadvertise_url = \"10.0.0.5\"\n");
-    assert_eq!(found, format!("t.toml:5: controller.advertise_url: found \"10.0.0.5\", {expected}"));
+    assert_eq!(found, format!("t.toml:5:17: controller.advertise_url: found \"10.0.0.5\", {expected}"));
     assert_eq!(
         after_pool("[keys]\nprefix = \"tidegate/\"\n"),
-        "t.toml:5: keys.prefix: found \"tidegate/\", expected an absolute path of 2–128 printable ASCII characters without \
+        "t.toml:5:10: keys.prefix: found \"tidegate/\", expected an absolute path of 2–128 printable ASCII characters without \
          a trailing slash, such as \"/tidegate/v1\""
     );
     let expected = "expected an http:// URL of host and port, such as \"http://127.0.0.1:2379\" (no TLS in this build)";
@@ -240,14 +330,50 @@ fn urls_and_prefixes_are_checked() {
             "{POOL}[etcd]\nendpoints = [\n  \"http://127.0.0.1:2379\",\n  \"https://b:2379\",\n  7,\n]\n"
         )),
         [
-            format!("t.toml:7: etcd.endpoints: found \"https://b:2379\", {expected}"),
-            format!("t.toml:8: etcd.endpoints: found 7, {expected}"),
+            format!("t.toml:7:3: etcd.endpoints: found \"https://b:2379\", {expected}"),
+            format!("t.toml:8:3: etcd.endpoints: found 7, {expected}"),
         ]
     );
-    let expected = "a list of URLs, such as [\"http://127.0.0.1:2379\"]";
-    assert_eq!(after_pool("[etcd]\n"), format!("t.toml:4: etcd: \"endpoints\" is missing; expected {expected}"));
-    let found = after_pool("[etcd]\nendpoints = []\n");
-    assert_eq!(found, format!("t.toml:5: etcd.endpoints: found [], expected {expected}"));
+    let expected = "expected a list of at least one URL";
+    assert_eq!(
+        after_pool("[etcd]\n"),
+        format!(
+            "t.toml:4:1: etcd: \"endpoints\" is missing, {expected}, such as endpoints = [\"http://127.0.0.1:2379\"]"
+        )
+    );
+    assert_eq!(after_pool("[etcd]\nendpoints = []\n"), format!("t.toml:5:13: etcd.endpoints: found [], {expected}"));
+}
+
+#[test]
+fn floors_above_the_capacity_are_a_warning() {
+    let text = format!(
+        "{POOL}[pools.a.tenants.b]\nfloor = {{ \"requests/60s\" = 500 }}\n[pools.a.default]\nfloor = {{ \
+         \"requests/minute\" = 101 }}\n"
+    );
+    let config = parse(&text).expect("a warning is no mistake");
+    assert_eq!(
+        config.warnings.to_string(),
+        "t.toml:3:34: warning: pools.a.capacity.\"requests/minute\": found 600, expected at least 601, the sum of the \
+         floors; with less, all floors shrink in proportion"
+    );
+    assert_eq!(parse(&text.replace("101", "100")).expect("fits").warnings, Mistakes::default());
+}
+
+#[test]
+fn the_listing_of_mistakes_is_bounded_and_says_so() {
+    let keys: Vec<String> = (0..1_200).map(|n| format!("k{n} = 1\n")).collect();
+    let found = mistakes(&format!("{}{POOL}", keys.concat()));
+    assert_eq!(found.len(), 1_001);
+    assert!(found[999].starts_with("t.toml:1000:1: k999: unknown key"), "{}", found[999]);
+    assert_eq!(found[1_000], "t.toml: too many mistakes; 200 more are not listed");
+}
+
+#[test]
+fn columns_count_characters() {
+    let found = mistakes(&POOL.replace("\"openai\"", "\"öpenäi\"").replace("dialect", "\"dialect\""));
+    assert!(found[0].starts_with("t.toml:2:13: "), "{found:?}");
+    let found = mistakes(&format!("{POOL}[pools.a.tenants]\n\"ö\" = {{ wieght = 1 }}\n"));
+    assert!(found[0].starts_with("t.toml:5:9: "), "{found:?}");
 }
 
 #[test]
@@ -256,7 +382,7 @@ fn all_mistakes_are_found_at_once_in_the_order_of_the_file() {
         "[pools.A]\ndialect = 1\nconcurency = 2\n[pools.A.capacity]\n\"requests/minute\" = 0\n[etcd]\nendpoint = 3\n";
     let mistakes = mistakes(text);
     let lines: Vec<&str> = mistakes.iter().map(|line| line.split(": ").next().expect("has one")).collect();
-    assert_eq!(lines, ["t.toml:1", "t.toml:2", "t.toml:3", "t.toml:5", "t.toml:6", "t.toml:7"], "{mistakes:#?}");
+    assert_eq!(lines, ["t.toml:1:8", "t.toml:2:11", "t.toml:3:1", "t.toml:5:21", "t.toml:7:1"], "{mistakes:#?}");
 }
 
 #[test]

@@ -1,0 +1,247 @@
+//! Every key of the file, once: its name, what it means, its range, its default, an example.
+
+use std::sync::LazyLock;
+
+use super::names::Names;
+use super::spec::{Absent, Key, Shape, Table, homes};
+use crate::provider::Dialect;
+
+/// No provider counts this high; the bound keeps sums exact.
+const UNITS_MAX: f64 = 1e12;
+/// Seconds of its rate that a meter stores when no burst is given: long enough that members' reports and retunes
+/// do not starve a steady sender, short enough that a burst is no second helping of the window.
+pub(super) const BURST_SECONDS: f64 = 3.0;
+/// Longest name of a controller.
+pub(super) const NAME_CHARS_MAX: usize = 128;
+/// An absent table is read as an empty one.
+const EMPTY: Absent = Absent::Reads("{}");
+
+static DIALECTS: [&str; Dialect::ALL.len()] = {
+    let mut names = [""; Dialect::ALL.len()];
+    let mut n = 0;
+    while n < names.len() {
+        names[n] = Dialect::ALL[n].as_str();
+        n += 1;
+    }
+    names
+};
+
+/// The whole file.
+pub(super) static ROOT: Table = Table { keys: &[&CONTROLLER, &KEYS, &ETCD, &POOLS] };
+
+/// Every key and the table that it belongs in.
+pub(super) static HOMES: LazyLock<Vec<(&str, String)>> = LazyLock::new(|| homes(&ROOT));
+
+// === [controller] ===
+
+pub(super) static CONTROLLER: Key = Key {
+    name: "controller",
+    doc: "The controller itself.",
+    shape: Shape::Table(&Table { keys: &[&NAME, &LISTEN, &ADVERTISE_URL] }),
+    absent: EMPTY,
+    example: "{ listen = \"127.0.0.1:7676\" }",
+};
+
+pub(super) static NAME: Key = Key {
+    name: "name",
+    doc: "Its name in the leader's key and in logs.",
+    shape: Shape::Text {
+        expected: "1–128 characters without control characters",
+        pattern: "^[^\\u0000-\\u001f\\u007f-\\u009f]{1,128}$",
+    },
+    absent: Absent::Means("this machine's host name"),
+    example: "\"controller-a\"",
+};
+
+pub(super) static LISTEN: Key = Key {
+    name: "listen",
+    doc: "Where members report and /metrics is served. Loopback only, since reports are not authenticated yet. \
+          Port 0 takes a free one.",
+    shape: Shape::Text {
+        expected: "an address and port, such as \"127.0.0.1:7676\"",
+        pattern: "^(127\\.[0-9]{1,3}\\.[0-9]{1,3}\\.[0-9]{1,3}|\\[[0-9a-fA-F:.]+\\]):[0-9]{1,5}$",
+    },
+    absent: Absent::Reads("\"127.0.0.1:7676\""),
+    example: "\"127.0.0.1:7676\"",
+};
+
+pub(super) static ADVERTISE_URL: Key = Key {
+    name: "advertise_url",
+    doc: "The URL that members are told to report to, when it is not the address above: a forwarded port, say.",
+    shape: Shape::Text {
+        expected: "an http:// or https:// URL, such as \"http://10.0.0.5:7676\"",
+        pattern: "^[hH][tT][tT][pP][sS]?://[^@?# ]+$",
+    },
+    absent: Absent::Means("http:// and the address it listens on"),
+    example: "\"http://127.0.0.1:7676\"",
+};
+
+// === [keys] ===
+
+pub(super) static KEYS: Key = Key {
+    name: "keys",
+    doc: "The keys in the store.",
+    shape: Shape::Table(&Table { keys: &[&PREFIX] }),
+    absent: EMPTY,
+    example: "{ prefix = \"/tidegate/v1\" }",
+};
+
+pub(super) static PREFIX: Key = Key {
+    name: "prefix",
+    doc: "Under which every key lives. Two installations on one etcd need two prefixes, and the services the same one \
+          as their controller.",
+    shape: Shape::Text {
+        expected: "an absolute path of 2–128 printable ASCII characters without a trailing slash, such as \
+                   \"/tidegate/v1\"",
+        pattern: "^/[\\x21-\\x7e]{0,126}[\\x21-\\x2e\\x30-\\x7e]$",
+    },
+    absent: Absent::Reads("\"/tidegate/v1\""),
+    example: "\"/tidegate/v1\"",
+};
+
+// === [etcd] ===
+
+pub(super) static ETCD: Key = Key {
+    name: "etcd",
+    doc: "Where grants, overrides and the leader's key live.",
+    shape: Shape::Table(&Table { keys: &[&ENDPOINTS] }),
+    absent: Absent::Means(
+        "all is kept in the memory of one process: enough to try it out, not for members in other processes",
+    ),
+    example: "{ endpoints = [\"http://127.0.0.1:2379\"] }",
+};
+
+pub(super) static ENDPOINTS: Key = Key {
+    name: "endpoints",
+    doc: "Client URLs of one etcd cluster.",
+    shape: Shape::List {
+        expected: "a list of at least one URL",
+        item: &Shape::Text {
+            expected: "an http:// URL of host and port, such as \"http://127.0.0.1:2379\" (no TLS in this build)",
+            pattern: "^[hH][tT][tT][pP]://[^@?# ]+$",
+        },
+    },
+    absent: Absent::Refused,
+    example: "[\"http://127.0.0.1:2379\"]",
+};
+
+// === [pools.<id>] ===
+
+pub(super) static POOLS: Key = Key {
+    name: "pools",
+    doc: "A pool is what one limit of the provider applies to: an account and a model, or a model family. Its id: 1-64 \
+          of a-z, 0-9, '.', '_', '-', beginning with a letter or digit; quoted if it has a dot.",
+    shape: Shape::Entries {
+        expected: "at least one table [pools.<id>] with a dialect and a capacity",
+        names: Names::Pools,
+        entry: &Shape::Table(&Table { keys: &[&DIALECT, &CONCURRENCY, &CAPACITY, &TENANTS, &DEFAULT] }),
+        least: 1,
+    },
+    absent: Absent::Refused,
+    example: "{ openai = { dialect = \"openai\", capacity = { \"requests/minute\" = 600 } } }",
+};
+
+pub(super) static DIALECT: Key = Key {
+    name: "dialect",
+    doc: "How the provider writes its limits in response headers.",
+    shape: Shape::OneOf(&DIALECTS),
+    absent: Absent::Refused,
+    example: "\"openai\"",
+};
+
+pub(super) static CONCURRENCY: Key = Key {
+    name: "concurrency",
+    doc: "Calls in flight at a time, over all tenants: one each (the default counts as one), the rest by weight. So \
+          not below the number of tenants and one.",
+    shape: Shape::Count { min: 1, max: 1_000_000, unit: "calls in flight" },
+    absent: Absent::Means("no limit"),
+    example: "64",
+};
+
+pub(super) static CAPACITY: Key = Key {
+    name: "capacity",
+    doc: "What the pool takes, as far as known before the provider has said anything; and the bound of what is granted \
+          when the controller is gone. A meter is \"<unit>/<window>\": unit requests, tokens (input and output \
+          together), input_tokens or output_tokens; window second, minute, hour, day, month (30 days), or <n>s for n \
+          from 1 to 86400 seconds. The quotes are needed, for the slash.",
+    shape: Shape::Entries {
+        expected: "at least one meter",
+        names: Names::Meters,
+        entry: &Shape::KeyOr(&RATE, &Table { keys: &[&RATE, &BURST] }),
+        least: 1,
+    },
+    absent: Absent::Refused,
+    example: "{ \"requests/minute\" = 600, \"tokens/minute\" = { rate = 150000, burst = 30000 } }",
+};
+
+pub(super) static RATE: Key = Key {
+    name: "rate",
+    doc: "What the meter gives in a window.",
+    shape: Shape::Number { min: 0.001, max: UNITS_MAX, unit: "units per window" },
+    absent: Absent::Refused,
+    example: "600",
+};
+
+pub(super) static BURST: Key = Key {
+    name: "burst",
+    doc: "What may be used at once after a quiet time. A request larger than its tenant's burst is admitted when the \
+          bucket is full, one at a time, and the rate pays it off.",
+    shape: Shape::Number { min: 1.0, max: UNITS_MAX, unit: "units" },
+    absent: Absent::Means("what the rate gives in 3 seconds, at least 1"),
+    example: "30",
+};
+
+pub(super) static TENANTS: Key = Key {
+    name: "tenants",
+    doc: "A tenant is whose traffic it is. Its name: 1-128 bytes without control characters, in quotes unless it is \
+          letters, digits, '_' and '-'. No tenants at all is allowed: then all traffic is of the default.",
+    shape: Shape::Entries {
+        expected: "tables [pools.<id>.tenants.<name>]",
+        names: Names::Tenants,
+        entry: &Shape::Table(&TENANT),
+        least: 0,
+    },
+    absent: EMPTY,
+    example: "{ acme = { weight = 3 } }",
+};
+
+pub(super) static DEFAULT: Key = Key {
+    name: "default",
+    doc: "The tenants that are not declared, all together: one share for them all, so that made-up names gain \
+          nothing. The same keys as a tenant's.",
+    shape: Shape::Table(&TENANT),
+    absent: EMPTY,
+    example: "{ weight = 0.5 }",
+};
+
+static TENANT: Table = Table { keys: &[&WEIGHT, &FLOOR, &CEILING] };
+
+pub(super) static WEIGHT: Key = Key {
+    name: "weight",
+    doc: "Its part in the division, against the other weights.",
+    shape: Shape::Number { min: 0.001, max: 1_000.0, unit: "" },
+    absent: Absent::Reads("1"),
+    example: "3",
+};
+
+pub(super) static FLOOR: Key = Key {
+    name: "floor",
+    doc: "What it gets before others get more, on meters of the capacity. When the floors together exceed the \
+          capacity, all shrink in proportion.",
+    shape: Shape::Entries {
+        expected: "meters of the capacity",
+        names: Names::Meters,
+        entry: &Shape::Number { min: 0.0, max: UNITS_MAX, unit: "units per window" },
+        least: 0,
+    },
+    absent: EMPTY,
+    example: "{ \"requests/minute\" = 60 }",
+};
+
+pub(super) static CEILING: Key = Key {
+    name: "ceiling",
+    doc: "What it never gets more than, on meters of the capacity; not below its floor.",
+    shape: Shape::Entries { expected: "meters of the capacity", names: Names::Meters, entry: &RATE.shape, least: 0 },
+    absent: EMPTY,
+    example: "{ \"requests/minute\" = 400, \"tokens/minute\" = 120000 }",
+};

@@ -1,0 +1,134 @@
+//! What a key can be: its shape, its range, what it means when it is absent. The data are in `keys`.
+//!
+//! *Why a table and not attributes*: three read it (the walker, the JSON schema and the reference file), so a key, its
+//! text and its range stand in the source once, and a key that one of them does not know cannot be.
+
+use super::names::Names;
+
+/// A table whose keys are known.
+pub(super) struct Table {
+    pub(super) keys: &'static [&'static Key],
+}
+
+/// A key.
+pub(super) struct Key {
+    pub(super) name: &'static str,
+    /// What it means, for whoever writes the file.
+    pub(super) doc: &'static str,
+    pub(super) shape: Shape,
+    pub(super) absent: Absent,
+    /// A good value, as TOML.
+    pub(super) example: &'static str,
+}
+
+/// What the absence of a key is.
+pub(super) enum Absent {
+    /// A mistake.
+    Refused,
+    /// The same as this value, as TOML.
+    Reads(&'static str),
+    /// Something that no value says.
+    Means(&'static str),
+}
+
+/// What a value can be.
+pub(super) enum Shape {
+    /// A number; the unit is for the reader, empty when it has none.
+    Number { min: f64, max: f64, unit: &'static str },
+    /// A whole number.
+    Count { min: u32, max: u32, unit: &'static str },
+    /// Text that code reads. The pattern is for editors: it takes all that the code takes, and little else.
+    Text { expected: &'static str, pattern: &'static str },
+    /// One of some words.
+    OneOf(&'static [&'static str]),
+    /// At least one text.
+    List { expected: &'static str, item: &'static Self },
+    /// A table with known keys.
+    Table(&'static Table),
+    /// The value of this key alone, or a table.
+    KeyOr(&'static Key, &'static Table),
+    /// A table whose keys are names.
+    Entries { expected: &'static str, names: Names, entry: &'static Self, least: usize },
+}
+
+impl Key {
+    /// What is allowed, and what its absence means, in sentences.
+    pub(super) fn facts(&self) -> String {
+        let mut expected = self.shape.expected() + ". ";
+        if let Some(first) = expected.get_mut(..1) {
+            first.make_ascii_uppercase();
+        }
+        if matches!(self.shape, Shape::Table(_)) {
+            expected.clear();
+        }
+        match self.absent {
+            Absent::Refused => format!("{expected}Required."),
+            Absent::Reads("{}") => format!("{expected}May be absent."),
+            Absent::Reads(default) => format!("{expected}Default: {default}."),
+            Absent::Means(what) => format!("{expected}When absent: {what}."),
+        }
+    }
+}
+
+impl Shape {
+    /// What is allowed, as the end of "expected …".
+    pub(super) fn expected(&self) -> String {
+        let unit = |unit: &str| if unit.is_empty() { String::new() } else { format!(" ({unit})") };
+        match self {
+            Self::Number { min, max, unit: of } => {
+                format!("a number from {} to {}{}", written(*min), written(*max), unit(of))
+            }
+            Self::Count { min, max, unit: of } => format!("a whole number from {min} to {max}{}", unit(of)),
+            Self::Entries { expected, entry, .. } if !matches!(entry, Self::Table(_)) => {
+                format!("{expected}, for each {}", entry.expected())
+            }
+            Self::Text { expected, .. } | Self::List { expected, .. } | Self::Entries { expected, .. } => {
+                (*expected).to_owned()
+            }
+            Self::OneOf(words) => either(words.iter().map(|word| format!("\"{word}\""))),
+            Self::Table(_) => "a table".to_owned(),
+            Self::KeyOr(key, table) => {
+                let names: Vec<&str> = table.keys.iter().map(|key| key.name).collect();
+                format!("{}, or {{ {} }}", key.shape.expected(), names.join(", "))
+            }
+        }
+    }
+}
+
+/// `a`, `a or b`, `a, b or c`.
+pub(super) fn either(names: impl IntoIterator<Item = String>) -> String {
+    let mut names: Vec<String> = names.into_iter().collect();
+    match names.pop() {
+        Some(last) if names.is_empty() => last,
+        Some(last) => format!("{} or {last}", names.join(", ")),
+        None => String::new(),
+    }
+}
+
+/// A bound as a person writes it.
+fn written(number: f64) -> String {
+    if number >= 1e7 { format!("{number:e}") } else { number.to_string() }
+}
+
+/// Every key below `root` and the table that it belongs in, with placeholders for names: `[pools.<id>.default]`.
+pub(super) fn homes(root: &'static Table) -> Vec<(&'static str, String)> {
+    fn walk(table: &'static Table, path: &str, homes: &mut Vec<(&'static str, String)>) {
+        for key in table.keys {
+            if !path.is_empty() {
+                homes.push((key.name, format!("[{path}]")));
+            }
+            let dot = if path.is_empty() { "" } else { "." };
+            let path = format!("{path}{dot}{}", key.name);
+            match &key.shape {
+                Shape::Table(table) => walk(table, &path, homes),
+                Shape::Entries { names, entry: Shape::Table(table) | Shape::KeyOr(_, table), .. } => {
+                    walk(table, &format!("{path}.{}", names.placeholder()), homes);
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut homes = Vec::new();
+    walk(root, "", &mut homes);
+    homes
+}

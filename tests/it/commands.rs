@@ -1,0 +1,307 @@
+//! The commands around the configuration, through the binary: what they print where, and how they end.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::world::tidegate;
+
+/// A good pool, on lines 1–3.
+const POOL: &str = "[pools.a]\ndialect = \"openai\"\ncapacity = { \"requests/minute\" = 600 }\n";
+
+/// Runs `tidegate check t.toml` with this text in the file.
+fn check(text: impl AsRef<[u8]>, args: &[&str]) -> Output {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("t.toml"), text).expect("written");
+    let mut command = tidegate(&["check", "t.toml"]);
+    command.args(args).current_dir(folder.path()).output().expect("it runs")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("text")
+}
+
+/// What is wrong, the file, and each line that is printed.
+const WRONG: &[(&str, &str, &[&str])] = &[
+    (
+        "a misspelt key",
+        "[pools.a]\ndialect = \"openai\"\nconcurency = 8\ncapacity = { \"requests/minute\" = 600 }\n",
+        &[
+            "t.toml:3:1: pools.a.concurency: unknown key, expected dialect, concurrency, capacity, tenants or default; did \
+           you mean \"concurrency\"?",
+        ],
+    ),
+    (
+        "a key in the wrong table",
+        "[pools.a]\ndialect = \"openai\"\nweight = 3\ncapacity = { \"requests/minute\" = 600 }\n",
+        &["t.toml:3:1: pools.a.weight: unknown key, expected dialect, concurrency, capacity, tenants or default; \
+           \"weight\" belongs in [pools.<id>.tenants.<name>] or [pools.<id>.default]"],
+    ),
+    (
+        "a number out of its range",
+        "[pools.a]\ndialect = \"openai\"\ncapacity = { \"requests/minute\" = -600 }\n",
+        &[
+            "t.toml:3:34: pools.a.capacity.\"requests/minute\": found -600, expected a number from 0.001 to 1e12 (units \
+           per window), or { rate, burst }",
+        ],
+    ),
+    (
+        "a number in quotes",
+        "[pools.a]\ndialect = \"openai\"\nconcurrency = \"64\"\ncapacity = { \"requests/minute\" = 600 }\n",
+        &[
+            "t.toml:3:15: pools.a.concurrency: found \"64\", expected a whole number from 1 to 1000000 (calls in flight); \
+           did you mean 64?",
+        ],
+    ),
+    (
+        "a misspelt dialect",
+        "[pools.a]\ndialect = \"antropic\"\ncapacity = { \"requests/minute\" = 600 }\n",
+        &["t.toml:2:11: pools.a.dialect: found \"antropic\", expected \"openai\" or \"anthropic\"; did you mean \
+           \"anthropic\"?"],
+    ),
+    (
+        "a missing key",
+        "[pools.a]\ncapacity = { \"requests/minute\" = 600 }\n",
+        &["t.toml:1:1: pools.a: \"dialect\" is missing, expected \"openai\" or \"anthropic\", such as dialect = \
+           \"openai\""],
+    ),
+    (
+        "a meter by its nickname, and one given twice",
+        "[pools.a]\ndialect = \"openai\"\n[pools.a.capacity]\nTPM = 1000\n\"requests/minute\" = 600\n\"requests/60s\" = 600\n",
+        &[
+            "t.toml:4:1: pools.a.capacity.TPM: meter \"TPM\": expected <unit>/<window> with unit requests, tokens, \
+             input_tokens or output_tokens and window second, minute, hour, day, month or <n>s, for example \
+             \"requests/minute\"; did you mean \"tokens/minute\"?",
+            "t.toml:6:1: pools.a.capacity.\"requests/60s\": the meter requests/minute is given twice, first on line 5",
+        ],
+    ),
+    (
+        "a floor above its ceiling, and fewer places than tenants",
+        "[pools.a]\ndialect = \"openai\"\nconcurrency = 1\ncapacity = { \"requests/minute\" = 600 }\n\
+         [pools.a.tenants.acme]\nfloor = { \"requests/minute\" = 60 }\nceiling = { \"requests/minute\" = 40 }\n",
+        &[
+            "t.toml:3:15: pools.a.concurrency: found 1, expected at least 2 (one for each tenant and one for the \
+             default)",
+            "t.toml:6:31: pools.a.tenants.acme.floor.\"requests/minute\": found 60, expected at most the ceiling, 40",
+        ],
+    ),
+    (
+        "floors above the capacity beside a mistake",
+        "[pools.a]\ndialect = \"openai\"\ncapacity = { \"requests/minute\" = 600 }\n\
+         [pools.a.tenants.acme]\nfloor = { \"requests/minute\" = 700 }\nwieght = 3\n",
+        &[
+            "t.toml:3:34: warning: pools.a.capacity.\"requests/minute\": found 600, expected at least 700, the sum of \
+             the floors; with less, all floors shrink in proportion",
+            "t.toml:6:1: pools.a.tenants.acme.wieght: unknown key, expected weight, floor or ceiling; did you mean \
+             \"weight\"?",
+        ],
+    ),
+    (
+        "an address off loopback, and etcd with TLS",
+        "[controller]\nlisten = \"0.0.0.0:7676\"\n[etcd]\nendpoints = [\"https://etcd:2379\"]\n[pools.a]\n\
+         dialect = \"openai\"\ncapacity = { \"requests/minute\" = 600 }\n",
+        &[
+            "t.toml:2:10: controller.listen: found \"0.0.0.0:7676\", expected a loopback address: reports are not \
+             authenticated yet, so whoever reaches this port could steer the limits",
+            "t.toml:4:14: etcd.endpoints: found \"https://etcd:2379\", expected an http:// URL of host and port, such \
+             as \"http://127.0.0.1:2379\" (no TLS in this build)",
+        ],
+    ),
+    (
+        "an id that is none",
+        "[pools.\"GPT 4o\"]\ndialect = \"openai\"\ncapacity = { \"requests/minute\" = 600 }\n",
+        &[
+            "t.toml:1:8: pools.\"GPT 4o\": pool id \"GPT 4o\": expected 1–64 of a–z, 0–9, '.', '_', '-', beginning with a \
+           letter or digit; did you mean \"gpt-4o\"?",
+        ],
+    ),
+    (
+        "no TOML, twice",
+        "[pools.a.capacity]\nrequests/minute = 600\n[controller]\nlisten = localhost\n",
+        &[
+            "t.toml:2:9: not TOML: found requests/minute = 600: invalid unquoted key, expected letters, digits, - and \
+             _, or quotes, such as \"requests/minute\"",
+            "t.toml:4:10: not TOML: found listen = localhost: string values must be quoted, expected quotes, a number, \
+             true, false, [ or {",
+        ],
+    ),
+];
+
+#[test]
+fn each_wrong_configuration_is_told_in_full() {
+    for (what, text, expected) in WRONG {
+        let output = check(text, &[]);
+        assert_eq!(lines_of(&stdout(&output)), *expected, "{what}");
+        assert_eq!(output.status.code(), Some(2), "{what}");
+        let mistakes = expected.iter().filter(|line| !line.contains("warning: ")).count();
+        let count = format!("tidegate: {mistakes} mistake{}\n", if mistakes == 1 { "" } else { "s" });
+        assert_eq!(stderr(&output), count, "{what}");
+    }
+}
+
+#[test]
+fn the_controller_refuses_to_start_with_the_same_lines() {
+    for (what, text, expected) in WRONG {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("t.toml"), text).expect("written");
+        let mut command = tidegate(&["run", "--config", "t.toml"]);
+        let output = command.current_dir(folder.path()).output().expect("it runs");
+        let said = stderr(&output);
+        let (lines, last) = said.trim_end().rsplit_once('\n').expect("has lines");
+        assert_eq!(lines_of(lines), *expected, "{what}");
+        assert!(last.ends_with("; the controller is not started"), "{what}: {last}");
+        assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(2), ""), "{what}");
+    }
+}
+
+fn lines_of(text: &str) -> Vec<&str> {
+    text.lines().collect()
+}
+
+#[test]
+fn a_good_configuration_gives_one_line() {
+    let text = format!(
+        "{POOL}[pools.a.tenants.acme]\n[pools.b]\ndialect = \"anthropic\"\n[pools.b.capacity]\n\"input_tokens/minute\" = 9\n\
+         [etcd]\nendpoints = [\"http://127.0.0.1:2379\"]\n"
+    );
+    let output = check(text, &[]);
+    assert_eq!(
+        stdout(&output),
+        "t.toml: good: 2 pools (a: openai, b: anthropic), 1 tenant, 2 meters (requests/minute, input_tokens/minute), \
+         reports at 127.0.0.1:7676, etcd at http://127.0.0.1:2379\n"
+    );
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_warning_is_printed_and_the_configuration_is_good() {
+    let output = check(format!("{POOL}[pools.a.default]\nfloor = {{ \"requests/minute\" = 601 }}\n"), &[]);
+    let said = stdout(&output);
+    let lines = lines_of(&said);
+    assert_eq!((output.status.code(), lines.len()), (Some(0), 2), "{lines:?}");
+    assert!(lines[0].starts_with("t.toml:3:34: warning: ") && lines[1].starts_with("t.toml: good: "), "{lines:?}");
+}
+
+#[test]
+fn standard_input_is_a_file_too() {
+    let mut command = tidegate(&["check", "-"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("runs");
+    child.stdin.take().expect("is piped").write_all(b"[pool.a]\n").expect("is read");
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(
+        stdout(&output),
+        "<stdin>:1:2: pool: unknown key, expected controller, keys, etcd or pools; did you mean \"pools\"?\n"
+    );
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn json_has_every_mistake_with_its_parts() {
+    let output = check("[pools.a]\ndialect = \"opnai\"\nweight = 1\n", &["--json"]);
+    let list: Value = serde_json::from_slice(&output.stdout).expect("JSON and nothing else");
+    assert_eq!(output.status.code(), Some(2));
+    let list = list.as_array().expect("a list");
+    let lines: Vec<_> = list.iter().map(|mistake| mistake["line"].as_u64().expect("a line")).collect();
+    assert_eq!(lines, [1, 2, 3]);
+    assert_eq!(
+        list[1],
+        serde_json::json!({
+            "file": "t.toml",
+            "line": 2,
+            "column": 11,
+            "severity": "error",
+            "key": "pools.a.dialect",
+            "found": "\"opnai\"",
+            "expected": "\"openai\" or \"anthropic\"",
+            "suggestion": "\"openai\"",
+            "message": "found \"opnai\", expected \"openai\" or \"anthropic\"; did you mean \"openai\"?",
+        })
+    );
+    assert_eq!(list[2]["suggestion"], "[pools.<id>.tenants.<name>] or [pools.<id>.default]");
+    let output = check(POOL, &["--json"]);
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), "[]\n"));
+}
+
+#[test]
+fn a_file_that_is_no_text_is_told_in_one_line() {
+    let output = check(b"# h\xc3\xa9llo \xff\n", &[]);
+    assert_eq!(stdout(&output), "t.toml:1:9: found the byte 0xff, expected UTF-8 text\n");
+    let output = check(vec![b'#'; 4 * 1024 * 1024 + 1], &[]);
+    assert_eq!(stdout(&output), "t.toml: found more than 4194304 bytes, expected at most so many\n");
+    for (file, said) in [
+        (".", ".: found a directory, expected a file\n"),
+        ("no/such.toml", "no/such.toml: cannot be read: No such file or directory (os error 2)\n"),
+    ] {
+        let output = tidegate(&["check", file]).output().expect("it runs");
+        assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(2), said));
+    }
+}
+
+/// A pipe that nobody reads.
+fn into_closed_pipe(command: &mut Command) -> Output {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    command.stdout(writer).output().expect("it runs")
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure_and_a_full_disk_is_one() {
+    for args in [&["schema"][..], &["schema", "--reference"], &["completions", "zsh"], &["check"]] {
+        let mut command = tidegate(args);
+        let output = into_closed_pipe(command.current_dir(env!("CARGO_MANIFEST_DIR")));
+        assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""), "{args:?}");
+    }
+    let full = fs::File::options().write(true).open("/dev/full").expect("is there");
+    let output = tidegate(&["schema"]).stdout(full).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).starts_with("tidegate: cannot write to stdout: "), "{}", stderr(&output));
+}
+
+#[test]
+fn completions_know_the_commands_and_not_the_hidden_one() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let output = tidegate(&["completions", shell]).output().expect("it runs");
+        let script = stdout(&output);
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        for word in ["check", "emulate", "reference", "config"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+        assert!(!script.contains("demo-service"), "{shell}");
+    }
+    assert_eq!(tidegate(&["completions", "tcsh"]).output().expect("it runs").status.code(), Some(2));
+}
+
+#[test]
+fn the_long_help_of_each_command_tells_how_it_is_used_and_ends() {
+    let help = |args: &[&str]| stdout(&tidegate(args).output().expect("it runs"));
+    let brief = help(&["-h"]);
+    let listed = brief.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let commands: Vec<&str> = listed.filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(commands, ["run", "check", "schema", "emulate", "demo", "completions", "help"]);
+    for command in ["run", "check", "schema", "emulate", "demo", "completions", ""] {
+        let args = |flag| [command, flag].into_iter().filter(|arg| !arg.is_empty()).collect::<Vec<_>>();
+        let (long, short) = (help(&args("--help")), help(&args("-h")));
+        for section in ["\nExamples", "\nExit codes:\n", "\nEnvironment:\n", "TIDEGATE_LOG"] {
+            assert!(long.contains(section), "{command}: {section} in {long}");
+        }
+        assert!(!short.contains("Examples") && short.len() < long.len(), "{command}: {short}");
+        let own = long.lines().filter(|line| !line.starts_with("          "));
+        assert_eq!(own.filter(|line| line.chars().count() > 120).collect::<Vec<_>>(), Vec::<&str>::new(), "{command}");
+    }
+    let alone = tidegate(&[]).output().expect("it runs");
+    assert!(stderr(&alone).contains("Commands:"), "{}", stderr(&alone));
+}
+
+#[test]
+fn the_example_configuration_is_good_where_a_newcomer_runs_it() {
+    let output = tidegate(&["check"]).current_dir(Path::new(env!("CARGO_MANIFEST_DIR"))).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    assert!(stdout(&output).starts_with("config/tidegate.toml: good: 1 pool"), "{}", stdout(&output));
+}

@@ -8,62 +8,8 @@ use super::signals::Signals;
 use crate::provider::Dialect;
 use crate::sim::emulator::{AccountParams, Emulator, EmulatorError, EmulatorParams, FaultParams, LatencyParams};
 
-const ABOUT: &str = "\
-One emulator is one account of one provider, OpenAI or Anthropic: their paths, bodies, streams, rate-limit headers and
-429s, with limits that refill all the time and can be changed while it runs. It keeps count of what it admitted and
-refused, for whom, and of how much it really had to offer, so that a client can be judged by it. Answers are made up:
-the word \"tide\", again and again. No key is asked for. It listens on loopback only.";
-
-const MORE: &str = r#"
-Accounts:
-  openai     POST /v1/chat/completions, user: `user`. Counts requests and tokens per minute. A request is charged its
-             body's bytes / 4 in tokens when it comes; nothing is corrected.
-  anthropic  POST /v1/messages, user: `metadata.user_id`. Counts requests, input tokens and output tokens per minute.
-             A request is charged its body's bytes / 4 in input tokens and its max_tokens in output tokens when it
-             comes; when the answer ends, also because the client went away, the output becomes what was written.
-
-Admin, on the same port, without a password:
-  GET   /admin/state  settings, levels, counters (JSON)
-  PATCH /admin        changes settings: the limits by the names of their flags (requests_per_minute, …), burst_seconds,
-                      headers (true or false), overload_rate, stream_error_rate, stray_retry_after_rate,
-                      hidden_<unit>_per_minute (use by somebody else; unit is requests, tokens, input_tokens or
-                      output_tokens), spend_requests (somebody else takes that many now). What was used stays used.
-                      Also marks the moment: `first_refusal` in the state is the first one after it.
-  GET   /metrics      for Prometheus
-  GET   /healthz      `ok`
-
-Examples:
-  An OpenAI account of 60 requests a minute, 10 at once; a request, and one that streams:
-    tidegate emulate --requests-per-minute 60 --burst-seconds 10
-    curl -i http://127.0.0.1:8787/v1/chat/completions \
-      -d '{"model":"demo","messages":[{"role":"user","content":"hello"}],"user":"acme"}'
-    curl -N http://127.0.0.1:8787/v1/chat/completions \
-      -d '{"model":"demo","messages":[{"role":"user","content":"hello"}],
-           "stream":true,"stream_options":{"include_usage":true}}'
-
-  An Anthropic account that is overloaded once in twenty requests; a request, and one that streams:
-    tidegate emulate --dialect anthropic --output-tokens-per-minute 8000 --overload-rate 0.05
-    curl -i http://127.0.0.1:8787/v1/messages \
-      -d '{"model":"demo","max_tokens":100,"messages":[{"role":"user","content":"hello"}],
-           "metadata":{"user_id":"acme"}}'
-    curl -N http://127.0.0.1:8787/v1/messages \
-      -d '{"model":"demo","max_tokens":100,"messages":[{"role":"user","content":"hello"}],"stream":true}'
-
-  Halve the limit under a running client, and see what became of it:
-    curl -X PATCH http://127.0.0.1:8787/admin -d '{"requests_per_minute":30}'
-    curl http://127.0.0.1:8787/admin/state
-
-  Official client libraries: base URL http://127.0.0.1:8787/v1 for OpenAI's, http://127.0.0.1:8787 for Anthropic's,
-  any key. They retry by themselves; switch that off (max_retries=0) to see every refusal.
-
-Exit codes:
-  0  ended by SIGINT or SIGTERM; answers under way, streams too, had two seconds to finish
-  1  cannot listen (the port is taken)
-  2  wrong arguments"#;
-
 /// Arguments of `tidegate emulate`.
 #[derive(Debug, clap::Args)]
-#[command(before_long_help = ABOUT, after_long_help = MORE)]
 pub(super) struct EmulateArgs {
     /// Whose account it is: openai or anthropic.
     #[arg(long, value_name = "NAME", default_value_t = Dialect::OpenAi)]

@@ -113,49 +113,97 @@ Environment:
   TIDEGATE_LOG  as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const EMULATE_ABOUT: &str = "\
-Emulate an LLM provider to test against: limits that it enforces, the headers that tell them, and
-429s, on a loopback address that it prints.
+Emulate an LLM provider to test against.
 
-It can be changed while it runs: PATCH /admin sets limits, hidden use by somebody else, and
-whether it sends headers; GET /admin/state tells its settings, its levels and what it counted.";
+One emulator is one account of one provider, OpenAI or Anthropic: their paths, bodies, streams, rate-limit headers and
+429s, with limits that refill all the time and can be changed while it runs. It keeps count of what it admitted and
+refused, for whom, and of how much it really had to offer, so that a client can be judged by it. Answers are made up:
+the word \"tide\", again and again. No key is asked for. It listens on loopback only.";
 
-pub(super) const EMULATE: &str = "\
+pub(super) const EMULATE: &str = r#"Accounts:
+  openai     POST /v1/chat/completions, user: `user`. Counts requests and tokens per minute. A request is charged its
+             body's bytes / 4 in tokens when it comes; nothing is corrected.
+  anthropic  POST /v1/messages, user: `metadata.user_id`. Counts requests, input tokens and output tokens per minute.
+             A request is charged its body's bytes / 4 in input tokens and its max_tokens in output tokens when it
+             comes; when the answer ends, also because the client went away, the output becomes what was written.
+
+Admin, on the same port, without a password:
+  GET   /admin/state  settings, levels, counters (JSON)
+  PATCH /admin        changes settings: the limits by the names of their flags (requests_per_minute, …), burst_seconds,
+                      headers (true or false), overload_rate, stream_error_rate, stray_retry_after_rate,
+                      hidden_<unit>_per_minute (use by somebody else; unit is requests, tokens, input_tokens or
+                      output_tokens), spend_requests (somebody else takes that many now). What was used stays used.
+                      Also marks the moment: `first_refusal` in the state is the first one after it.
+  GET   /metrics      for Prometheus
+  GET   /healthz      `ok`
+
 Examples:
-  tidegate emulate
-  tidegate emulate --requests-per-minute 60 --burst-seconds 10
-  curl -X PATCH http://127.0.0.1:8787/admin -d '{\"requests_per_minute\":30}'
-  curl http://127.0.0.1:8787/admin/state
+  An OpenAI account of 60 requests a minute, 10 at once; a request, and one that streams:
+    tidegate emulate --requests-per-minute 60 --burst-seconds 10
+    curl -i http://127.0.0.1:8787/v1/chat/completions \
+      -d '{"model":"demo","messages":[{"role":"user","content":"hello"}],"user":"acme"}'
+    curl -N http://127.0.0.1:8787/v1/chat/completions \
+      -d '{"model":"demo","messages":[{"role":"user","content":"hello"}],
+           "stream":true,"stream_options":{"include_usage":true}}'
+
+  An Anthropic account that is overloaded once in twenty requests; a request, and one that streams:
+    tidegate emulate --dialect anthropic --output-tokens-per-minute 8000 --overload-rate 0.05
+    curl -i http://127.0.0.1:8787/v1/messages \
+      -d '{"model":"demo","max_tokens":100,"messages":[{"role":"user","content":"hello"}],
+           "metadata":{"user_id":"acme"}}'
+    curl -N http://127.0.0.1:8787/v1/messages \
+      -d '{"model":"demo","max_tokens":100,"messages":[{"role":"user","content":"hello"}],"stream":true}'
+
+  Halve the limit under a running client, and see what became of it:
+    curl -X PATCH http://127.0.0.1:8787/admin -d '{"requests_per_minute":30}'
+    curl http://127.0.0.1:8787/admin/state
+
+  Official client libraries: base URL http://127.0.0.1:8787/v1 for OpenAI's, http://127.0.0.1:8787 for Anthropic's,
+  any key. They retry by themselves; switch that off (max_retries=0) to see every refusal.
 
 Exit codes:
-  0  ended by SIGINT or SIGTERM
-  1  something outside failed: the port is taken
+  0  ended by SIGINT or SIGTERM; answers under way, streams too, had two seconds to finish
+  1  cannot listen (the port is taken)
   2  wrong arguments
 
 Environment:
   TIDEGATE_LOG  what is logged to stderr: error, warn, info (default), debug, trace, off, or directives
                 such as tidegate=debug,h2=warn
-  NO_COLOR      when set, the log has no colours";
+  NO_COLOR      when set, the log has no colours"#;
 
 pub(super) const DEMO_ABOUT: &str = "\
-Show the closed loop with real processes: etcd, a provider emulator, the controller as in
-production, and services that embed the client.
+Show the closed loop with real processes, beside static limits.
 
-The provider changes its limit unannounced, and an operator puts an override and lifts it. At the
-end stands a table of what the provider counted. It needs etcd and etcdctl (on Debian: etcd-server
-and etcd-client), takes free loopback ports, and stops everything when it ends or is interrupted.";
+It starts an etcd, two provider emulators, two controllers as in production, and two services that
+embed the client. Each request is sent twice at the same moment: through tidegate to one provider,
+through static limits to the other. Both providers halve their limit unannounced and raise it
+later; an operator puts an override and removes it; the leading controller is killed.
+
+In a terminal one screen of 80 × 24 shows it as it happens. At the end stand a table of what the two
+providers counted, and the path of a picture of the run. It needs etcd and etcdctl (on Debian:
+etcd-server and etcd-client), takes free loopback ports and a temporary folder, never meets an etcd
+of your own, and stops everything when it ends or is interrupted. What an earlier run that was
+killed has left behind is cleaned up first.";
 
 pub(super) const DEMO: &str = "\
 Examples:
   tidegate demo
-  NO_COLOR=1 tidegate demo > demo.txt
+  tidegate demo --duration 20s --svg /tmp/run.svg
+  tidegate demo --plain | tee demo.txt
+  tidegate demo --json | jq '.whole'
+
+Output of --json:
+  { seconds, phases: [{ phase, seconds, limit, adaptive, static, retuned, led_again_s }], whole, svg }
+  where adaptive and static are { used, throttled, fairness, tenants, admitted, refused }: `used` and
+  `throttled` are parts of 1, `limit` is in requests per minute, `retuned` tells when the last member
+  had followed a change, `whole` is all phases but the first.
 
 Exit codes:
-  0    the loop did what it promises
-  1    it did not, or something outside failed: etcd is not installed, say
-  2    wrong arguments
+  0    the run was played to its end
+  1    something outside failed: etcd is not installed, say, or a process of the demo ended
+  2    wrong arguments, or the picture cannot be written
   130  interrupted; every process is stopped
 
 Environment:
-  TIDEGATE_LOG  what is logged to stderr: error, warn, info (default), debug, trace, off, or directives
-                such as tidegate=debug,h2=warn
-  NO_COLOR      when set, nothing is coloured";
+  TMPDIR    where its folder is made; /tmp by default
+  NO_COLOR  when set, the live view has no colours";

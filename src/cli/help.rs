@@ -147,15 +147,15 @@ and etcd-client), takes free loopback ports, and stops everything when it ends o
 pub(super) const DEMO: &str = "\
 Examples:
   tidegate demo
-  NO_COLOR=1 tidegate demo > demo.txt
+  tidegate demo > demo.txt
 
 Exit codes:
-  0    the loop did what it promises
-  1    it did not, or something outside failed: etcd is not installed, say
+  0    it ran to its end; the table tells what happened
+  1    something outside failed: etcd is not installed, say
   2    wrong arguments
   130  interrupted; every process is stopped
 
 Environment:
   TIDEGATE_LOG  what is logged to stderr: error, warn, info (default), debug, trace, off, or directives
                 such as tidegate=debug,h2=warn
-  NO_COLOR      when set, nothing is coloured";
+  NO_COLOR      when set, the log has no colours";

@@ -205,5 +205,7 @@ Exit codes:
   130  interrupted; every process is stopped
 
 Environment:
-  TMPDIR    where its folder is made; /tmp by default
-  NO_COLOR  when set, the live view has no colours";
+  TIDEGATE_LOG  what its processes log into its folder: error, warn, info (default), debug, trace, off,
+                or directives such as tidegate=debug,h2=warn
+  TMPDIR        where its folder is made; /tmp by default
+  NO_COLOR      when set, the live view has no colours";

@@ -31,7 +31,7 @@ use record::{Event, Record};
 use screen::{Screen, View};
 use script::{LONGEST, Phase, SHORTEST};
 pub(super) use service::{ServiceArgs, service};
-use stage::Stage;
+use stage::{Stage, StageError};
 use verdict::Verdict;
 
 /// How often everything is looked at.
@@ -89,7 +89,7 @@ async fn play(args: &DemoArgs) -> Result<(), Failure> {
     let live = !args.json && !args.plain && std::io::stdout().is_terminal();
     let mut show = if args.json { Show::Silent } else { Show::Lines };
     show.line("starting etcd, two provider emulators, two controllers and two services …");
-    let mut stage = Stage::set().await.map_err(failed)?;
+    let mut stage = Stage::set().await?;
     if !stage.swept().is_nothing() {
         show.line(&stage.swept().to_string());
     }
@@ -135,8 +135,8 @@ async fn run(stage: &mut Stage, show: &mut Show, duration: Duration) -> Result<R
     let mut record = Record::default();
     let mut ends = Instant::now();
     for phase in phases {
-        let command = stage.act(phase.act).await.map_err(failed)?;
-        record.begin(phase, stage.sample().await.map_err(failed)?);
+        let command = stage.act(phase.act).await?;
+        record.begin(phase, stage.sample().await?);
         let event = Event { at_s: record.elapsed_s(), words: phase.words, command, mark: phase.mark };
         show.begun(&phase, &event, total_s);
         record.note(event);
@@ -145,7 +145,7 @@ async fn run(stage: &mut Stage, show: &mut Show, duration: Duration) -> Result<R
             show.draw(&View { record: &record, phase: &phase, total_s })?;
             let next = Instant::now() + SAMPLE_EVERY;
             sleep_until(next.min(ends)).await;
-            record.add(stage.sample().await.map_err(failed)?);
+            record.add(stage.sample().await?);
             if next >= ends {
                 break;
             }
@@ -179,8 +179,10 @@ impl Show {
     }
 }
 
-fn failed(error: stage::StageError) -> Failure {
-    Failure::Run(error.to_string())
+impl From<StageError> for Failure {
+    fn from(error: StageError) -> Self {
+        Self::Run(error.to_string())
+    }
 }
 
 fn write(file: &Path, text: &str) -> Result<(), Failure> {

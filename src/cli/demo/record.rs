@@ -158,7 +158,7 @@ impl Record {
         (0..members)
             .map(|member| {
                 let said = || self.samples[..=played.last].iter().flat_map(|sample| &sample.told[member]);
-                let before = said().filter(|told| told.unix_ms < began_ms).last();
+                let before = said().rfind(|told| told.unix_ms < began_ms);
                 (before, said().filter(|told| told.unix_ms >= began_ms).collect())
             })
             .collect()

@@ -106,13 +106,13 @@ fn chart(frame: &mut Frame<'_>, area: Rect, way: Way, curve: &[Point], total_s: 
     let (limit, sent) = (series(|p| p.limit), series(|p| p.sent));
     // A bar of nothing is drawn as a little one.
     let refused: Vec<_> = series(|p| p.refused).into_iter().filter(|(_, refused)| *refused > 0.0).collect();
-    let set = |data, marker, graph, colour| {
+    let dataset = |data, marker, graph, colour| {
         Dataset::default().data(data).marker(marker).graph_type(graph).style(Style::new().fg(colour))
     };
     let sets = vec![
-        set(&refused, Marker::Bar, GraphType::Bar, Color::Red),
-        set(&sent, Marker::Braille, GraphType::Line, Color::Cyan),
-        set(&limit, Marker::Dot, GraphType::Line, Color::Yellow),
+        dataset(&refused, Marker::Bar, GraphType::Bar, Color::Red),
+        dataset(&sent, Marker::Braille, GraphType::Line, Color::Cyan),
+        dataset(&limit, Marker::Dot, GraphType::Line, Color::Yellow),
     ];
     let now = curve.last();
     let title = now.map_or_else(String::new, |now| {

@@ -4,10 +4,12 @@ CARGO ?= cargo
 # Each feature is compiled alone: features add, they never need one another by accident.
 FEATURES := store client metrics controller sim cli
 DEMO_ARGS ?=
+# What `make bench` measures: a file of benches/; all of them when empty.
+AREA ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help tools demo test test-full lint fmt-check features docs ci clean
+.PHONY: help tools demo test test-full bench lint fmt-check features docs ci clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -24,6 +26,9 @@ test: tools ## Run the tests
 
 test-full: test ## Run the tests, those that take minutes too
 	$(CARGO) test --locked -- --ignored
+
+bench: tools ## Run the benchmarks, or one with AREA=streaming; a missed goal is an error
+	$(CARGO) bench --locked --bench '$(or $(AREA),*)'
 
 lint: tools ## Run clippy; every warning is an error
 	$(CARGO) clippy --locked --all-targets -- -D warnings

@@ -35,7 +35,10 @@ impl Permit {
         let parts: http::Response<Body> = response.into();
         let (parts, body) = parts.into_parts();
         let mut body = HeldBody { ahead: VecDeque::new(), rest: Some(body), flight: None };
+        let mut usage = usage_reader(&parts.headers);
         if dialect.body_tells(status) {
+            // What stands in it is concluded from here, and no usage is told.
+            usage = UsageReader::new(None);
             // The caller gets the head late by this, if the body dawdles.
             let told = timeout(BODY_WAIT_MAX, body.read_ahead()).await;
             let bytes = body.bytes_ahead();
@@ -45,7 +48,7 @@ impl Permit {
             self.conclude(&observation);
         }
         if body.rest.is_some() {
-            body.flight = Some(Flight { permit: self, usage: usage_reader(&parts.headers) });
+            body.flight = Some(Flight { permit: self, usage });
         }
         rebuilt(parts, Body::wrap(body), &url)
     }

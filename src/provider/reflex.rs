@@ -78,7 +78,9 @@ impl Semantics {
                 Refill::Continuous => self.time_to_fit(reading, cost),
             }
         };
-        observation.retry_after.or_else(physical).unwrap_or(HOLD_UNTOLD)
+        let told = observation.retry_after.or_else(physical);
+        // Of an enormous limit the time to fit is nothing; but it refused.
+        told.filter(|wait| !wait.is_zero()).unwrap_or(HOLD_UNTOLD)
     }
     /// Needed ÷ limit × window. What is needed is the cost less the level, as low as it may be; the whole cost when there
     /// seemed to be room, and never less than one unit, so that no rounding makes a wait of zero.

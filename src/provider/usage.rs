@@ -36,7 +36,10 @@ enum Form {
     /// Neither JSON nor events: nothing is read.
     Other,
     Json,
-    Events { line: Line, after_cr: bool },
+    Events {
+        line: Line,
+        after_cr: bool,
+    },
 }
 
 /// Where in a line of an event stream the reader is.
@@ -205,7 +208,9 @@ impl Word {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token {
     None,
-    String { escaped: bool },
+    String {
+        escaped: bool,
+    },
     /// Digits, as far as they are a whole number that fits.
     Number(Option<u64>),
 }

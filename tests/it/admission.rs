@@ -113,6 +113,11 @@ pub struct Stage {
 impl Stage {
     /// A client whose tenants have these grants, whole to it; with concurrency as granted.
     pub async fn open(grants: &[(&str, Thresholds)]) -> Self {
+        Self::open_with(Dialect::OpenAi, grants).await
+    }
+
+    /// The same at another provider.
+    pub async fn open_with(dialect: Dialect, grants: &[(&str, Thresholds)]) -> Self {
         let (hand, desk) = (Hand::new(), Desk::open().await);
         for (name, thresholds) in grants {
             desk.share(name, 1.0, thresholds.concurrency);
@@ -121,7 +126,7 @@ impl Stage {
         hand.lead(&desk.url).await;
         // Not to be renewed within a test.
         hand.pulse(&Pulse { valid_for_ms: 3_600_000, ..pulse(stamp(1, 1)) }).await;
-        let params = ClientParams::new(vec![PoolParams::new(pool(), Dialect::OpenAi)]);
+        let params = ClientParams::new(vec![PoolParams::new(pool(), dialect)]);
         let client = Client::start(params, Arc::new(hand.store.clone()), Arc::new(Telemetry::new())).await;
         let pool = client.pool(POOL).expect("named");
         let stage = Self { hand, desk, client, pool, epoch: Mutex::new(1) };
@@ -132,7 +137,7 @@ impl Stage {
     }
 
     /// Waits until the tenant's whole is what this client enforces.
-    async fn enforced(&self, name: &str, thresholds: &Thresholds) {
+    pub async fn enforced(&self, name: &str, thresholds: &Thresholds) {
         eventually(&format!("{name} has its share of {thresholds:?}"), || {
             self.pool.tuning().limits.get(&grantee(name)).is_some_and(|limits| {
                 limits.concurrency == thresholds.concurrency
@@ -142,7 +147,7 @@ impl Stage {
         .await;
     }
 
-    async fn regrant(&self, name: &str, thresholds: Thresholds) {
+    pub async fn regrant(&self, name: &str, thresholds: Thresholds) {
         let epoch = {
             let mut epoch = self.epoch.lock();
             *epoch += 1;

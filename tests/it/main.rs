@@ -11,6 +11,7 @@
 #![allow(clippy::too_many_lines, reason = "a story is told in one piece, a table of cases too")]
 
 mod admission;
+mod anthropic;
 mod apportion;
 mod architecture;
 mod by_hand;
@@ -28,4 +29,5 @@ mod session;
 mod shares;
 mod store;
 mod telemetry;
+mod usage;
 mod world;

@@ -11,10 +11,11 @@ use axum::routing::{get, post};
 use parking_lot::Mutex;
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error};
 use serde_json::{Value, json};
-use tidegate::client::{Limited, Refusal};
+use tidegate::client::{Limited, Permit, Refusal};
 use tidegate::observation::ThrottleKind;
 use tidegate::plan::Thresholds;
-use tidegate::quota::Cost;
+use tidegate::provider::Dialect;
+use tidegate::quota::{Cost, Meter, Unit, Window};
 use tidegate::sim::emulator::{Emulator, EmulatorParams, LatencyParams};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -24,6 +25,7 @@ use super::admission::{Stage, eventually};
 use super::by_hand::{RPM, TPM, rates, tenant};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+const OTPM: Meter = Meter { unit: Unit::OutputTokens, window: Window::Minute };
 
 fn wide() -> Thresholds {
     Thresholds { concurrency: Some(100), ..rates(&[(RPM, 60e6, 60e6), (TPM, 60e9, 60e9)]) }
@@ -286,4 +288,224 @@ async fn a_caller_that_leaves_while_it_waits_for_the_answer_releases_the_permit(
     call.abort();
     let told = stage.reported("acme", "released", |told| told.in_flight == 0).await;
     assert_eq!((told.counters.sent, told.counters.ignored), (1, 1));
+}
+
+// === streams ===
+
+type Frames = mpsc::Sender<Result<Bytes, std::io::Error>>;
+
+/// A server that streams what the test sends, once: the sender's end is the stream's, an error breaks it.
+async fn streaming(content_type: &'static str) -> (String, Frames) {
+    let (sender, receiver) = mpsc::channel(1);
+    let receiver = Arc::new(Mutex::new(Some(receiver)));
+    let answer = move || {
+        let mut body = receiver.lock().take().expect("asked once");
+        let stream = futures_stream(move |cx| body.poll_recv(cx));
+        async move { Response::builder().header("content-type", content_type).body(Body::new(stream)).expect("a response") }
+    };
+    (serve(Router::new().route("/", post(answer))).await, sender)
+}
+
+async fn send(frames: &Frames, text: &str) {
+    frames.send(Ok(Bytes::copy_from_slice(text.as_bytes()))).await.expect("somebody reads");
+}
+
+/// Reads as much as `text` is long; fails when that does not come.
+async fn receive(answer: &mut reqwest::Response, text: &str) {
+    let mut got = Vec::new();
+    while got.len() < text.len() {
+        let chunk = timeout(PATIENCE, answer.chunk()).await.expect("handed on at once").expect("whole");
+        got.extend_from_slice(&chunk.expect("more"));
+    }
+    assert_eq!(String::from_utf8(got).expect("text"), text);
+}
+
+/// A stream of each dialect, in events, that tells of 19 input tokens and 10 of output.
+fn streams() -> [(Dialect, Vec<&'static str>); 2] {
+    let openai = vec![
+        "data: {\"choices\":[{\"delta\":{\"content\":\"Gr\u{fc}\u{df}e\"}}],\"usage\":null}\n\n",
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":19,\"completion_tokens\":10}}\n\n",
+        "data: [DONE]\n\n",
+    ];
+    let anthropic = vec![
+        "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":12,\
+         \"cache_creation_input_tokens\":7,\"cache_read_input_tokens\":900,\"output_tokens\":1}}}\n\n",
+        "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"text\":\"Gr\u{fc}\u{df}e\"}}\n\n",
+        "event: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":10}}\n\n",
+        "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+    ];
+    [(Dialect::OpenAi, openai), (Dialect::Anthropic, anthropic)]
+}
+
+fn ask(max_tokens: u64) -> String {
+    json!({"model": "m", "stream": true, "max_tokens": max_tokens, "messages": []}).to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_event_is_handed_on_before_the_next_is_sent_and_the_usage_settles() {
+    for (dialect, events) in streams() {
+        let (url, frames) = streaming("text/event-stream").await;
+        let stage = Stage::open_with(dialect, &[("acme", wide())]).await;
+        let mut answer = limited(&stage).post(&url).body(ask(4_096)).send().await.expect("a head");
+        assert_eq!(answer.headers()["content-type"], "text/event-stream");
+        for event in &events {
+            // Nothing more is sent until this one has come.
+            send(&frames, event).await;
+            receive(&mut answer, event).await;
+        }
+        let told = stage.reported("acme", "still in flight", |told| told.counters.succeeded == 1).await;
+        assert_eq!((told.in_flight, told.counters.settled.output_tokens), (1, 0), "{dialect}");
+        drop(frames);
+        assert_eq!(answer.chunk().await.expect("whole"), None);
+        let told = stage.reported("acme", "landed", |told| told.in_flight == 0).await.counters;
+        assert_eq!((told.settled.input_tokens, told.settled.output_tokens), (19, 10), "{dialect}");
+        let input = (ask(4_096).len() as u64).div_ceil(4);
+        // OpenAI keeps its own estimate; Anthropic charges what is allowed, then what was used.
+        let (reserved, taken) = if dialect == Dialect::OpenAi { (0, (input, 0)) } else { (4_096, (19, 10)) };
+        assert_eq!((told.reserved.output_tokens, told.sent), (reserved, 1), "{dialect}");
+        assert_eq!((told.taken().input_tokens, told.taken().output_tokens), taken, "{dialect}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_answer_did_not_use_is_there_for_the_next_request() {
+    let (url, frames) = streaming("text/event-stream").await;
+    let full = Thresholds { concurrency: Some(100), ..rates(&[(OTPM, 6e6, 100_000.0)]) };
+    let stage = Stage::open_with(Dialect::Anthropic, &[("acme", full)]).await;
+    drop(stage.pool.admit(&tenant("acme"), Cost::request(0, 0)).await.expect("the bucket is there, and full"));
+    // Hardly anything flows in from here on.
+    let still = Thresholds { concurrency: Some(100), ..rates(&[(OTPM, 1.0, 100_000.0)]) };
+    stage.regrant("acme", still.clone()).await;
+    stage.enforced("acme", &still).await;
+    let answer = limited(&stage).post(&url).body(ask(90_000)).send().await.expect("a head");
+    let large = async || stage.pool.admit_within(&tenant("acme"), Cost::request(0, 50_000), Duration::ZERO).await;
+    assert!(matches!(large().await, Err(Refusal::WaitUntil { .. })), "10,000 are left");
+    let (_, events) = &streams()[1];
+    let all = events.concat();
+    let sending = async {
+        send(&frames, &all).await;
+        drop(frames);
+    };
+    let (text, ()) = tokio::join!(answer.text(), sending);
+    assert_eq!(text.expect("whole"), all);
+    drop(large().await.expect("99,990 are left"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_drops_a_stream_midway_lands_it_and_what_was_reserved_stands() {
+    for (dialect, events) in streams() {
+        let (url, frames) = streaming("text/event-stream").await;
+        let stage = Stage::open_with(dialect, &[("acme", wide())]).await;
+        let mut answer = limited(&stage).post(&url).body(ask(4_096)).send().await.expect("a head");
+        send(&frames, events[0]).await;
+        receive(&mut answer, events[0]).await;
+        drop(answer);
+        let told =
+            stage.reported("acme", "landed", |told| told.in_flight == 0 && told.counters.sent == 1).await.counters;
+        assert_eq!((told.settled, told.taken()), (told.reserved, told.reserved), "{dialect}");
+        eventually("the provider sees that nobody reads", || frames.is_closed()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_breaks_midway_breaks_for_the_caller_and_what_was_reserved_stands() {
+    for (dialect, events) in streams() {
+        let (url, frames) = streaming("text/event-stream").await;
+        let stage = Stage::open_with(dialect, &[("acme", wide())]).await;
+        let mut answer = limited(&stage).post(&url).body(ask(4_096)).send().await.expect("a head");
+        send(&frames, events[0]).await;
+        receive(&mut answer, events[0]).await;
+        frames.send(Err(std::io::Error::other("cut"))).await.expect("somebody reads");
+        assert!(timeout(PATIENCE, answer.chunk()).await.expect("at once").is_err(), "{dialect}");
+        let told =
+            stage.reported("acme", "landed", |told| told.in_flight == 0 && told.counters.sent == 1).await.counters;
+        assert_eq!((told.settled, told.taken()), (told.reserved, told.reserved), "{dialect}");
+        assert_eq!((told.succeeded, told.throttled.len()), (1, 0), "{dialect}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_stops_reading_after_the_last_event_settles_all_the_same() {
+    let (url, frames) = streaming("text/event-stream").await;
+    let stage = Stage::open_with(Dialect::Anthropic, &[("acme", wide())]).await;
+    let mut answer = limited(&stage).post(&url).body(ask(4_096)).send().await.expect("a head");
+    for event in &streams()[1].1 {
+        send(&frames, event).await;
+        receive(&mut answer, event).await;
+    }
+    drop(answer);
+    let told = stage.reported("acme", "landed", |told| told.in_flight == 0 && told.counters.sent == 1).await.counters;
+    assert_eq!((told.taken().input_tokens, told.taken().output_tokens), (19, 10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overload_in_a_stream_that_began_well_counts_as_one() {
+    let (url, frames) = streaming("text/event-stream").await;
+    let stage = Stage::open_with(Dialect::Anthropic, &[("acme", wide())]).await;
+    let mut answer = limited(&stage).post(&url).body(ask(4_096)).send().await.expect("a head");
+    let error = "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\",\"message\":\"Overloaded\"}}\n\n";
+    for event in [streams()[1].1[0], error] {
+        send(&frames, event).await;
+        receive(&mut answer, event).await;
+    }
+    drop(frames);
+    assert_eq!(answer.chunk().await.expect("whole"), None);
+    let told = stage.reported("acme", "landed", |told| told.in_flight == 0 && told.counters.sent == 1).await.counters;
+    assert_eq!((told.succeeded, told.throttled.get(&ThrottleKind::Overload)), (1, Some(&1)));
+    assert!(stage.pool.tuning().holds.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_answer_settles_by_what_it_tells_and_an_error_gives_its_output_back() {
+    let usage = json!({"content": [], "usage": {"input_tokens": 11, "output_tokens": 22}}).to_string();
+    let invalid = json!({"type": "error", "error": {"type": "invalid_request_error", "message": "No."}}).to_string();
+    let full = json!({"type": "error", "error": {"type": "api_error", "message": "Overloaded"}}).to_string();
+    let input = (ask(4_096).len() as u64).div_ceil(4);
+    let overload = Some(ThrottleKind::Overload);
+    for (status, body, taken, kind) in
+        [(200, usage, (11, 22), None), (400, invalid, (input, 0), None), (500, full, (input, 0), overload)]
+    {
+        let text = body.clone();
+        let answer = move || {
+            let answer = Response::builder().status(status).header("content-type", "application/json");
+            let answer = answer.body(Body::from(text.clone())).expect("a response");
+            async move { answer }
+        };
+        let url = serve(Router::new().route("/", post(answer))).await;
+        let stage = Stage::open_with(Dialect::Anthropic, &[("acme", wide())]).await;
+        let answer = limited(&stage).post(&url).body(ask(4_096)).send().await.expect("answers");
+        assert_eq!((answer.status().as_u16(), answer.text().await.expect("whole")), (status, body));
+        let told =
+            stage.reported("acme", "landed", |told| told.in_flight == 0 && told.counters.sent == 1).await.counters;
+        assert_eq!((told.taken().input_tokens, told.taken().output_tokens), taken, "{status}");
+        assert_eq!(told.throttled.keys().next().copied(), kind, "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_allowance_cannot_be_read_is_admitted_as_allowing_none() {
+    let url = serve(Router::new().route("/", post(|| async { "ok" }))).await;
+    let stage = Stage::open_with(Dialect::Anthropic, &[("acme", wide())]).await;
+    let streamed = reqwest::Body::wrap(futures_stream(|_| std::task::Poll::Ready(None)));
+    for body in ["{\"max_tokens\":".into(), "{}".into(), reqwest::Body::default(), streamed] {
+        limited(&stage).post(&url).body(body).send().await.expect("answers");
+    }
+    let told = stage.reported("acme", "all are told", |told| told.counters.succeeded == 4).await.counters;
+    assert_eq!(told.reserved.output_tokens, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_by_hand_attaches_its_permit() {
+    let (url, frames) = streaming("text/event-stream").await;
+    let stage = Stage::open_with(Dialect::Anthropic, &[("acme", wide())]).await;
+    let permit: Permit = stage.pool.admit(&tenant("acme"), Cost::request(50, 4_096)).await.expect("room");
+    let mut answer = permit.attach(reqwest::Client::new().post(&url).send().await.expect("a head")).await;
+    for event in &streams()[1].1 {
+        send(&frames, event).await;
+        receive(&mut answer, event).await;
+    }
+    drop(frames);
+    assert_eq!(answer.chunk().await.expect("whole"), None);
+    let told = stage.reported("acme", "landed", |told| told.in_flight == 0 && told.counters.sent == 1).await.counters;
+    assert_eq!((told.settled.input_tokens, told.settled.output_tokens), (19, 10));
 }

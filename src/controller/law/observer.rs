@@ -7,15 +7,16 @@
 //! in: y is the level, x what others take (or what our cost estimates miss):
 //!
 //! ```text
-//! y⁻ = min(B, y + (r − x)·Δ − own)      e = m − y⁻, less the slack of a rounded m
+//! y⁻ = min(B, y + (r − x)·Δ − own)      e = m − y⁻
 //! y  = min(B, y⁻ + (1 − (1−α)^Δ)·e)     x = clip(x − β·e, −r, r)
 //! ```
 //!
 //! *Control.* u = η·r − x + k·(y − y*), y* = min(B/2, 3 s·r + 2·slack), within 5 %…200 % of r.
 //!
 //! *Bounds.* A new limit re-scales the depth and forgets x: it was learned against the old one.
-//! *Rounded levels* (Anthropic's, to 1,000) are believed to within their slack, and the reserve is larger by it. With a
-//! limit of 2,000,000 that is nothing; with one of 4,000 it keeps a rounding from looking like others' use.
+//! *Rounded levels* (Anthropic's, to 1,000) count by their sharpness σ = r ÷ (r + slack): α and k by σ, β by σ², and the
+//! reserve is larger by the rounding. With a limit of 2,000,000 that is nothing; with one of 4,000 the observer goes
+//! mostly by what we sent, and a rounding does not look like others' use.
 //! *What it ignores.* Cached headers and lying limits (a later issue's trust and quality gates).
 //! Source: CONTROL §2.3, §2.14.
 
@@ -52,6 +53,11 @@ pub struct Sample {
     pub slack: f64,
     /// Units we had sent by `sent_at`, cumulative.
     pub own: f64,
+}
+
+/// How much a reading counts: all, or less where its slack is not small against a second of refill.
+fn sharpness(sample: &Sample) -> f64 {
+    if sample.slack > 0.0 { sample.limit_per_s / (sample.limit_per_s + sample.slack) } else { 1.0 }
 }
 
 /// The observer of one meter.
@@ -94,14 +100,13 @@ impl Observer {
         let own = sample.own - self.last.own;
         let unbounded = self.level + (limit_per_s - self.others_per_s) * span_s - own;
         let predicted = unbounded.min(self.burst);
-        // Within its rounding a reading tells nothing new.
-        let miss = sample.level - predicted;
-        let error = miss.signum() * (miss.abs() - sample.slack).max(0.0);
-        self.level = (predicted + (1.0 - (1.0 - ALPHA).powf(span_s)) * error).min(self.burst);
+        let error = sample.level - predicted;
+        let sharpness = sharpness(sample);
+        self.level = (predicted + (1.0 - (1.0 - ALPHA * sharpness).powf(span_s)) * error).min(self.burst);
         // What flows over a full bucket's rim is nobody's use: near the rim a small miss teaches nothing about others.
         let brimming = unbounded >= self.burst && sample.level >= BRIM * self.burst;
         if !brimming {
-            self.others_per_s = (self.others_per_s - BETA * error).clamp(-limit_per_s, limit_per_s);
+            self.others_per_s = (self.others_per_s - BETA * sharpness.powi(2) * error).clamp(-limit_per_s, limit_per_s);
         }
         self.last = *sample;
     }
@@ -121,7 +126,8 @@ impl Observer {
         let wanted_level = (self.burst / 2.0).min(GUARD_S * limit + self.blur());
         let used = if self.burst > GUARD_S * limit { 1.0 } else { SHALLOW_USE };
         let excess = self.level_at(now, own_now) - wanted_level;
-        (used * limit - self.others_per_s + LEVEL_GAIN * excess).clamp(0.05 * limit, 2.0 * limit)
+        (used * limit - self.others_per_s + LEVEL_GAIN * sharpness(&self.last) * excess)
+            .clamp(0.05 * limit, 2.0 * limit)
     }
 
     /// How far the level and its estimate can lie apart unseen, in units: a rounding up, and one down.

@@ -62,13 +62,13 @@ fn events() -> Vec<Bytes> {
 }
 
 /// A stream whose events come one by one: between two of them others get their turn.
-struct Events {
+struct Stream {
     events: Arc<Vec<Bytes>>,
     next: usize,
     paused: bool,
 }
 
-impl http_body::Body for Events {
+impl http_body::Body for Stream {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
@@ -97,7 +97,7 @@ fn provider(events: Arc<Vec<Bytes>>) -> String {
             let answer = move || {
                 let answer =
                     HEADERS.iter().fold(Response::builder(), |answer, (name, value)| answer.header(*name, *value));
-                let body = Events { events: events.clone(), next: 0, paused: false };
+                let body = Stream { events: events.clone(), next: 0, paused: false };
                 std::future::ready(answer.body(Body::new(body)).expect("a response"))
             };
             axum::serve(listener, Router::new().route("/v1/messages", post(answer))).await.expect("serves");
@@ -167,8 +167,10 @@ async fn measure(url: &str, expected: &[u8]) -> [Vec<f64>; 2] {
         }
     }
     member.close().await;
-    times.iter_mut().for_each(|times| times.sort_by(f64::total_cmp));
-    times
+    times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times
+    })
 }
 
 fn main() -> ExitCode {

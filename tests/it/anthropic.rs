@@ -60,10 +60,6 @@ fn refusal(kind: &str, message: &str) -> Vec<u8> {
     json!({"type": "error", "error": {"type": kind, "message": message}, "request_id": "req"}).to_string().into_bytes()
 }
 
-fn s(n: u64) -> Option<Duration> {
-    Some(Duration::from_secs(n))
-}
-
 // === heads ===
 
 #[test]
@@ -79,10 +75,10 @@ fn an_ordinary_answer_gives_four_meters() {
         reset,
     };
     let expected = [
-        reading(RPM, 4e3, 3_999.0, s(0)),
-        reading(TPM, 2.4e6, 2.388e6, s(0)),
-        reading(ITPM, 2e6, 1.988e6, s(0)),
-        reading(OTPM, 4e5, 4e5, s(0)),
+        reading(RPM, 4e3, 3_999.0, Some(Duration::ZERO)),
+        reading(TPM, 2.4e6, 2.388e6, Some(Duration::ZERO)),
+        reading(ITPM, 2e6, 1.988e6, Some(Duration::ZERO)),
+        reading(OTPM, 4e5, 4e5, Some(Duration::ZERO)),
     ];
     assert_eq!(seen.readings, expected);
 }
@@ -94,10 +90,10 @@ fn a_reset_is_measured_against_the_responses_own_date() {
         assert_eq!(seen.readings.len(), 1, "{text}");
         (seen.readings[0].reset, seen.faults)
     };
-    assert_eq!(reset(NOW), (s(0), 0));
-    assert_eq!(reset("2025-10-09T21:50:40Z"), (s(57), 0));
+    assert_eq!(reset(NOW), (Some(Duration::ZERO), 0));
+    assert_eq!(reset("2025-10-09T21:50:40Z"), (Some(Duration::from_secs(57)), 0));
     // Taken at admission, dated when the answer began.
-    assert_eq!(reset("2025-10-09T21:47:29Z"), (s(0), 0));
+    assert_eq!(reset("2025-10-09T21:47:29Z"), (Some(Duration::ZERO), 0));
     assert_eq!(reset(UNSET), (None, 0));
     for garbage in ["", "soon", "57", "1m0s", "2025-10-09", "2025-13-09T21:49:43Z", "REDACTED", "9999-01-01T00:00:00Z"]
     {

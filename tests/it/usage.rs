@@ -181,8 +181,8 @@ fn looked_up(body: &Value) -> Option<Usage> {
 }
 
 /// A text, cut at some places.
-fn cut(bytes: &[u8], mut at: Vec<usize>) -> Vec<&[u8]> {
-    at.iter_mut().for_each(|at| *at %= bytes.len() + 1);
+fn cut(bytes: &[u8], at: Vec<usize>) -> Vec<&[u8]> {
+    let mut at: Vec<usize> = at.into_iter().map(|at| at % (bytes.len() + 1)).collect();
     at.extend([0, bytes.len()]);
     at.sort_unstable();
     at.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect()
@@ -190,7 +190,9 @@ fn cut(bytes: &[u8], mut at: Vec<usize>) -> Vec<&[u8]> {
 
 fn told_in_parts(form: Option<&str>, parts: &[&[u8]]) -> (Option<Usage>, bool) {
     let mut reader = UsageReader::new(form);
-    parts.iter().for_each(|part| reader.feed(part));
+    for part in parts {
+        reader.feed(part);
+    }
     (reader.usage(), reader.overloaded())
 }
 

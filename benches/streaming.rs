@@ -15,6 +15,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::Response;
 use axum::routing::post;
+use axum::serve::ListenerExt;
 use http_body::Frame;
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use tidegate::client::{Client, ClientParams, Limited, PoolParams};
@@ -94,6 +95,8 @@ fn provider(events: Arc<Vec<Bytes>>) -> String {
         runtime().block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             told.send(format!("http://{}", listener.local_addr().expect("bound"))).expect("the bench waits");
+            // As providers do: no event waits for the last one's acknowledgement.
+            let listener = listener.tap_io(|connection| connection.set_nodelay(true).expect("a TCP option"));
             let answer = move || {
                 let answer =
                     HEADERS.iter().fold(Response::builder(), |answer, (name, value)| answer.header(*name, *value));

@@ -14,8 +14,7 @@ One emulator is one account of one provider, OpenAI or Anthropic: their paths, b
 refused, for whom, and of how much it really had to offer, so that a client can be judged by it. Answers are made up:
 the word \"tide\", again and again. No key is asked for. It listens on loopback only.";
 
-const MORE: &str = r#"
-Accounts:
+const MORE: &str = r#"Accounts:
   openai     POST /v1/chat/completions, user: `user`. Counts requests and tokens per minute. A request is charged its
              body's bytes / 4 in tokens when it comes; nothing is corrected.
   anthropic  POST /v1/messages, user: `metadata.user_id`. Counts requests, input tokens and output tokens per minute.

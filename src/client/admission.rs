@@ -18,6 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use super::Permit;
+use super::member::MemberState;
 use super::swap::{Swap, Tuning};
 use crate::clock::{Clock, MonoTime};
 use crate::limiter::{Decision, Limiter, Limits, Line, Never, Reservation, Ticket};
@@ -118,12 +119,12 @@ impl Gate {
     fn new(grantee: Grantee, tuning: &Tuning, now: MonoTime) -> Self {
         let none = Limits::default();
         let limits = tuning.limits.get(&grantee).unwrap_or(&none);
-        let state = GateState {
-            limiter: Limiter::new(limits, now),
-            generation: tuning.generation,
-            line: Line::default(),
-            counters: Counters::default(),
+        let limiter = match tuning.state {
+            MemberState::Bootstrap => Limiter::with_one_request(limits, now),
+            _ => Limiter::new(limits, now),
         };
+        let state =
+            GateState { limiter, generation: tuning.generation, line: Line::default(), counters: Counters::default() };
         Self { grantee, state: Mutex::new(state) }
     }
 

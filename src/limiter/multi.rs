@@ -97,8 +97,7 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// A limiter whose buckets start with one second of rate, and with one request at the least: the first call of a
-    /// process need not wait for one.
+    /// A limiter whose buckets start with one second of rate.
     #[must_use]
     pub fn new(limits: &Limits, now: MonoTime) -> Self {
         let mut limiter = Self {
@@ -110,8 +109,18 @@ impl Limiter {
             admitted: 0,
         };
         limiter.retune(limits, now);
-        for (_, metered) in limiter.meters.iter_mut().filter(|(meter, _)| meter.unit == Unit::Requests) {
-            metered.bucket.give_back((1.0 - metered.bucket.level_at(now)).max(0.0), now);
+        limiter
+    }
+
+    /// A limiter that holds one request at once, as far as its rates allow any: for a process that knows of no grant yet, and
+    /// whose first call would otherwise wait for what nobody else is sending.
+    #[must_use]
+    pub fn with_one_request(limits: &Limits, now: MonoTime) -> Self {
+        let mut limiter = Self::new(limits, now);
+        for (meter, metered) in &mut limiter.meters {
+            if meter.unit == Unit::Requests && limits.meters.get(meter).is_some_and(|limit| limit.rate.rate > 0.0) {
+                metered.bucket.give_back((1.0 - metered.bucket.level_at(now)).max(0.0), now);
+            }
         }
         limiter
     }

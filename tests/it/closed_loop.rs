@@ -263,7 +263,8 @@ async fn a_port_in_use_or_off_loopback_stops_the_start_with_one_line() {
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         let said: Vec<&str> = error.lines().filter(|line| line.starts_with("tidegate:")).collect();
         assert_eq!(output.status.code(), Some(code), "{error}");
-        assert!(said.len() == 1 && said[0].contains(part), "{error}");
+        // A mistake of the configuration is told as `tidegate check` tells it, by file and line.
+        assert!(said.len() == 1 && error.lines().any(|line| line.contains(part)), "{error}");
     }
 }
 

@@ -166,6 +166,17 @@ fn a_member_without_a_share_admits_nothing_and_does_not_spin() {
 }
 
 #[test]
+fn without_any_grant_the_first_request_need_not_wait_and_the_second_does() {
+    let bootstrap = limits(&[(RPM, 10.0, 1.0, 1.0)]);
+    let mut limiter = Limiter::with_one_request(&bootstrap, ms(0));
+    drop(admitted(&mut limiter, REQUEST, ms(0)));
+    assert_eq!(wait(&mut limiter, REQUEST, ms(0)), Some(ms(100)));
+    // Where nothing flows, nothing is given.
+    let mut limiter = Limiter::with_one_request(&limits(&[(RPM, 0.0, 1.0, 10.0)]), ms(0));
+    assert_eq!(wait(&mut limiter, REQUEST, ms(1_000_000)), None);
+}
+
+#[test]
 fn concurrency_block_and_holds_refuse_in_their_own_way() {
     let mut tight = limits(&[(RPM, 10.0, 10.0, 10.0)]);
     tight.concurrency = Some(1);

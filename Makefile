@@ -25,8 +25,9 @@ demo: tools ## Run the demo, a minute; DURATION=20s for less, DEMO_ARGS="..." fo
 test: tools ## Run the tests
 	$(CARGO) test --locked
 
-test-full: test ## Run the tests, those that take minutes too
-	$(CARGO) test --locked -- --ignored
+test-full: test ## Run the tests, those too that need more: client libraries of the providers (pip)
+	@.ci/tools full
+	$(CARGO) test --locked --test it -- --ignored
 
 bench: tools ## Run the benchmarks, or one with AREA=streaming; a missed goal is an error
 	$(CARGO) bench --locked --bench '$(or $(AREA),*)'

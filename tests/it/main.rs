@@ -31,6 +31,7 @@ mod provider;
 mod records;
 mod seat;
 mod schema;
+mod sdk;
 mod session;
 mod shares;
 mod store;

@@ -32,7 +32,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // A member, as it is in any service: without a controller, 10 requests a minute.
     let id: PoolId = "openai-gpt4o".parse()?;
-    let params = ClientParams::new(vec![PoolParams::new(id.clone(), Dialect::OpenAi)]);
+    let mut params = ClientParams::new(vec![PoolParams::new(id.clone(), Dialect::OpenAi)]);
+    // Keys of its own: what this writes must not reach services that use the same etcd.
+    let keys = Keyspace::new("/tidegate-example/v1")?;
+    params.keyspace = keys.clone();
     let client = Client::start(params, store.clone(), Arc::new(Telemetry::new())).await;
     let pool = client.pool("openai-gpt4o")?;
     let acme: TenantId = "acme".parse()?;
@@ -44,9 +47,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let action = Action::Set([(Meter::REQUESTS_PER_MINUTE, 120.0.into())].into());
     let in_five_minutes = SystemClock::new().wall() + Duration::from_secs(300);
     let record = Override::new(action).by("mori").because("incident 42").until(in_five_minutes);
-    let key = Keyspace::default().key(&Key::Override(id, target.clone()));
+    let key = keys.key(&Key::Override(id, target.clone()));
     store.commit(Txn::put(key.clone(), record.to_json(&target)?)).await?;
-    tokio::time::timeout(PATIENCE, until(|| enforced(&pool, &acme) != before)).await?;
+    until("the override is obeyed", || enforced(&pool, &acme) != before).await?;
     println!("obeyed:  {} requests/minute", enforced(&pool, &acme));
 
     // Two calls in half a second; before, the second one would have waited for 6.
@@ -59,7 +62,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     store.commit(Txn::delete(key)).await?;
-    tokio::time::timeout(PATIENCE, until(|| enforced(&pool, &acme) == before)).await?;
+    until("the override is lifted", || enforced(&pool, &acme) == before).await?;
     println!("removed: {} requests/minute", enforced(&pool, &acme));
     client.close().await;
     Ok(())
@@ -72,8 +75,11 @@ fn enforced(pool: &Pool, tenant: &TenantId) -> f64 {
     limit.map_or(0.0, |limit| limit.rate.rate)
 }
 
-async fn until(condition: impl Fn() -> bool) {
-    while !condition() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+async fn until(what: &str, condition: impl Fn() -> bool) -> Result<(), String> {
+    let look = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, look).await.map_err(|_| format!("{what}: not within {PATIENCE:?}"))
 }

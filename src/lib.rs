@@ -37,8 +37,8 @@
 //! estimates capacity, divides it and publishes; a cut goes out as one small record, so that it reaches every member in
 //! milliseconds whatever the number of tenants.
 //!
-//! Without a controller members brake after 3 s and lapse to safe thresholds after 15 s; without etcd they go on with what
-//! they have; an override holds all the same.
+//! Without a controller, or without etcd, members go on: with their shares for 5 s, then with safe thresholds, at most half;
+//! 429s brake them further. An override holds all the same.
 //!
 //! # Architecture
 //!

@@ -3,16 +3,23 @@
 use std::io::Write;
 use std::net::SocketAddr;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
 use super::Failure;
 use super::signals::Signals;
 use crate::provider::Dialect;
 use crate::sim::emulator::{AccountParams, Emulator, EmulatorError, EmulatorParams, FaultParams, LatencyParams};
 
+/// Known by name, so that a shell can complete them.
+fn dialects() -> impl TypedValueParser<Value = Dialect> {
+    PossibleValuesParser::new(Dialect::ALL.map(Dialect::as_str)).try_map(|name| name.parse::<Dialect>())
+}
+
 /// Arguments of `tidegate emulate`.
 #[derive(Debug, clap::Args)]
 pub(super) struct EmulateArgs {
     /// Whose account it is: openai or anthropic.
-    #[arg(long, value_name = "NAME", default_value_t = Dialect::OpenAi)]
+    #[arg(long, value_name = "NAME", default_value_t = Dialect::OpenAi, value_parser = dialects())]
     dialect: Dialect,
     /// Loopback address and port to listen on; port 0 takes any free one.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8787")]

@@ -23,7 +23,7 @@ pub(super) const RUN_ABOUT: &str = "\
 Run the controller: read the members' reports, estimate what each pool can take, divide it among
 the tenants, and publish the thresholds.
 
-Several controllers may run on one etcd: one leads, the others stand by and take over within 4
+Several controllers may run on one etcd: one leads, the others stand by and take over within 5
 seconds. Without [etcd] in the configuration all is kept in this process's memory, which is enough
 to try it out. Reports and /metrics are served on the address it prints. A configuration with
 mistakes is not started: all of them are printed, as `tidegate check` does.";

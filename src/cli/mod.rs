@@ -74,12 +74,12 @@ pub fn main() -> ExitCode {
     };
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(colour);
-    log.with_writer(std::io::stderr).init();
+    // A log that nobody reads any more is no reason to stop.
+    log.with_writer(std::io::stderr).log_internal_errors(false).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("tidegate: cannot start: {error}");
-            return ExitCode::FAILURE;
+            return failed(&Failure::Run(format!("cannot start: {error}")));
         }
     };
     let outcome = runtime.block_on(async {
@@ -111,7 +111,8 @@ fn print(text: &str) -> Result<(), Failure> {
 }
 
 fn failed(failure: &Failure) -> ExitCode {
-    eprintln!("tidegate: {failure}");
+    // Whoever closed stderr has the exit code.
+    let _ = writeln!(io::stderr(), "tidegate: {failure}");
     match failure {
         Failure::Usage(_) => ExitCode::from(2),
         Failure::Run(_) => ExitCode::FAILURE,

@@ -24,11 +24,11 @@ pub(super) struct RunArgs {
 /// Runs the controller until a signal.
 pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let config = Config::load(&args.config).map_err(|mistakes| {
-        eprintln!("{mistakes}");
+        let _ = writeln!(std::io::stderr(), "{mistakes}");
         Failure::Usage(format!("{}; the controller is not started", check::count(&mistakes)))
     })?;
     if !config.warnings.list.is_empty() {
-        eprintln!("{}", config.warnings);
+        let _ = writeln!(std::io::stderr(), "{}", config.warnings);
     }
     let mut signals = Signals::watch()?;
     let store: Arc<dyn Store> = if let Some(etcd) = &config.etcd {

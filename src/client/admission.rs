@@ -73,7 +73,7 @@ pub enum Why {
 impl std::fmt::Display for Why {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Limit => "the limit is used up",
+            Self::Limit => "no room under its rate or for one more in flight",
             Self::Blocked => "blocked by an operator",
             Self::LineFull => "too many are waiting",
         })

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::Permit;
-use crate::provider::{BODY_BYTES_MAX, Head, UsageReader};
+use crate::provider::{BODY_BYTES_MAX, Head, Observation, UsageReader};
 
 /// How long a refusal's body is waited for; error bodies come with their heads.
 const BODY_WAIT_MAX: Duration = Duration::from_millis(500);
@@ -40,10 +40,11 @@ impl Permit {
             // What stands in it is concluded from here, and no usage is told.
             usage = UsageReader::new(None);
             // The caller gets the head late by this, if the body dawdles.
+            let mut refused = Refused { permit: &mut self, observation };
             let told = timeout(BODY_WAIT_MAX, body.read_ahead()).await;
             let bytes = body.bytes_ahead();
             debug!(status, bytes = bytes.len(), in_time = told.is_ok(), "the provider refused");
-            self.conclude(&dialect.refine(observation, &bytes));
+            refused.observation = dialect.refine(refused.observation.clone(), &bytes);
         } else {
             self.conclude(&observation);
         }
@@ -51,6 +52,19 @@ impl Permit {
             body.flight = Some(Flight { permit: self, usage });
         }
         rebuilt(parts, Body::wrap(body), &url)
+    }
+}
+
+/// A refusal whose body is still to tell what it means; concluded when dropped, so that a caller who leaves meanwhile
+/// leaves what the head told: a 429 that nobody waits for is one all the same.
+struct Refused<'a> {
+    permit: &'a mut Permit,
+    observation: Observation,
+}
+
+impl Drop for Refused<'_> {
+    fn drop(&mut self) {
+        self.permit.conclude(&self.observation);
     }
 }
 

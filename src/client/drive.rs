@@ -28,6 +28,8 @@ use crate::telemetry::{Metric, Telemetry};
 /// How often brake, lapse and expiries are looked at.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(250);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A process that closes does not wait for a leader that is slow.
+const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 /// When to report next while no leader says so.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 /// 429s are reported at once, but not more often than this.
@@ -305,6 +307,27 @@ pub(super) async fn reporting(core: Arc<Core>, report_url: Option<String>) {
         }
         sleep(REPORT_GAP_MIN).await;
         next = next.saturating_sub(REPORT_GAP_MIN);
+    }
+}
+
+/// The last report: what this process held is free at once, and not when its leases run out, so that one that takes its
+/// place, in a deployment say, need not wait for them.
+pub(super) async fn farewell(core: &Core, report_url: Option<&str>) {
+    let now = core.clock.now();
+    let body = {
+        let mut views = core.views.lock();
+        views.values_mut().for_each(PoolView::give_shares_back);
+        // A pool that somebody still holds is on its part of the safe thresholds.
+        core.retune(&views, now);
+        let last = report(&core.instance, &core.boot, core.pools().map(|pool| &**pool), &views, now);
+        Report { leaving: true, ..last }
+    };
+    let leader = core.session.lock().leader().map(|leader| leader.report_url.clone());
+    let Some(url) = report_url.map(str::to_owned).or(leader) else { return };
+    let http = reqwest::Client::builder().no_proxy().timeout(FAREWELL_TIMEOUT).build().unwrap_or_default();
+    // Whoever does not hear it waits for the leases.
+    if http.post(format!("{}/v1/observations", url.trim_end_matches('/'))).json(&body).send().await.is_err() {
+        core.telemetry.add(Metric::ReportFailures, &["farewell"], 1.0);
     }
 }
 

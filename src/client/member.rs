@@ -160,6 +160,11 @@ impl PoolView {
         self.leases.extend(sane.map(|(grantee, share)| (grantee, Lease { share, until })));
     }
 
+    /// This process is closing: it gives its shares back, and enforces none from now on.
+    pub fn give_shares_back(&mut self) {
+        self.leases.clear();
+    }
+
     /// The provider refused.
     pub fn on_throttled(&mut self, now: MonoTime) {
         self.throttled_at = Some(now);

@@ -121,6 +121,7 @@ pub struct Client {
     core: Arc<Core>,
     store: Arc<dyn Store>,
     max_wait: Duration,
+    report_url: Option<String>,
     lease: Arc<Mutex<Option<LeaseId>>>,
     tasks: Arc<Tasks>,
 }
@@ -192,7 +193,7 @@ impl Client {
         ];
         drive::joined(&core, JOIN_WAIT).await;
         let tasks = Arc::new(Tasks(Mutex::new(tasks)));
-        Self { core, store, max_wait: params.max_wait, lease, tasks }
+        Self { core, store, max_wait: params.max_wait, report_url: params.report_url, lease, tasks }
     }
 
     /// One of the client's pools.
@@ -212,8 +213,8 @@ impl Client {
         &self.core.instance
     }
 
-    /// Stops, and takes this process's own presence away at once. Shared records stay. Pools that are still held enforce
-    /// what they last did: close a client when its work is done.
+    /// Stops, gives this process's shares back, and takes its own presence away at once. Shared records stay. Pools that are
+    /// still held enforce a part of the safe thresholds: close a client when its work is done.
     pub async fn close(self) {
         let tasks = std::mem::take(&mut *self.tasks.0.lock());
         for task in tasks {
@@ -221,6 +222,7 @@ impl Client {
             // Only a task that has ended cannot announce the presence once more.
             let _ = task.await;
         }
+        drive::farewell(&self.core, self.report_url.as_deref()).await;
         let lease = self.lease.lock().take();
         if let Some(lease) = lease {
             // Without a store the lease runs out by itself.

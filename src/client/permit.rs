@@ -140,7 +140,7 @@ impl Permit {
         }
     }
 
-    /// Ends the permit with the real usage. What the provider does not charge is given back, as far as its dialect
+    /// Ends the permit with the real usage; above [`Usage::TOKENS_MAX`] it counts as unknown. What the provider does not charge is given back, as far as its dialect
     /// corrects its own estimate at all.
     pub fn settle(mut self, usage: Usage) {
         self.release(Some(usage));
@@ -151,6 +151,7 @@ impl Permit {
         // A caller that left while its request was under way has told nothing, but it did send.
         self.failed();
         let reserved = reservation.cost();
+        let usage = usage.filter(|usage| usage.input_tokens.max(usage.output_tokens) <= Usage::TOKENS_MAX);
         let used = match (usage, self.pool.dialect.semantics().token_charge) {
             (Some(Usage { input_tokens, output_tokens }), _) => Some(Cost { input_tokens, output_tokens, ..reserved }),
             // An error has generated nothing, and the charge for output is corrected when the answer ends.

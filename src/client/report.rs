@@ -20,7 +20,7 @@ pub(super) fn report<'a>(
     now: MonoTime,
 ) -> Report {
     let pools = pools.map(|pool| (pool.id.clone(), pool_report(pool, views.get(&pool.id), now))).collect();
-    Report { schema: REPORT_SCHEMA, instance: instance.to_owned(), boot: boot.to_owned(), pools }
+    Report { schema: REPORT_SCHEMA, instance: instance.to_owned(), boot: boot.to_owned(), leaving: false, pools }
 }
 
 fn pool_report(pool: &PoolShared, view: Option<&PoolView>, now: MonoTime) -> PoolReport {

@@ -154,12 +154,14 @@ fn etcd(mut section: Section<'_>) -> EtcdParams {
     EtcdParams { endpoints: items.unwrap_or_default().iter().filter_map(|item| item.text(url)).collect() }
 }
 
-/// A URL of a server: a scheme, a host, no credentials, no query.
+/// A URL of a server: a scheme, a host, no credentials, no query, no fragment.
 fn is_http_url(text: &str, tls: bool) -> bool {
+    if text.contains(['@', '?', '#', ' ']) {
+        return false;
+    }
     let Ok(uri) = text.parse::<http::Uri>() else { return false };
     let scheme = uri.scheme_str().is_some_and(|scheme| scheme == "http" || (tls && scheme == "https"));
-    let host = uri.authority().is_some_and(|host| !host.as_str().contains('@') && !host.host().is_empty());
-    scheme && host && uri.query().is_none()
+    scheme && uri.authority().is_some_and(|authority| !authority.host().is_empty())
 }
 
 fn hostname() -> String {

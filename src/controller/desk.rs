@@ -141,6 +141,10 @@ impl Desk {
             if urgent {
                 self.early.notify_one();
             }
+            if report.leaving {
+                pool.leave(&report.instance, &report.boot);
+                continue;
+            }
             members = members.max(pool.members(now));
             shares.insert(id.clone(), answered);
         }

@@ -153,7 +153,15 @@ impl Leading {
         let Some(entry) = listing.entries.first() else { return Ok(()) };
         let leader: Option<LeaderRecord> = serde_json::from_slice(&entry.value).ok();
         if let Some(leader) = &leader {
-            info!(name = leader.name, "standing by: another controller leads");
+            if leader.report_url == self.report_url {
+                // Its lease has a few seconds to run.
+                info!(
+                    url = leader.report_url,
+                    "standing by: the leader's key is of an earlier term of this controller"
+                );
+            } else {
+                info!(leader = leader.name, url = leader.report_url, "standing by: another controller leads");
+            }
         }
         self.desk.set_leader(leader);
         let mut watch = self.store.watch(&selects, listing.revision + 1).await?;
@@ -307,7 +315,8 @@ impl Leading {
             let window_s = meter.window.seconds();
             self.telemetry.set(Metric::PoolCapacity, &labels, step.capacity_per_s * window_s);
             if let Some(others) = step.others_per_s {
-                self.telemetry.set(Metric::PoolOthers, &labels, others * window_s);
+                // The estimate may swing below zero; what others take cannot.
+                self.telemetry.set(Metric::PoolOthers, &labels, others.max(0.0) * window_s);
             }
             if let Some(level) = step.level {
                 self.telemetry.set(Metric::PoolLevel, &labels, level);
@@ -329,9 +338,9 @@ impl Leading {
                 publication.pulse.scale.iter().map(|(meter, factor)| format!("{meter} × {factor}")).collect();
             // The level control moves by a few percent all the time; that is no news.
             if publication.pulse.scale.values().any(|factor| *factor < NEWSWORTHY_CUT) {
-                info!(pool = id, reason = grant.reason.text, "capacity cut: {}", cuts.join(", "));
+                info!(pool = id, reason = grant.reason.text, "thresholds cut: {}", cuts.join(", "));
             } else {
-                debug!(pool = id, reason = grant.reason.text, "capacity trimmed: {}", cuts.join(", "));
+                debug!(pool = id, reason = grant.reason.text, "thresholds trimmed: {}", cuts.join(", "));
             }
         }
     }

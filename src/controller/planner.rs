@@ -17,6 +17,7 @@ use crate::plan::{
     Action, GRANT_SCHEMA, Grant, OverrideBook, PULSE_SCHEMA, Pulse, Rate, Reason, Share, Stamp, Target, Thresholds,
     capacity_factor, effective,
 };
+use crate::provider::TokenCharge;
 use crate::quota::{Grantee, Meter, Unit};
 
 /// How long grants live after the last pulse.
@@ -37,6 +38,8 @@ const IDLE_PER_S: f64 = 0.1;
 /// all of them together with at most this part of the capacity, so that the idle do not starve the busy.
 const IDLE_PART: f64 = 0.1;
 /// Without a leader a tenant keeps this part of its threshold.
+/// Thresholds this much above the provider's limit want a word of explanation.
+const ABOVE_LIMIT: f64 = 1.02;
 const SAFE_PART: f64 = 0.5;
 
 /// What one tick wants written, in this order: the pulse, then the grants.
@@ -166,6 +169,13 @@ impl PoolPlanner {
         (answered, urgency.throttled)
     }
 
+    /// A member that has just reported enforces nothing any more.
+    pub fn leave(&mut self, instance: &str, boot: &str) {
+        let member = format!("{instance}/{boot}");
+        self.shares.values_mut().for_each(|shares| shares.leave(&member));
+        self.signal.depart(&member);
+    }
+
     fn grantees(&self) -> Vec<(Grantee, TenantParams)> {
         let declared = self.params.tenants.iter().map(|(id, t)| (Grantee::Tenant(id.clone()), t.clone()));
         std::iter::once((Grantee::Default, self.params.default_tenant.clone())).chain(declared).collect()
@@ -255,7 +265,7 @@ impl PoolPlanner {
         for (meter, step) in &self.steps {
             let rates = self.divide_meter(*meter, step, &grantees, now, wall);
             for ((t, rate_per_s), weight) in thresholds.iter_mut().zip(rates).zip(&weights) {
-                let burst = tenant_burst(*meter, step, rate_per_s, weight / weight_sum);
+                let burst = self.tenant_burst(*meter, step, rate_per_s, weight / weight_sum);
                 t.rates.insert(*meter, Rate { rate: round(per_window(*meter, rate_per_s)), burst: round(burst) });
             }
         }
@@ -276,6 +286,21 @@ impl PoolPlanner {
                 (grantee, Grant { schema: GRANT_SCHEMA, stamp, thresholds, safe, members, reason: reason.clone() })
             })
             .collect()
+    }
+
+    /// What a tenant may store of a meter, in units.
+    fn tenant_burst(&self, meter: Meter, step: &Step, rate_per_s: f64, weight_part: f64) -> f64 {
+        let part = step.burst * rate_per_s / step.capacity_per_s.max(f64::MIN_POSITIVE);
+        let by_weight = BURST_PART * step.burst * weight_part;
+        let corrected = self.params.dialect.semantics().token_charge == TokenCharge::Corrected;
+        match meter.unit {
+            Unit::Requests => (REQUEST_BURST_S * rate_per_s).min(BURST_PART * part).max(1.0),
+            // Reserved is what an answer may be at most, many times what it is: bursts made for what is used would admit one
+            // request after the other.
+            Unit::Tokens | Unit::OutputTokens if corrected => part.max(by_weight).max(1.0),
+            // An idle tenant keeps room for an ordinary request by its weight; a larger one goes into debt.
+            _ => (TOKEN_BURST_S * rate_per_s).min(BURST_PART * part).max(by_weight).max(1.0),
+        }
     }
 
     /// The grant that an operator wants kept as it is.
@@ -400,13 +425,15 @@ impl PoolPlanner {
             (Mode::Headers, Some(limit)) => {
                 let others = (100.0 * step.others_per_s.unwrap_or(0.0) / limit).max(0.0);
                 let limit = per_window(*meter, limit);
-                ("headers_capacity", format!("provider limit {limit:.0} {meter}, others use {others:.0} %"))
+                // Above the limit for a while: the bucket has more in it than is kept in reserve.
+                let stored = if now > ABOVE_LIMIT * limit { ", and its bucket holds some to be used" } else { "" };
+                ("headers_capacity", format!("provider limit {limit:.0} {meter}, others use {others:.0} %{stored}"))
             }
             (Mode::Cut, _) => ("aimd_cut", format!("too many 429s: halved to {now:.0} {meter}")),
             (Mode::Increase, _) => {
                 ("aimd_increase", format!("no headers, used and no 429s: growing, {now:.0} {meter}"))
             }
-            _ => ("aimd_hold", format!("no headers, nothing to learn: {now:.0} {meter}")),
+            _ => ("aimd_hold", format!("no headers of late, nothing to learn: {now:.0} {meter}")),
         };
         Reason { code: code.into(), text }
     }
@@ -419,14 +446,4 @@ fn per_window(meter: Meter, per_s: f64) -> f64 {
 /// Records are read by people: three decimals are enough for a rate.
 fn round(x: f64) -> f64 {
     (x * 1e3).round() / 1e3
-}
-
-/// What a tenant may store of a meter, in units.
-fn tenant_burst(meter: Meter, step: &Step, rate_per_s: f64, weight_part: f64) -> f64 {
-    let pool_part = BURST_PART * step.burst * rate_per_s / step.capacity_per_s.max(f64::MIN_POSITIVE);
-    match meter.unit {
-        Unit::Requests => (REQUEST_BURST_S * rate_per_s).min(pool_part).max(1.0),
-        // An idle tenant keeps room for an ordinary request by its weight; a larger one goes into debt.
-        _ => (TOKEN_BURST_S * rate_per_s).min(pool_part).max(BURST_PART * step.burst * weight_part).max(1.0),
-    }
 }

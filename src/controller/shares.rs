@@ -91,7 +91,13 @@ impl Shares {
         // is not yet, since nobody is raised again before the old leader's leases have run out.
         let share = if learning { wish.echoed.unwrap_or(0.0) } else { target }.min(room);
         let room_places = places.unwrap_or(0).saturating_sub(others_places);
-        let concurrency = if learning { wish.echoed_concurrency.unwrap_or(0) } else { target_places }.min(room_places);
+        let concurrency = match (learning, wish.echoed_concurrency) {
+            (true, Some(echoed)) => echoed,
+            // It holds a share, but none of places: concurrency is new to the pool.
+            (true, None) if wish.echoed.is_none() => 0,
+            _ => target_places,
+        }
+        .min(room_places);
 
         if let Some(lease) = self.leases.get_mut(member) {
             lease.issued = share;
@@ -102,6 +108,11 @@ impl Shares {
         }
         // A lease of nothing would only take the safe thresholds from a member that holds no lease.
         (share > 0.0 || wish.echoed.is_some()).then(|| Share { share, concurrency: places.map(|_| concurrency) })
+    }
+
+    /// A member has said that it enforces nothing any more.
+    pub fn leave(&mut self, member: &str) {
+        self.leases.remove(member);
     }
 
     /// The most that members may be enforcing now, for checking the invariant.

@@ -44,7 +44,7 @@ pub enum ReportError {
     #[error("report field limit is {0}: expected above 0, at most {LIMIT_MAX:e}")]
     Limit(f64),
     /// A number that cannot be: negative, or not finite.
-    #[error("report field {field} is {value}: expected a finite number, 0 or more")]
+    #[error("report field {field} is {value}: expected a finite number of a size that can be")]
     Number {
         /// Which field.
         field: &'static str,
@@ -62,6 +62,9 @@ pub struct Report {
     pub instance: String,
     /// Random per process start; counters are cumulative since it.
     pub boot: String,
+    /// Its last report: it enforces nothing any more, and what it held is free at once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     /// Per pool.
     pub pools: BTreeMap<PoolId, PoolReport>,
 }
@@ -359,7 +362,8 @@ fn number(field: &'static str, value: Option<f64>) -> Result<(), ReportError> {
 
 fn finite(field: &'static str, value: Option<f64>) -> Result<(), ReportError> {
     match value {
-        Some(value) if !value.is_finite() => Err(ReportError::Number { field, value }),
+        // No bucket holds, or owes, more than the highest limit that is believed.
+        Some(value) if !(-LIMIT_MAX..=LIMIT_MAX).contains(&value) => Err(ReportError::Number { field, value }),
         _ => Ok(()),
     }
 }

@@ -5,7 +5,7 @@
 use http::HeaderMap;
 
 /// Larger numbers are placeholders for "unlimited" (`u64::MAX`) or errors, and no longer exact as `f64` from 2^53 on.
-const NUMBER_MAX: u64 = 1_000_000_000_000_000;
+pub(super) const NUMBER_MAX: u64 = 1_000_000_000_000_000;
 
 /// A header's value, if it is there and `parse` takes it. What it does not take is counted as a fault.
 pub(super) fn read<T>(

@@ -14,6 +14,7 @@
 //! Event streams: <https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream>.
 
 use super::anthropic;
+use super::header::NUMBER_MAX;
 
 /// What the provider says a request really used, as its limits count it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,6 +23,11 @@ pub struct Usage {
     pub input_tokens: u64,
     /// LLM tokens received.
     pub output_tokens: u64,
+}
+
+impl Usage {
+    /// More LLM tokens than any answer can have used: such numbers are errors, or placeholders.
+    pub const TOKENS_MAX: u64 = NUMBER_MAX;
 }
 
 /// Reads usage from an answer's body as it passes.
@@ -378,6 +384,8 @@ impl Document {
 
     fn number_ended(&mut self) {
         let Token::Number(digits) = std::mem::replace(&mut self.token, Token::None) else { return };
+        // A number that no answer can have used is none.
+        let digits = digits.filter(|number| *number <= NUMBER_MAX);
         let (Some(number), Some(key), Some(place)) = (digits, self.key, self.place()) else { return };
         let told = match (key, place) {
             (Key::Input, _) => &mut self.told.input,

@@ -59,8 +59,11 @@ struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // Locked still, so that no sweep comes between. What cannot be removed now is what the next sweep finds.
-        let _ = fs::remove_dir_all(&self.path);
+        // Locked still, so that no sweep comes between. A child that was killed itself has left its own children, and with
+        // this folder the seat by which a sweep would find them goes. What cannot be removed is what the next sweep finds.
+        if let Some(name) = self.path.file_name().and_then(|name| name.to_str()) {
+            clean(&self.path, name);
+        }
     }
 }
 
@@ -229,19 +232,32 @@ fn lock_of_dead(path: &Path, uid: u32) -> Option<File> {
     is_left.then_some(lock)
 }
 
-#[allow(clippy::disallowed_methods, reason = "whoever takes a seat has nothing to do before the last one is clean")]
+#[allow(clippy::disallowed_methods, reason = "who takes or leaves a seat has nothing to do before it is clean")]
 fn clean(path: &Path, name: &str) -> Swept {
     let mut killed = BTreeSet::new();
     for _ in 0..SWEEP_POLLS {
         let marked = marked_with(name);
         killed.extend(marked.iter().filter(|pid| kill(**pid, Signal::SIGKILL).is_ok()).copied());
         // One that is just dying may still write.
-        if marked.is_empty() && fs::remove_dir_all(path).is_ok() {
+        if marked.is_empty() && remove(path).is_ok() {
             return Swept { processes: killed.len(), folders: 1 };
         }
         std::thread::sleep(POLL);
     }
     Swept { processes: killed.len(), folders: 0 }
+}
+
+/// Removes a seat's folder, its lock last: a folder without one is nobody's to clean.
+fn remove(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_name() == LOCK {
+            continue;
+        }
+        if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
+    }
+    fs::remove_file(path.join(LOCK))?;
+    fs::remove_dir(path)
 }
 
 /// Living processes whose environment carries the mark of this seat, but for this one.

@@ -1,5 +1,6 @@
 //! The closed loop with real processes: what an operator sees when limits move and when things die.
 
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -270,7 +271,18 @@ async fn a_port_in_use_or_off_loopback_stops_the_start_with_one_line() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_demo_stops_every_child() {
-    let mut demo = Process::spawn("demo", tidegate(&["demo"]), None).expect("the demo starts");
+    for signal in ["-TERM", "-HUP", "-QUIT"] {
+        stopped_by(signal).await;
+    }
+}
+
+async fn stopped_by(signal: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let svg = folder.path().join("run.svg");
+    std::fs::write(&svg, "the last run").expect("written");
+    let mut command = tidegate(&["demo", "--svg"]);
+    command.arg(&svg);
+    let mut demo = Process::spawn("demo", command, None).expect("the demo starts");
     demo.wait_for_line(|line| line.contains("ramp-up"), crate::world::PATIENCE).await.expect("it runs");
     let urls: Vec<String> = demo
         .lines()
@@ -279,8 +291,11 @@ async fn an_interrupted_demo_stops_every_child() {
         .filter(|word| word.starts_with("http://127.0.0.1:"))
         .collect();
     assert!(urls.len() >= 3, "{urls:?}");
-    let status = demo.terminate().await.expect("it ends");
-    assert_eq!(status.code(), Some(130));
+    let told = Command::new("kill").args([signal, &demo.pid().to_string()]).status().expect("kill runs");
+    assert!(told.success());
+    let status = demo.wait(crate::world::PATIENCE).await.expect("it ends");
+    assert_eq!(status.code(), Some(130), "{signal}");
+    assert_eq!(std::fs::read_to_string(&svg).expect("it is there"), "the last run");
     for url in urls {
         let addr = url.trim_start_matches("http://").to_owned();
         assert!(std::net::TcpStream::connect(&addr).is_err(), "{addr} still answers");

@@ -319,6 +319,10 @@ fn urls_and_prefixes_are_checked() {
     let expected = "expected an http:// or https:// URL, such as \"http://10.0.0.5:7676\"";
     let found = after_pool("[controller]\nadvertise_url = \"10.0.0.5\"\n");
     assert_eq!(found, format!("t.toml:5:17: controller.advertise_url: found \"10.0.0.5\", {expected}"));
+    for url in ["http://h:1/#here", "http://h:1/@me", "http://me@h:1", "http://h:1/?a=b"] {
+        let found = after_pool(&format!("[controller]\nadvertise_url = \"{url}\"\n"));
+        assert!(found.contains("expected an http:// or https:// URL"), "{url}: {found}");
+    }
     assert_eq!(
         after_pool("[keys]\nprefix = \"tidegate/\"\n"),
         "t.toml:5:10: keys.prefix: found \"tidegate/\", expected an absolute path of 2–128 printable ASCII characters without \

@@ -217,6 +217,23 @@ async fn a_429_whose_body_never_comes_is_handed_on_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_leaves_while_a_429s_body_dawdles_leaves_what_its_head_told() {
+    let answer = || async {
+        let silent = futures_stream(|_| std::task::Poll::Pending);
+        Response::builder().status(429).header("retry-after", "30").body(Body::new(silent)).expect("a response")
+    };
+    let url = serve(Router::new().route("/", get(answer))).await;
+    let stage = Stage::open(&[("acme", wide())]).await;
+    let client = limited(&stage);
+    let call = tokio::spawn(async move { client.get(&url).send().await });
+    stage.reported("acme", "in flight", |told| told.in_flight == 1).await;
+    // The head has come when the caller leaves, or else the call ends by itself, with the same lesson.
+    let _ = timeout(Duration::from_millis(250), call).await;
+    stage.reported("acme", "it is told", |told| told.in_flight == 0 && told.counters.throttled.len() == 1).await;
+    assert!(!stage.pool.tuning().holds.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_429_holds_for_as_long_as_its_body_says_and_then_lets_go() {
     let message = "Rate limit reached on requests per min (RPM): Limit 60. Please try again in 300ms.";
     let sent: Arc<Mutex<Vec<Instant>>> = Arc::default();

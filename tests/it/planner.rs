@@ -11,7 +11,7 @@ use tidegate::limiter::{Decision, Limiter, Limits, MeterLimit};
 use tidegate::observation::{Counters, MeterReport, PoolReport, Reading, TenantReport, ThrottleKind, UnitCounts};
 use tidegate::plan::{Grant, OverrideBook, Rate, Share, Target, capacity_factor, effective};
 use tidegate::provider::Dialect;
-use tidegate::quota::{Cost, Grantee, Meter, Unit};
+use tidegate::quota::{Cost, Grantee, Meter, Unit, Window};
 
 const RPM: Meter = Meter::REQUESTS_PER_MINUTE;
 const WALL: UnixMillis = UnixMillis(1_795_464_000_000);
@@ -66,6 +66,62 @@ fn tick(planner: &mut PoolPlanner, at: u64) -> Publication {
 
 fn rate(planner: &PoolPlanner, name: &str) -> f64 {
     planner.published()[&tenant(name)].thresholds.rates[&RPM].rate
+}
+
+const OUTPUT: Meter = Meter { unit: Unit::OutputTokens, window: Window::Minute };
+
+/// Anthropic's way: output is limited apart, reserved by `max_tokens`, and given back when the answer ends.
+fn output_pool(per_minute: f64) -> PoolParams {
+    let capacity = BTreeMap::from([(OUTPUT, Rate { rate: per_minute, burst: per_minute })]);
+    PoolParams { dialect: Dialect::Anthropic, capacity, ..pool(600.0, &["a", "b"]) }
+}
+
+#[test]
+fn a_tenant_that_was_never_admitted_gets_its_part_of_an_output_limit_that_another_uses_up() {
+    let mut planner = PoolPlanner::new(output_pool(6_000.0), 7, BTreeMap::new(), None, ms(0));
+    for s in 1..=20_u64 {
+        let units = UnitCounts { requests: 5 * s, input_tokens: 500 * s, output_tokens: 2_000 * s };
+        let busy = Counters { attempts: 10 * s, reserved: units, ..counters(5 * s) };
+        let mut report = report_of(&[("a", busy), ("b", Counters { attempts: 10, ..Counters::default() })]);
+        for name in ["a", "b"] {
+            report.tenants.get_mut(&tenant(name)).unwrap().waiting = 20;
+        }
+        planner.report("m", "boot", &report, ms(1_000 * s));
+        tick(&mut planner, 1_000 * s);
+    }
+    let [a, b] = ["a", "b"].map(|name| planner.published()[&tenant(name)].thresholds.rates[&OUTPUT].rate);
+    assert!(b >= 0.3 * (a + b), "equal weights, both waiting: {a} and {b}");
+}
+
+#[test]
+fn where_more_is_reserved_than_used_the_bursts_add_up_to_what_the_provider_holds() {
+    let mut planner = PoolPlanner::new(output_pool(40_000.0), 7, BTreeMap::new(), None, ms(0));
+    let units = |n| UnitCounts { requests: n, input_tokens: 100 * n, output_tokens: 300 * n };
+    for s in 1..=20_u64 {
+        let a = Counters { reserved: units(2 * s), ..counters(2 * s) };
+        planner.report("m", "boot", &report_of(&[("a", a)]), ms(1_000 * s));
+        tick(&mut planner, 1_000 * s);
+    }
+    let grants = planner.published();
+    let burst = |name: &str| grants[&tenant(name)].thresholds.rates[&OUTPUT].burst;
+    // Room for one answer of 8,192 tokens beside others, though a second's rate is 667.
+    assert!(burst("a") >= 8_192.0, "{}", burst("a"));
+    let sum: f64 = grants.values().map(|grant| grant.thresholds.rates[&OUTPUT].burst).sum();
+    assert!(sum <= 1.5 * 40_000.0, "{sum}");
+}
+
+#[test]
+fn what_a_leaving_member_held_is_free_for_the_next_one_at_once() {
+    let mut planner = planner(600.0, &["a"]);
+    let a = || report_of(&[("a", counters(10))]);
+    let share = |answer: (BTreeMap<Grantee, Share>, bool)| answer.0.get(&tenant("a")).map(|share| share.share);
+    tick(&mut planner, 0);
+    assert_eq!(share(planner.report("old", "boot", &a(), ms(100))), Some(1.0));
+    assert_eq!(share(planner.report("new", "boot", &a(), ms(200))), None, "the old one holds it all");
+    planner.report("old", "boot", &a(), ms(300));
+    planner.leave("old", "boot");
+    assert_eq!(share(planner.report("new", "boot", &a(), ms(310))), Some(1.0));
+    assert_eq!(planner.members(ms(310)), 1);
 }
 
 // === signal ===

@@ -259,6 +259,7 @@ fn a_malformed_report_is_refused_with_one_clear_line() {
         ("/pools/openai-gpt4o/tenants/a b".into(), json!({}), &["tenant segment \"a b\"", "%XX"]),
         (format!("{rpm}/limit"), json!(-1), &["report field limit is -1"]),
         (format!("{rpm}/remaining"), json!(-1), &["report field remaining is -1"]),
+        (format!("{rpm}/level"), json!(1e300), &["report field level is 1000"]),
         (format!("{rpm}/age_ms"), Value::Null, &["missing field `age_ms`"]),
         (format!("{acme}/share"), json!(-0.1), &["report field share is -0.1"]),
         (format!("{acme}/sent"), json!(-3), &["invalid value: integer `-3`"]),

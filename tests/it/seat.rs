@@ -159,7 +159,8 @@ fn marked_with(name: &str) -> Vec<u32> {
 
 /// A demo with its seat in `temp`, in the shell of somebody who has an etcd and a proxy of his own.
 async fn demo(temp: &Path) -> (Process, String) {
-    let mut command = tidegate(&["demo"]);
+    let mut command = tidegate(&["demo", "--svg"]);
+    command.arg(temp.join("run.svg"));
     command.env("TMPDIR", temp).env("ETCD_NAME", "mine").env("ETCD_LISTEN_CLIENT_URLS", "http://127.0.0.1:2379");
     command.env("ETCDCTL_ENDPOINTS", "http://127.0.0.1:2379");
     for proxy in ["HTTP_PROXY", "http_proxy", "ALL_PROXY"] {
@@ -178,7 +179,7 @@ async fn demo(temp: &Path) -> (Process, String) {
 async fn a_demo_killed_with_kill_9_is_cleaned_up_by_the_next_and_a_living_neighbour_is_not() {
     let seat = Seat::take().expect("a seat");
     let temp = seat.folder("temp").expect("a folder");
-    let (_neighbour, neighbours_seat) = demo(&temp).await;
+    let (mut neighbour, neighbours_seat) = demo(&temp).await;
     let (mut killed, killed_seat) = demo(&temp).await;
     let neighbours_children = marked_with(&neighbours_seat);
     let orphans = marked_with(&killed_seat);
@@ -187,11 +188,32 @@ async fn a_demo_killed_with_kill_9_is_cleaned_up_by_the_next_and_a_living_neighb
     assert!(!marked_with(&killed_seat).is_empty(), "its children have groups of their own and live on");
     assert!(temp.join(&killed_seat).is_dir());
 
-    let (_next, _) = demo(&temp).await;
+    let (mut next, nexts_seat) = demo(&temp).await;
     assert_eq!(marked_with(&killed_seat), Vec::<u32>::new());
     assert!(!temp.join(&killed_seat).exists());
     assert_eq!(marked_with(&neighbours_seat), neighbours_children);
     assert!(temp.join(&neighbours_seat).is_dir());
+    for (demo, seat) in [(&mut neighbour, &neighbours_seat), (&mut next, &nexts_seat)] {
+        demo.terminate().await.expect("it ends");
+        assert_eq!(marked_with(seat), Vec::<u32>::new());
+    }
+}
+
+#[test]
+fn a_seat_that_is_given_up_takes_with_it_what_still_runs_in_its_name() {
+    let temp = tempfile::tempdir().expect("a folder");
+    let seat = Seat::take_in(temp.path()).expect("a seat");
+    let mut command = std::process::Command::new("sleep");
+    seat.mark(command.arg("600"));
+    let mut child = command.spawn().expect("it starts");
+    let name = seat.path().file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+    // A process that is just being started has no environment yet.
+    while marked_with(&name).is_empty() {
+        std::thread::yield_now();
+    }
+    drop(seat);
+    assert!(!child.wait().expect("it has ended").success(), "it was killed");
+    assert_eq!(fs::read_dir(temp.path()).expect("a folder").count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -169,3 +169,16 @@ fn a_learning_leader_takes_nothing_from_a_member_whose_demand_it_has_not_heard_o
     let given = shares.answer("a", wish(8.0), Some(PLACES), ms(20), learning).expect("a share");
     assert_eq!((given.share, given.concurrency), (0.5, Some(3)));
 }
+
+#[test]
+fn a_learning_leader_gives_places_to_members_that_held_a_share_before_there_were_any() {
+    let mut shares = Shares::default();
+    let learning = Some(ms(5_000));
+    let wish = Wish { demand: 1.0, echoed: Some(0.5), echoed_concurrency: None, waiting: false };
+    shares.answer("a", wish, Some(PLACES), ms(0), learning);
+    shares.answer("b", wish, Some(PLACES), ms(10), learning);
+    let places =
+        |shares: &mut Shares, name, at| shares.answer(name, wish, Some(PLACES), at, learning).unwrap().concurrency;
+    let (a, b) = (places(&mut shares, "a", ms(20)).unwrap(), places(&mut shares, "b", ms(30)).unwrap());
+    assert!(a >= 1 && a + b <= PLACES, "{a} and {b} of {PLACES}");
+}

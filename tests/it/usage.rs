@@ -68,6 +68,14 @@ fn whole_answers_tell_too() {
 }
 
 #[test]
+fn a_number_that_no_answer_can_have_used_is_none() {
+    for absurd in ["18446744073709551615", "99999999999999999999999", "-5", "1e3", "1000000000000001"] {
+        let body = format!("{{\"usage\":{{\"input_tokens\":3,\"output_tokens\":{absurd}}}}}");
+        assert_eq!(usage(JSON, &body), None, "{absurd}");
+    }
+}
+
+#[test]
 fn a_whole_answer_of_any_size_is_read() {
     let text = "x\\\"[{".repeat(1_000_000);
     let body = format!("{{\"content\":\"{text}\",\"usage\":{{\"input_tokens\":3,\"output_tokens\":4}}}}");
@@ -171,7 +179,8 @@ fn any_json() -> impl Strategy<Value = Value> {
 /// The slow obvious way.
 fn looked_up(body: &Value) -> Option<Usage> {
     let count = |place: &str, names: &[&str]| {
-        names.iter().filter_map(|name| body.pointer(&format!("{place}/{name}")).and_then(Value::as_u64)).max()
+        let told = names.iter().filter_map(|name| body.pointer(&format!("{place}/{name}")).and_then(Value::as_u64));
+        told.filter(|count| *count <= Usage::TOKENS_MAX).max()
     };
     let input = ["/usage", "/response/usage", "/message/usage"]
         .iter()

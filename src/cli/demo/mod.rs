@@ -18,6 +18,7 @@ mod service;
 mod stage;
 mod verdict;
 
+use std::fs::OpenOptions;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -67,7 +68,7 @@ pub(super) async fn demo(args: DemoArgs) -> Result<(), Failure> {
         outcome = play(&args) => outcome,
         () = signals.received() => {
             // The play was dropped, and with it every child.
-            eprintln!("\ninterrupted: every process of the demo is stopped");
+            let _ = writeln!(std::io::stderr(), "\nevery process of the demo is stopped");
             Err(Failure::Interrupted)
         }
     }
@@ -84,8 +85,8 @@ enum Show {
 }
 
 async fn play(args: &DemoArgs) -> Result<(), Failure> {
-    // Before a minute is spent on a picture that cannot be kept.
-    write(&args.svg, "")?;
+    // Before a minute is spent on a picture that cannot be kept; one that is there stays until the new one is drawn.
+    OpenOptions::new().append(true).create(true).open(&args.svg).map_err(|error| unwritable(&args.svg, &error))?;
     let live = !args.json && !args.plain && std::io::stdout().is_terminal();
     let mut show = if args.json { Show::Silent } else { Show::Lines };
     show.line("starting etcd, two provider emulators, two controllers and two services …");
@@ -185,9 +186,12 @@ impl From<StageError> for Failure {
     }
 }
 
+fn unwritable(file: &Path, error: &std::io::Error) -> Failure {
+    Failure::Usage(format!("--svg {}: cannot write: {error}", file.display()))
+}
+
 fn write(file: &Path, text: &str) -> Result<(), Failure> {
-    std::fs::write(file, text)
-        .map_err(|error| Failure::Usage(format!("--svg {}: cannot write: {error}", file.display())))
+    std::fs::write(file, text).map_err(|error| unwritable(file, &error))
 }
 
 fn print_json(verdict: &Verdict, svg: &Path) -> Result<(), Failure> {

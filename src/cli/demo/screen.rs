@@ -36,8 +36,18 @@ pub(super) struct Screen {
 impl Screen {
     /// Takes the terminal's other screen, so that what stood there comes back at the end.
     pub(super) fn open() -> io::Result<Self> {
+        // What a panic says must not go with the screen.
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            close();
+            hook(panic);
+        }));
         io::stdout().execute(EnterAlternateScreen)?.execute(Hide)?;
-        let screen = Terminal::new(CrosstermBackend::new(io::stdout())).map(|terminal| Self { terminal });
+        // Cleared: what a killed demo left on this screen is still there.
+        let screen = Terminal::new(CrosstermBackend::new(io::stdout())).and_then(|mut terminal| {
+            terminal.clear()?;
+            Ok(Self { terminal })
+        });
         if screen.is_err() {
             close();
         }
@@ -63,6 +73,9 @@ fn close() {
     let _ = out.execute(Show);
 }
 
+const SENT: Color = Color::Cyan;
+const REFUSED: Color = Color::Red;
+const LIMIT: Color = Color::Yellow;
 const DIM: Style = Style::new().add_modifier(Modifier::DIM);
 const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
 
@@ -110,17 +123,23 @@ fn chart(frame: &mut Frame<'_>, area: Rect, way: Way, curve: &[Point], total_s: 
         Dataset::default().data(data).marker(marker).graph_type(graph).style(Style::new().fg(colour))
     };
     let sets = vec![
-        dataset(&refused, Marker::Bar, GraphType::Bar, Color::Red),
-        dataset(&sent, Marker::Braille, GraphType::Line, Color::Cyan),
-        dataset(&limit, Marker::Dot, GraphType::Line, Color::Yellow),
+        dataset(&refused, Marker::Bar, GraphType::Bar, REFUSED),
+        dataset(&sent, Marker::Braille, GraphType::Line, SENT),
+        dataset(&limit, Marker::Dot, GraphType::Line, LIMIT),
     ];
-    let now = curve.last();
-    let title = now.map_or_else(String::new, |now| {
-        format!("{:<8}  sent {:.0}  429s {:.0}  limit {:.0}", way.as_str(), now.sent, now.refused, now.limit)
+    // The words in the colours, and with the marks, of what they stand for: the chart's legend.
+    let word = |text: String, colour| Span::styled(text, BOLD.fg(colour));
+    let title = curve.last().map_or_else(Line::default, |now| {
+        Line::from(vec![
+            Span::styled(way.as_str(), BOLD),
+            word(format!(" sent {:.0}", now.sent), SENT),
+            word(format!(" ▄429s {:.0}", now.refused), REFUSED),
+            word(format!(" •limit {:.0}", now.limit), LIMIT),
+        ])
     });
     let y = Axis::default().bounds([0.0, top]).labels(["0".to_owned(), format!("{top:.0}")]);
     let chart = Chart::new(sets)
-        .block(Block::new().title(Line::styled(title, BOLD)))
+        .block(Block::new().title(title))
         .x_axis(Axis::default().bounds([0.0, total_s]))
         .y_axis(y.style(DIM))
         .legend_position(None);

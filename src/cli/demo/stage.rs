@@ -231,6 +231,7 @@ impl Stage {
             };
             tenants.insert(offer.tenant, now);
         }
+        let mut newest = None;
         let mut sample = Sample { ways: [adaptive, fixed], tenants, reason: String::new(), leader: None, told };
         for entry in self.store.list(&self.selects).await?.entries {
             match self.keys.parse(&entry.key) {
@@ -238,9 +239,15 @@ impl Stage {
                     let leader: Option<LeaderRecord> = serde_json::from_slice(&entry.value).ok();
                     sample.leader = leader.map(|leader| leader.name);
                 }
-                // All tenants' grants rest on the same capacity, and so on the same reason; the first tenant's will do.
-                _ if !sample.reason.is_empty() => {}
-                _ => sample.reason = Grant::parse(&entry.value).map(|grant| grant.reason.text).unwrap_or_default(),
+                // All tenants' grants rest on the same capacity, and so on the same reason; the newest tells today's.
+                _ => {
+                    if let Ok(grant) = Grant::parse(&entry.value)
+                        && newest < Some(grant.stamp)
+                    {
+                        newest = Some(grant.stamp);
+                        sample.reason = grant.reason.text;
+                    }
+                }
             }
         }
         Ok(sample)

@@ -90,7 +90,7 @@ impl Verdict {
                 let of_phase = outcome.ways.of(way);
                 whole.admitted += of_phase.admitted;
                 whole.refused += of_phase.refused;
-                allowed += fair_shares(&played.phase).iter().sum::<f64>() * outcome.seconds;
+                allowed += fair_shares(way, &played.phase).iter().sum::<f64>() * outcome.seconds;
                 seconds += outcome.seconds;
                 // Unfair to one tenant now and to another later is unfair twice: means of phases, not of what each got.
                 whole.fairness += of_phase.fairness * outcome.seconds;
@@ -144,7 +144,7 @@ impl Judged {
     fn of(way: Way, phase: &Phase, before: &Sample, after: &Sample) -> Self {
         let seconds = seconds_between(way, before, after).max(1e-3);
         let (was, is) = (&before.ways[way as usize].truth, &after.ways[way as usize].truth);
-        let fair = fair_shares(phase);
+        let fair = fair_shares(way, phase);
         let got = |tenant: &str| {
             let admitted = |users: &BTreeMap<String, crate::sim::emulator::account::UserTruth>| {
                 users.get(tenant).map_or(0, |user| user.admitted_requests)
@@ -177,10 +177,12 @@ fn jain(parts: impl ExactSizeIterator<Item = f64>) -> f64 {
     if squares > 0.0 { sum * sum / (n * squares) } else { 0.0 }
 }
 
-/// Weighted max-min shares of what each tenant offers, in requests per second.
-fn fair_shares(phase: &Phase) -> Vec<f64> {
-    let ceiling = |tenant: &str| {
-        if phase.overridden && tenant == OVERRIDDEN { precise(OVERRIDE) / 60.0 } else { f64::INFINITY }
+/// Weighted max-min shares of what each tenant offers, in requests per second. The override is the adaptive way's alone:
+/// static limits are not judged by what they were never told.
+fn fair_shares(way: Way, phase: &Phase) -> Vec<f64> {
+    let ceiling = |tenant: &str| match way {
+        Way::Adaptive if phase.overridden && tenant == OVERRIDDEN => precise(OVERRIDE) / 60.0,
+        _ => f64::INFINITY,
     };
     let claims: Vec<Claim> = TENANTS
         .iter()
@@ -264,8 +266,8 @@ pub(super) fn legend() -> Vec<String> {
     let weights: Vec<String> = TENANTS.iter().map(|o| format!("{} {}", o.tenant, o.weight)).collect();
     let offers: Vec<String> = TENANTS.iter().map(|o| format!("{} {}/s", o.tenant, o.per_s)).collect();
     vec![
-        "used      requests admitted, of what limit, demand and override allowed; above".to_owned(),
-        "          100 % where the provider's bucket held some at the start".to_owned(),
+        "used      requests admitted, of what limit, demand and (adaptive) override allowed;".to_owned(),
+        "          above 100 % where the provider's bucket held some at the start".to_owned(),
         "429s      of the requests that were sent".to_owned(),
         "fairness  Jain's index: 1 when every tenant got the same part of its fair share,".to_owned(),
         "          the weighted max-min of what is offered".to_owned(),

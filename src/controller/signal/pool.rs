@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::SmoothRate;
 use crate::clock::MonoTime;
 use crate::controller::law::{READING_AGE_MAX, Sample, Traffic};
-use crate::observation::{Counters, PoolReport, Reading, UnitCounts};
+use crate::observation::{Counters, PoolReport, Reading, ThrottleKind, UnitCounts};
 use crate::quota::{Cost, Grantee, Meter, Unit};
 
 /// A member that has not reported for this long is not counted any more.
@@ -27,6 +27,9 @@ const USE_S: f64 = 5.0;
 const LINE_MIN: Duration = Duration::from_secs(1);
 /// A tenant's cost per request before any was seen.
 const COST_UNSEEN: Cost = Cost::request(500, 0);
+/// Its output before any was seen, in LLM tokens: where output is limited apart. Without a guess a tenant that was never
+/// admitted would ask for none, get none, and never be seen.
+const OUTPUT_UNSEEN: f64 = 200.0;
 
 #[derive(Debug, Default)]
 struct TenantSignal {
@@ -116,7 +119,11 @@ impl PoolSignal {
                 ended.refused[slot] += refused(new, unit).saturating_sub(refused(old, unit));
                 total[slot] += new.taken().of(unit) - old.taken().of(unit);
             }
-            let throttled = |counters: &Counters| counters.throttled.values().sum::<u64>();
+            // An overload says nothing of our limits, and one within a stream was counted as a success before.
+            let throttled = |counters: &Counters| {
+                let of_limits = counters.throttled.iter().filter(|(kind, _)| **kind != ThrottleKind::Overload);
+                of_limits.map(|(_, n)| n).sum::<u64>()
+            };
             ended.resolved = ended
                 .resolved
                 .saturating_add(new.succeeded.saturating_sub(old.succeeded))
@@ -167,7 +174,8 @@ impl PoolSignal {
         }
     }
 
-    fn depart(&mut self, instance: &str) {
+    /// A member has left, or fallen silent: what it took stays counted, its demand does not.
+    pub fn depart(&mut self, instance: &str) {
         if let Some(member) = self.members.remove(instance)
             && let Some((_, units)) = member.history.back()
         {
@@ -257,7 +265,12 @@ impl PoolSignal {
         for tenant in self.members.values().filter_map(|member| member.tenants.get(grantee)) {
             units.plus(&tenant.counters.taken());
         }
-        if units.requests == 0 { COST_UNSEEN.of(unit) } else { units.of(unit) / units.of(Unit::Requests) }
+        match unit {
+            // Refusals give their output back: that nothing was taken does not mean that nothing is wanted.
+            Unit::OutputTokens if units.of(unit) <= 0.0 => OUTPUT_UNSEEN,
+            _ if units.requests == 0 => COST_UNSEEN.of(unit),
+            _ => units.of(unit) / units.of(Unit::Requests),
+        }
     }
 
     /// Long holds still running, in ms from now.

@@ -3,12 +3,13 @@
 //! The desk is empty while another leads. It answers reports only as long as the lease is fresh by its own clock, so
 //! a leader that lost its store falls silent before another can begin.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tracing::warn;
 
 use super::planner::PoolPlanner;
 use crate::clock::MonoTime;
@@ -38,13 +39,25 @@ pub(super) struct Office {
     /// The pools; none while what the earlier leader left is being read.
     pub pools: BTreeMap<PoolId, PoolPlanner>,
     replies: u64,
+    /// Pools that members use and nobody has configured, as far as they were spoken of.
+    strange: BTreeSet<PoolId>,
 }
+
+/// Unknown pools are spoken of up to this number.
+const STRANGE_MAX: usize = 100;
 
 impl Office {
     /// A new term.
     #[must_use]
     pub(super) fn new(term: u64, confirmed_at: MonoTime) -> Self {
-        Self { term, confirmed_at, ticked_at: confirmed_at, pools: BTreeMap::new(), replies: 0 }
+        Self {
+            term,
+            confirmed_at,
+            ticked_at: confirmed_at,
+            pools: BTreeMap::new(),
+            replies: 0,
+            strange: BTreeSet::new(),
+        }
     }
 }
 
@@ -135,6 +148,11 @@ impl Desk {
         for (id, pool_report) in &report.pools {
             let Some(pool) = office.pools.get_mut(id) else {
                 self.telemetry.add(Metric::ReportsRefused, &["unknown_pool"], 1.0);
+                // Once each, and no more than a mistake makes: anyone may report any name.
+                if office.strange.len() < STRANGE_MAX && office.strange.insert(id.clone()) {
+                    let member = report.instance.as_str();
+                    warn!(pool = %id, member, "a member uses a pool that is not configured: its bootstrap thresholds hold");
+                }
                 continue;
             };
             let (answered, urgent) = pool.report(&report.instance, &report.boot, pool_report, now);

@@ -313,7 +313,7 @@ async fn without_an_etcd_table_the_controller_runs_on_the_embedded_store() {
     let mut controller = Process::spawn("controller", command, None).expect("it starts");
     let url = listening(&mut controller).await;
     controller.wait_for_line(|line| line.contains("leading"), crate::world::PATIENCE).await.expect("it leads");
-    let report = json!({"schema":1,"instance":"a","boot":"b","pools":{"p":{}}});
+    let report = json!({"schema":1,"instance":"a","boot":"b","pools":{"p":{},"typo":{}}});
     let http = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
     let reply: Value = http
         .post(format!("{url}/v1/observations"))
@@ -325,6 +325,13 @@ async fn without_an_etcd_table_the_controller_runs_on_the_embedded_store() {
         .await
         .expect("a reply");
     assert!(reply["term"].as_u64().is_some_and(|term| term > 0) && reply["shares"]["p"].is_object(), "{reply}");
+    controller
+        .wait_for_line(
+            |line| line.contains("a pool that is not configured") && line.contains("typo"),
+            crate::world::PATIENCE,
+        )
+        .await
+        .expect("a mistyped pool is spoken of");
 }
 
 #[tokio::test(flavor = "multi_thread")]

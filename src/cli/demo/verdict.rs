@@ -266,8 +266,8 @@ pub(super) fn legend() -> Vec<String> {
     let weights: Vec<String> = TENANTS.iter().map(|o| format!("{} {}", o.tenant, o.weight)).collect();
     let offers: Vec<String> = TENANTS.iter().map(|o| format!("{} {}/s", o.tenant, o.per_s)).collect();
     vec![
-        "used      requests admitted, of what limit, demand and (adaptive) override allowed;".to_owned(),
-        "          above 100 % where the provider's bucket held some at the start".to_owned(),
+        "used      requests admitted, of what limit and demand allowed (adaptive: and the".to_owned(),
+        "          override); above 100 % where the bucket held some at the start".to_owned(),
         "429s      of the requests that were sent".to_owned(),
         "fairness  Jain's index: 1 when every tenant got the same part of its fair share,".to_owned(),
         "          the weighted max-min of what is offered".to_owned(),

@@ -17,14 +17,6 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Tries with other ports when somebody was quicker.
 const PORT_TRIES: usize = 5;
 
-/// The path of `etcdctl`.
-///
-/// # Errors
-/// It is not installed.
-pub fn etcdctl() -> Result<PathBuf, ProcessError> {
-    find_program("etcdctl", "etcd-client")
-}
-
 /// The data folder, removed on drop unless the caller named it.
 #[derive(Debug)]
 struct DataDir {
@@ -136,7 +128,7 @@ impl Etcd {
     /// # Errors
     /// It is not installed.
     pub fn etcdctl(&self) -> Result<Command, ProcessError> {
-        let mut command = Command::new(etcdctl()?);
+        let mut command = Command::new(find_program("etcdctl", "etcd-client")?);
         strip_environment(&mut command);
         command.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoint]);
         Ok(command)

@@ -11,17 +11,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::duration::SPAN_MAX;
-use super::{Head, Observation, header, kind_of, retry_after};
+use super::header::{Names, Told};
+use super::{Head, Observation, kind_of, retry_after};
 use crate::clock::MonoTime;
 use crate::observation::{Ending, MeterReading, ThrottleKind};
 use crate::quota::{Meter, Unit, Window};
-
-struct Names {
-    unit: Unit,
-    limit: &'static str,
-    remaining: &'static str,
-    reset: &'static str,
-}
 
 /// All four are read, and a pool steers by those it has meters for. `tokens` is not independent: in all but one of
 /// 5,972 recordings it is the sum of input and output; but it shows a workspace's own limit where that is the narrower.
@@ -76,16 +70,9 @@ fn reading(
     sent_at: MonoTime,
     faults: &mut u32,
 ) -> Option<MeterReading> {
-    let positive = |text: &str| header::uint(text).filter(|n| *n > 0.0);
-    let limit = header::read(headers, names.limit, faults, positive);
-    let remaining = header::read(headers, names.remaining, faults, header::uint);
-    let reset = header::read(headers, names.reset, faults, |text| until(text, date)).flatten();
-    // A limit that is there but makes no sense discredits what stands beside it.
-    if limit.is_none() && (remaining.is_none() || headers.contains_key(names.limit)) {
-        return None;
-    }
+    let Told { limit, remaining, reset } = names.read(headers, faults, |text| until(text, date))?;
     let meter = Meter { unit: names.unit, window: Window::Minute };
-    Some(MeterReading { meter, sent_at, limit, remaining, level: remaining, reset })
+    Some(MeterReading { meter, sent_at, limit, remaining, level: remaining, reset: reset.flatten() })
 }
 
 /// From the response's own `Date` to an instant; one that has passed is zero. The epoch means "not set".

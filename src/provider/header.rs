@@ -4,8 +4,43 @@
 
 use http::HeaderMap;
 
+use crate::quota::Unit;
+
 /// Larger numbers are placeholders for "unlimited" (`u64::MAX`) or errors, and no longer exact as `f64` from 2^53 on.
 pub(super) const NUMBER_MAX: u64 = 1_000_000_000_000_000;
+
+/// One meter's three headers, by name.
+pub(super) struct Names {
+    pub(super) unit: Unit,
+    pub(super) limit: &'static str,
+    pub(super) remaining: &'static str,
+    pub(super) reset: &'static str,
+}
+
+/// What a meter's headers say, each as far as it could be read.
+pub(super) struct Told<R> {
+    pub(super) limit: Option<f64>,
+    pub(super) remaining: Option<f64>,
+    pub(super) reset: Option<R>,
+}
+
+impl Names {
+    /// Reads the three; `None` when they tell nothing of the meter.
+    pub(super) fn read<R>(
+        &self,
+        headers: &HeaderMap,
+        faults: &mut u32,
+        reset: impl FnOnce(&str) -> Option<R>,
+    ) -> Option<Told<R>> {
+        let positive = |text: &str| uint(text).filter(|n| *n > 0.0);
+        let limit = read(headers, self.limit, faults, positive);
+        let remaining = read(headers, self.remaining, faults, uint);
+        let reset = read(headers, self.reset, faults, reset);
+        // A limit that is there but makes no sense discredits what stands beside it.
+        let told = limit.is_some() || (remaining.is_some() && !headers.contains_key(self.limit));
+        told.then_some(Told { limit, remaining, reset })
+    }
+}
 
 /// A header's value, if it is there and `parse` takes it. What it does not take is counted as a fault.
 pub(super) fn read<T>(

@@ -9,17 +9,11 @@ use http::HeaderMap;
 use serde_json::Value;
 
 use super::duration::parse_go_duration;
-use super::{Observation, Semantics, header, kind_of, level};
+use super::header::{Names, Told};
+use super::{Observation, Semantics, kind_of, level};
 use crate::clock::MonoTime;
 use crate::observation::{Ending, MeterReading, ThrottleKind};
 use crate::quota::{Meter, Unit, Window};
-
-struct Names {
-    unit: Unit,
-    limit: &'static str,
-    remaining: &'static str,
-    reset: &'static str,
-}
 
 const NAMES: [Names; 2] = [
     Names {
@@ -64,14 +58,7 @@ fn reading(
     sent_at: MonoTime,
     faults: &mut u32,
 ) -> Option<MeterReading> {
-    let positive = |text: &str| header::uint(text).filter(|n| *n > 0.0);
-    let limit = header::read(headers, names.limit, faults, positive);
-    let remaining = header::read(headers, names.remaining, faults, header::uint);
-    let reset = header::read(headers, names.reset, faults, parse_go_duration);
-    // A limit that is there but makes no sense discredits what stands beside it.
-    if limit.is_none() && (remaining.is_none() || headers.contains_key(names.limit)) {
-        return None;
-    }
+    let Told { limit, remaining, reset } = names.read(headers, faults, parse_go_duration)?;
     let meter = |window| Meter { unit: names.unit, window };
     let (Some(full), Some(left)) = (limit, remaining) else {
         let meter = meter(semantics.default_window);

@@ -201,13 +201,14 @@ async fn a_429_for_want_of_credit_is_ignored_chunked_or_not() {
     }
 }
 
+async fn a_429_without_its_body() -> Response<Body> {
+    let silent = futures_stream(|_| std::task::Poll::Pending);
+    Response::builder().status(429).header("retry-after", "30").body(Body::new(silent)).expect("a response")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_429_whose_body_never_comes_is_handed_on_all_the_same() {
-    let answer = || async {
-        let silent = futures_stream(|_| std::task::Poll::Pending);
-        Response::builder().status(429).header("retry-after", "30").body(Body::new(silent)).expect("a response")
-    };
-    let url = serve(Router::new().route("/", get(answer))).await;
+    let url = serve(Router::new().route("/", get(a_429_without_its_body))).await;
     let stage = Stage::open(&[("acme", wide())]).await;
     let refused = timeout(PATIENCE, limited(&stage).get(&url).send()).await.expect("soon").expect("a head");
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
@@ -218,19 +219,15 @@ async fn a_429_whose_body_never_comes_is_handed_on_all_the_same() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_leaves_while_a_429s_body_dawdles_leaves_what_its_head_told() {
-    let answer = || async {
-        let silent = futures_stream(|_| std::task::Poll::Pending);
-        Response::builder().status(429).header("retry-after", "30").body(Body::new(silent)).expect("a response")
-    };
-    let url = serve(Router::new().route("/", get(answer))).await;
+    let url = serve(Router::new().route("/", get(a_429_without_its_body))).await;
     let stage = Stage::open(&[("acme", wide())]).await;
-    let client = limited(&stage);
-    let call = tokio::spawn(async move { client.get(&url).send().await });
-    stage.reported("acme", "in flight", |told| told.in_flight == 1).await;
-    // The head has come when the caller leaves, or else the call ends by itself, with the same lesson.
-    let _ = timeout(Duration::from_millis(250), call).await;
-    stage.reported("acme", "it is told", |told| told.in_flight == 0 && told.counters.throttled.len() == 1).await;
+    let http = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
+    let permit = stage.pool.admit(&tenant("acme"), Cost::request(1, 0)).await.expect("room");
+    let refused = http.get(&url).send().await.expect("a head");
+    // Looked at once, and left.
+    assert!(timeout(Duration::ZERO, permit.attach(refused)).await.is_err(), "its body never comes");
     assert!(!stage.pool.tuning().holds.is_empty());
+    stage.reported("acme", "it is told", |told| told.in_flight == 0 && told.counters.throttled.len() == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -119,7 +119,7 @@ async fn member() -> Client {
     let minute = |unit| Meter { unit, window: tidegate::quota::Window::Minute };
     let rates = Unit::ALL.map(|unit| (minute(unit), wide)).into();
     let bootstrap = Thresholds { rates, concurrency: Some(100) };
-    let pool = PoolParams { id: "pool".parse().expect("valid"), dialect: Dialect::Anthropic, bootstrap };
+    let pool = PoolParams { bootstrap, ..PoolParams::new("pool".parse().expect("valid"), Dialect::Anthropic) };
     Client::start(ClientParams::new(vec![pool]), Arc::new(MemoryStore::new()), Arc::new(Telemetry::new())).await
 }
 

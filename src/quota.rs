@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 /// Longest pool id, in bytes.
 pub const POOL_ID_BYTES_MAX: usize = 64;
@@ -46,7 +47,7 @@ pub struct PoolId(Arc<str>);
 /// Whose traffic it is: 1–128 bytes, no control characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct TenantId(Arc<str>);
+pub struct TenantId(SmolStr);
 
 impl FromStr for PoolId {
     type Err = QuotaError;
@@ -102,7 +103,7 @@ macro_rules! id_traits {
         }
         impl From<$id> for String {
             fn from(id: $id) -> Self {
-                id.0.as_ref().to_owned()
+                id.as_str().to_owned()
             }
         }
     };
@@ -351,13 +352,20 @@ impl Cost {
 
     /// The part of the cost that a unit counts.
     #[must_use]
-    #[allow(clippy::cast_precision_loss, reason = "token counts stay far below 2^53")]
+    #[inline]
     pub fn of(&self, unit: Unit) -> f64 {
         match unit {
             Unit::Requests => f64::from(self.requests),
-            Unit::Tokens => self.input_tokens.saturating_add(self.output_tokens) as f64,
-            Unit::InputTokens => self.input_tokens as f64,
-            Unit::OutputTokens => self.output_tokens as f64,
+            Unit::Tokens => precise(self.input_tokens.saturating_add(self.output_tokens)),
+            Unit::InputTokens => precise(self.input_tokens),
+            Unit::OutputTokens => precise(self.output_tokens),
         }
     }
+}
+
+/// A count as a float. By way of a signed number, which the machine converts in one step.
+#[inline]
+#[allow(clippy::cast_precision_loss, reason = "token counts stay far below 2^53")]
+fn precise(tokens: u64) -> f64 {
+    i64::try_from(tokens).map_or(tokens as f64, |tokens| tokens as f64)
 }

@@ -1,34 +1,18 @@
-//! Admission, asynchronously: ask the limiter, or wait in line for it.
+//! Admission, asynchronously: ask the tenant's gate, or wait in line for it.
 //!
-//! A gate is one tenant's limiter and line in this process; tenants without a grant share the `@default` gate. Only
-//! the head of a line asks; it sleeps until the instant the limiter named, or until a retune or a settled request
+//! Only the head of a line asks; it sleeps until the instant the limiter named, or until a retune or a settled request
 //! wakes it. A caller that leaves (its future is dropped) leaves the line too.
-//!
-//! *No wake-up is lost*: limits are swapped first and waiters woken after, under the gate's lock; who is about to wait
-//! looks, under the same lock, whether the limits he asked by are still the ones in force.
-//!
-//! *Locks*, in this order and never across an await: the views, the session, the swap's writer, the map of gates, one
-//! gate.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
-use tokio::sync::Notify;
-
 use super::Permit;
-use super::member::MemberState;
-use super::swap::{Swap, Tuning};
-use crate::clock::{Clock, MonoTime};
-use crate::limiter::{Decision, Limiter, Limits, Line, Never, Reservation, Ticket};
-use crate::observation::{Counters, MeterReading};
-use crate::provider::Dialect;
-use crate::quota::{Cost, Grantee, Meter, PoolId, TenantId};
-use crate::telemetry::Telemetry;
+use super::gate::{Answer, Asker, Late};
+use super::gates::{Account, Gates, Waker};
+use crate::clock::MonoTime;
+use crate::limiter::{Bound, Never, Priority, Wait};
+use crate::quota::{Cost, Meter, TenantId};
 
-/// Most that may wait in one line; the next one is refused at once.
-pub const LINE_MAX: usize = 10_000;
 /// What a refusal says when nothing flows and nobody knows for how long.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -62,8 +46,12 @@ impl Refusal {
 /// What a refused request would have waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
-    /// Room under a rate, or a place in flight.
-    Limit,
+    /// Room under the rate of this meter.
+    Rate(Meter),
+    /// The end of a hold: the provider has just refused on this meter.
+    Held(Meter),
+    /// A place in flight.
+    Concurrency,
     /// An operator to lift the block.
     Blocked,
     /// A shorter line.
@@ -72,343 +60,200 @@ pub enum Why {
 
 impl std::fmt::Display for Why {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Limit => "no room under its rate or for one more in flight",
-            Self::Blocked => "blocked by an operator",
-            Self::LineFull => "too many are waiting",
-        })
+        match self {
+            Self::Rate(meter) => write!(f, "no room in {meter}"),
+            Self::Held(meter) => write!(f, "held, the provider refused for {meter}"),
+            Self::Concurrency => f.write_str("no place for one more in flight"),
+            Self::Blocked => f.write_str("blocked by an operator"),
+            Self::LineFull => f.write_str("too many are waiting"),
+        }
     }
 }
 
-#[derive(Debug)]
-struct GateState {
-    limiter: Limiter,
-    generation: u64,
-    line: Line<Arc<Notify>>,
-    counters: Counters,
+impl From<Bound> for Why {
+    fn from(bound: Bound) -> Self {
+        match bound {
+            Bound::Meter(meter) => Self::Rate(meter),
+            Bound::Hold(meter) => Self::Held(meter),
+            Bound::Concurrency => Self::Concurrency,
+            Bound::Block => Self::Blocked,
+        }
+    }
 }
 
-/// One tenant's limiter and line in this process.
-#[derive(Debug)]
-pub(super) struct Gate {
-    grantee: Grantee,
-    state: Mutex<GateState>,
-}
-
-/// What this process did, and is doing, for one tenant of a pool.
-#[derive(Debug, Clone)]
-pub struct Traffic {
-    /// Counted since the process began.
-    pub counters: Counters,
-    /// Requests in flight now.
-    pub in_flight: u32,
-    /// Requests that wait for admission now.
-    pub waiting: usize,
-}
-
-/// Who looks again after a retune.
+/// What a request asks of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wake {
-    /// Numbers changed: they matter to the head of each line alone.
-    Heads,
-    /// Tenants got or lost a gate of their own, or a block: that matters to all.
-    Everyone,
+pub struct Ask {
+    /// What it needs.
+    pub cost: Cost,
+    /// How urgent it is among its tenant's requests that wait.
+    pub priority: Priority,
+    /// How long it waits at most; zero asks without waiting.
+    pub max_wait: Duration,
 }
 
-impl Gate {
-    fn new(grantee: Grantee, tuning: &Tuning, now: MonoTime) -> Self {
-        let none = Limits::default();
-        let limits = tuning.limits.get(&grantee).unwrap_or(&none);
-        let limiter = match tuning.state {
-            MemberState::Bootstrap => Limiter::with_one_request(limits, now),
-            _ => Limiter::new(limits, now),
-        };
-        let state =
-            GateState { limiter, generation: tuning.generation, line: Line::default(), counters: Counters::default() };
-        Self { grantee, state: Mutex::new(state) }
-    }
-
-    fn traffic(&self) -> Traffic {
-        let state = self.state.lock();
-        Traffic { counters: state.counters.clone(), in_flight: state.limiter.in_flight(), waiting: state.line.len() }
-    }
-
-    fn wake(&self, whom: Wake) {
-        let state = self.state.lock();
-        let many = if whom == Wake::Everyone { usize::MAX } else { 1 };
-        for waiter in state.line.all().take(many) {
-            waiter.notify_one();
-        }
-    }
-
-    pub(super) fn count(&self, count: impl FnOnce(&mut Counters)) {
-        count(&mut self.state.lock().counters);
-    }
-
-    /// Ends a request in flight; the head of the line may have its place.
-    pub(super) fn settle(&self, reservation: Reservation, charged: Option<Cost>, used: &Cost, now: MonoTime) {
-        let mut state = self.state.lock();
-        let reserved = reservation.cost();
-        if let Some(charged) = charged {
-            state.counters.reserved.add(&charged.minus(&reserved));
-            state.counters.returned.add(&reserved.minus(&charged));
-        }
-        state.limiter.settle(reservation, charged, now);
-        state.counters.settled.add(used);
-        if let Some(head) = state.line.head() {
-            head.notify_one();
-        }
-    }
+/// Where a waiting request stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// How many of its tenant's requests go before it.
+    pub ahead: usize,
+    /// When it could be its turn, from now, as far as one can tell; `None` when nobody can, because nothing flows.
+    pub expected: Option<Duration>,
+    /// What that hangs on.
+    pub why: Why,
 }
 
-impl GateState {
-    fn retune(&mut self, limits: Option<&Limits>, tuning: &Tuning) {
-        if self.generation != tuning.generation
-            && let Some(limits) = limits
-        {
-            self.limiter.retune(limits, tuning.since);
-            self.generation = tuning.generation;
-        }
-    }
-
-    /// The limiter's answer to who may ask it; to others, that it is not their turn.
-    fn decide(
-        &mut self,
-        request: &Request,
-        limits: Option<&Limits>,
-        held: Option<MonoTime>,
-        now: MonoTime,
-    ) -> Decision {
-        let may_ask = match &request.place {
-            Some(place) => self.line.is_head(place.ticket),
-            None => self.line.is_empty(),
-        };
-        if !may_ask {
-            // No turn of his would help: that need not wait for it.
-            return never(limits, &request.cost).map_or(Decision::WaitUntil(None), Decision::Never);
-        }
-        let metered = limits.is_some_and(|limits| limits.meters.keys().any(|m| request.cost.of(m.unit) > 0.0));
-        match held.filter(|until| *until > now) {
-            // The provider may refuse on a meter that no grant speaks of.
-            Some(until) if !metered => Decision::WaitUntil(Some(until)),
-            held => self.limiter.try_admit(&request.cost, now, |_| held),
-        }
-    }
-
-    /// When the request could be admitted, as far as one can tell; `at` is the limiter's own word.
-    fn expected_at(&self, request: &Request, at: Option<MonoTime>, now: MonoTime) -> Option<MonoTime> {
-        if at.is_some() {
-            return at;
-        }
-        let waiting = self.line.cost_waiting();
-        let ahead = if request.place.is_some() { waiting.minus(&request.cost) } else { waiting };
-        self.limiter.expected_at(&ahead, &request.cost, now)
-    }
-}
-
-fn never(limits: Option<&Limits>, cost: &Cost) -> Option<Never> {
-    limits?.meters.iter().find_map(|(meter, limit)| {
-        let (needed, largest_request) = (cost.of(meter.unit), limit.largest_request);
-        (needed > largest_request).then_some(Never { meter: *meter, needed, largest_request })
-    })
-}
-
-/// Until when a request of this cost is held, whatever limits there are.
-fn held_until(tuning: &Tuning, cost: &Cost) -> Option<MonoTime> {
-    tuning.all_holds().filter(|(meter, _)| cost.of(meter.unit) > 0.0).map(|(_, until)| *until).max()
-}
-
-/// What all users of one pool in this process share.
+/// A request on its way to a permit, in line perhaps. Dropped, it leaves the line.
 #[derive(Debug)]
-pub(super) struct PoolShared {
-    pub id: PoolId,
-    pub dialect: Dialect,
-    pub clock: Arc<dyn ClockDebug>,
-    pub swap: Swap,
-    pub telemetry: Arc<Telemetry>,
-    /// The newest-sent reading of each meter.
-    pub readings: Mutex<BTreeMap<Meter, MeterReading>>,
-    /// Long waits the provider asked for.
-    pub long_holds: Mutex<BTreeMap<Meter, MonoTime>>,
-    /// Told of refusals by the provider; gone when the client is.
-    pub throttled: Weak<dyn OnThrottled>,
-    gates: RwLock<HashMap<Grantee, Arc<Gate>>>,
-}
-
-/// A clock that can stand in a `Debug` struct.
-pub(super) trait ClockDebug: Clock + std::fmt::Debug {}
-impl<C: Clock + std::fmt::Debug> ClockDebug for C {}
-
-/// What else happens in the process when the provider refuses.
-pub(super) trait OnThrottled: Send + Sync + std::fmt::Debug {
-    /// Brakes a member without a leader, and tells the leader if there is one.
-    fn on_throttled(&self, pool: &PoolId, now: MonoTime);
-}
-
-/// One request on its way to admission.
-struct Request {
-    wanted: Grantee,
-    cost: Cost,
+pub struct Admission {
+    gates: Arc<Gates>,
+    tenant: TenantId,
+    asker: Asker<Waker>,
+    /// When it asks.
+    now: MonoTime,
     deadline: MonoTime,
-    place: Option<Place>,
-    counted: bool,
-    waited: bool,
+    /// The gates it was last told to wait at.
+    at: Option<At>,
 }
 
-enum Answer {
-    Admitted(Permit),
-    Refused(Refusal),
-    /// To be asked again when woken, or after this long.
-    Wait(Arc<Notify>, Duration),
-    /// The limits were swapped meanwhile.
-    AskAgain,
+/// The gates that a request asks.
+#[derive(Debug)]
+struct At {
+    account: Arc<Account>,
+    declared: u64,
+    parent: Option<(Arc<Account>, u64)>,
 }
 
-impl PoolShared {
-    pub(super) fn new(
-        id: PoolId,
-        dialect: Dialect,
-        clock: Arc<dyn ClockDebug>,
-        tuning: Tuning,
-        telemetry: Arc<Telemetry>,
-        throttled: Weak<dyn OnThrottled>,
-    ) -> Self {
-        Self {
-            id,
-            dialect,
-            clock,
-            swap: Swap::new(tuning),
-            telemetry,
-            readings: Mutex::default(),
-            long_holds: Mutex::default(),
-            throttled,
-            gates: RwLock::default(),
-        }
+impl At {
+    fn find(gates: &Gates, tenant: &TenantId) -> Self {
+        let (account, declared) = gates.account_of(tenant);
+        Self { account, declared, parent: gates.parent.as_ref().map(|parent| parent.account_of(tenant)) }
     }
 
-    /// The gate of a tenant: its own if it has a grant, else the one all others share.
-    fn gate_of(&self, grantee: &Grantee, tuning: &Tuning, now: MonoTime) -> Arc<Gate> {
-        let grantee = if tuning.limits.contains_key(grantee) { grantee } else { &Grantee::Default };
-        if let Some(gate) = self.gates.read().get(grantee) {
-            return gate.clone();
-        }
-        let mut gates = self.gates.write();
-        gates.entry(grantee.clone()).or_insert_with(|| Arc::new(Gate::new(grantee.clone(), tuning, now))).clone()
+    fn is_current(&self, gates: &Gates) -> bool {
+        let parents = gates.parent.as_ref().zip(self.parent.as_ref());
+        gates.is_current(&self.account, self.declared)
+            && parents.is_none_or(|(gates, (account, declared))| gates.is_current(account, *declared))
     }
 
-    /// Those to whom a retune matters look again.
-    pub(super) fn wake(&self, whom: Wake) {
-        for gate in self.gates.read().values() {
-            gate.wake(whom);
-        }
+    fn parent_account(&self) -> Option<&Arc<Account>> {
+        self.parent.as_ref().map(|(account, _)| account)
     }
 
-    /// What each gate did and is doing.
-    pub(super) fn traffic(&self) -> Vec<(Grantee, Traffic)> {
-        self.gates.read().iter().map(|(grantee, gate)| (grantee.clone(), gate.traffic())).collect()
+    fn ask(&self, asker: &mut Asker<Waker>, now: MonoTime) -> Answer {
+        let parent = self.parent_account().map(|parent| (&parent.gate, &parent.pool.wide));
+        self.account.gate.ask(asker, &self.account.pool.wide, parent, now)
     }
 
-    /// Waits for admission, at most `max_wait`.
-    pub(super) async fn admit(
-        self: &Arc<Self>,
-        tenant: &TenantId,
-        cost: Cost,
-        max_wait: Duration,
-    ) -> Result<Permit, Refusal> {
-        let wanted = Grantee::Tenant(tenant.clone());
-        let deadline = self.clock.now() + max_wait;
-        let mut request = Request { wanted, cost, deadline, place: None, counted: false, waited: false };
+    fn leave(&self, asker: &mut Asker<Waker>) {
+        self.account.gate.leave(asker, self.parent_account().map(|parent| &parent.gate));
+    }
+}
+
+enum Step {
+    Done(Result<Permit, Refusal>),
+    /// Ask again when woken, or after this long.
+    Wait(Waker, Duration),
+}
+
+impl Admission {
+    pub(super) fn new(gates: Arc<Gates>, tenant: TenantId, ask: &Ask) -> Self {
+        let now = gates.pool.clock.now();
+        let deadline = now + ask.max_wait;
+        let asker = Asker::new(ask.cost, ask.priority, deadline);
+        Self { gates, tenant, asker, now, deadline, at: None }
+    }
+
+    /// Waits for the permit. Cancel-safe: the future may be dropped and asked for again, and the place in line is kept.
+    ///
+    /// # Errors
+    /// [`Refusal`]: *wait until*, when it cannot be in time; *never*, when no wait helps.
+    pub async fn admitted(&mut self) -> Result<Permit, Refusal> {
         loop {
-            match self.ask(&mut request) {
-                Answer::Admitted(permit) => return Ok(permit),
-                Answer::Refused(refusal) => return Err(refusal),
-                Answer::AskAgain => {}
-                Answer::Wait(wake, at_most) => tokio::select! {
+            match self.step() {
+                Step::Done(result) => return result,
+                Step::Wait(wake, at_most) => tokio::select! {
                     () = wake.notified() => {}
                     () = tokio::time::sleep(at_most) => {}
                 },
             }
+            self.now = self.gates.pool.clock.now();
         }
     }
 
-    fn ask(self: &Arc<Self>, request: &mut Request) -> Answer {
-        let now = self.clock.now();
-        let tuning = self.swap.load();
-        let gate = self.gate_of(&request.wanted, &tuning, now);
-        if request.place.as_ref().is_some_and(|place| !Arc::ptr_eq(&place.gate, &gate)) {
-            // The tenant got, or lost, a grant of its own: on to the other line.
-            request.place = None;
-        }
-        let mut state = gate.state.lock();
-        if self.swap.load().generation != tuning.generation {
-            return Answer::AskAgain;
-        }
-        let limits = tuning.limits.get(&gate.grantee);
-        state.retune(limits, &tuning);
-        if !std::mem::replace(&mut request.counted, true) {
-            state.counters.attempts += 1;
-        }
-        let held = held_until(&tuning, &request.cost);
-        match state.decide(request, limits, held, now) {
-            Decision::Admit(reservation) => {
-                state.counters.admitted += 1;
-                state.counters.waited += u64::from(request.waited);
-                state.counters.reserved.add(&request.cost);
-                drop(state);
-                request.place = None;
-                Answer::Admitted(Permit::new(self.clone(), gate, reservation, now))
+    /// Asks once, now; a request that would have to wait is refused when it may not wait, and else stands in line.
+    fn step(&mut self) -> Step {
+        loop {
+            let at = self.at.take().unwrap_or_else(|| At::find(&self.gates, &self.tenant));
+            let answer = at.ask(&mut self.asker, self.now);
+            if let Answer::Admitted(mine, theirs) = answer {
+                let parent = at.parent.map(|(account, _)| account).zip(theirs);
+                return Step::Done(Ok(Permit::new(at.account, mine, parent, self.now)));
             }
-            Decision::Never(never) => {
-                state.counters.refused += 1;
-                Answer::Refused(Refusal::Never(never))
+            // Asked first, and looked then: who joined the shared line after everyone in it was woken asks again.
+            if matches!(answer, Answer::Moved) || !at.is_current(&self.gates) {
+                at.leave(&mut self.asker);
+                continue;
             }
-            Decision::WaitUntil(at) => {
-                let expected = state.expected_at(request, at, now).max(held);
-                let blocked = limits.is_some_and(|limits| limits.blocked);
-                let late = request.place.is_none() && expected.is_some_and(|at| at > request.deadline);
-                let full = request.place.is_none() && state.line.len() >= LINE_MAX;
-                let why = match () {
-                    () if blocked => Some(Why::Blocked),
-                    () if now >= request.deadline || late => Some(Why::Limit),
-                    () if full => Some(Why::LineFull),
-                    () => None,
-                };
-                if let Some(why) = why {
-                    state.counters.refused += 1;
-                    let after = expected.filter(|at| *at > now).map_or(ASK_AGAIN, |at| at.since(now));
-                    return Answer::Refused(Refusal::WaitUntil { after, why });
+            return match (answer, self.asker.wake()) {
+                (Answer::Never(never), _) => Step::Done(Err(Refusal::Never(never))),
+                (Answer::Late(late), _) => Step::Done(Err(refusal(late, self.now))),
+                (Answer::Wait(until), Some(wake)) => {
+                    let step = Step::Wait(wake.clone(), until.min(self.deadline).since(self.now));
+                    self.at = Some(at);
+                    step
                 }
-                request.waited = true;
-                let wake = request.stand_in_line(&gate, &mut state);
-                Answer::Wait(wake, at.unwrap_or(request.deadline).min(request.deadline).since(now))
-            }
+                _ => continue,
+            };
         }
+    }
+
+    /// Where it stands; `None` when it does not wait.
+    #[must_use]
+    pub fn place(&self) -> Option<Place> {
+        let now = self.gates.pool.clock.now();
+        let standing = self.at.as_ref()?.account.gate.standing(&self.asker, now)?;
+        let Wait { at, by } = standing.expected;
+        Some(Place { ahead: standing.ahead, expected: at.map(|at| at.since(now)), why: by.into() })
     }
 }
 
-impl Request {
-    fn stand_in_line(&mut self, gate: &Arc<Gate>, state: &mut GateState) -> Arc<Notify> {
-        if let Some(place) = &self.place {
-            return place.wake.clone();
-        }
-        let wake = Arc::new(Notify::new());
-        let ticket = state.line.join(self.cost, wake.clone());
-        self.place = Some(Place { gate: gate.clone(), ticket, wake: wake.clone() });
-        wake
-    }
+fn refusal(Late { expected, line_is_full }: Late, now: MonoTime) -> Refusal {
+    let after = expected.at.filter(|at| *at > now).map_or(ASK_AGAIN, |at| at.since(now));
+    Refusal::WaitUntil { after, why: if line_is_full { Why::LineFull } else { expected.by.into() } }
 }
 
-/// A place in a gate's line; dropping it leaves the line.
-struct Place {
-    gate: Arc<Gate>,
-    ticket: Ticket,
-    wake: Arc<Notify>,
-}
-
-impl Drop for Place {
+impl Drop for Admission {
     fn drop(&mut self) {
-        if let Some(next) = self.gate.state.lock().line.leave(self.ticket) {
-            next.notify_one();
+        if let Some(at) = &self.at {
+            at.leave(&mut self.asker);
+        }
+    }
+}
+
+impl Gates {
+    /// Waits for admission.
+    pub(super) async fn admit(self: &Arc<Self>, tenant: &TenantId, ask: &Ask) -> Result<Permit, Refusal> {
+        Admission::new(self.clone(), tenant.clone(), ask).admitted().await
+    }
+
+    /// Asks without waiting.
+    pub(super) fn try_admit(&self, tenant: &TenantId, cost: Cost) -> Result<Permit, Refusal> {
+        let now = self.pool.clock.now();
+        let mut asker = Asker::new(cost, Priority::default(), now);
+        loop {
+            let at = At::find(self, tenant);
+            match at.ask(&mut asker, now) {
+                Answer::Admitted(mine, theirs) => {
+                    let parent = at.parent.map(|(account, _)| account).zip(theirs);
+                    return Ok(Permit::new(at.account, mine, parent, now));
+                }
+                Answer::Never(never) => return Err(Refusal::Never(never)),
+                Answer::Late(late) => return Err(refusal(late, now)),
+                Answer::Moved => {}
+                // His deadline is now: nobody tells him to wait.
+                Answer::Wait(_) => at.leave(&mut asker),
+            }
         }
     }
 }

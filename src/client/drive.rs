@@ -12,11 +12,12 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
-use super::admission::{ClockDebug, OnThrottled, PoolShared, Wake};
+use super::gates::{Gates, Views};
 use super::member::{MemberState, PoolView};
+use super::pool::{ClockDebug, OnThrottled, PoolShared};
 use super::report::report;
 use super::session::{Notice, Session};
-use super::swap::Tuning;
+use super::swap::PoolWide;
 use crate::clock::MonoTime;
 use crate::observation::Report;
 use crate::plan::Reply;
@@ -52,9 +53,9 @@ pub(super) struct Core {
     pub clock: Arc<dyn ClockDebug>,
     pub telemetry: Arc<Telemetry>,
     pub session: Mutex<Session>,
-    pub views: Mutex<BTreeMap<PoolId, PoolView>>,
+    pub views: Views,
     /// Filled once, when the client starts.
-    pub pools: std::sync::OnceLock<BTreeMap<PoolId, Arc<PoolShared>>>,
+    pub pools: std::sync::OnceLock<BTreeMap<PoolId, Arc<Gates>>>,
     /// Something must reach the leader at once.
     pub urgent: Notify,
     /// The first shares have come.
@@ -64,39 +65,35 @@ pub(super) struct Core {
 }
 
 impl Core {
-    fn pools(&self) -> impl Iterator<Item = &Arc<PoolShared>> {
+    fn pools(&self) -> impl Iterator<Item = &Arc<Gates>> {
         self.pools.get().into_iter().flat_map(BTreeMap::values)
     }
 
-    /// Puts into force what the views now say. Called under the views' lock, so swaps follow one another in order.
-    pub(super) fn retune(&self, views: &BTreeMap<PoolId, PoolView>, now: MonoTime) {
+    /// Puts into force what the views now say. Called under the views' lock, so that what is put in force follows in order.
+    pub(super) fn retune(&self, views: &mut BTreeMap<PoolId, PoolView>, now: MonoTime) {
         let wall = self.clock.wall();
-        for pool in self.pools() {
-            let Some(view) = views.get(&pool.id) else { continue };
-            let limits = view.limits(now, wall);
-            let state = view.state(now);
-            let stamp = view.pulse().map(|pulse| pulse.stamp).unwrap_or_default();
+        for gates in self.pools() {
+            let pool = &gates.pool;
+            let Some(view) = views.get_mut(&pool.id) else { continue };
+            let changes = view.take_changes(now, wall);
+            let (state, stamp) = (view.state(now), view.pulse().map(|pulse| pulse.stamp).unwrap_or_default());
             let told = self.holds_told(view, now);
-            let changed = pool.swap.update(|known| {
-                let moved = limits != *known.limits;
-                let mut tuning = Tuning { told, state, stamp, ..known.clone() };
-                tuning.holds.retain(|_, until| *until > now);
-                if moved {
-                    (tuning.generation, tuning.since) = (known.generation + 1, now);
-                    tuning.limits = Arc::new(limits);
-                }
-                let same = !moved
-                    && (state, stamp) == (known.state, known.stamp)
-                    && (&tuning.holds, &tuning.told) == (&known.holds, &known.told);
-                (!same).then_some(tuning)
+            let wide = pool.wide.update(|known| {
+                let mut wide = PoolWide { told, state, stamp, ..known.clone() };
+                wide.holds.retain(|_, until| *until > now);
+                (wide != *known).then_some(wide)
             });
-            let Some((before, after)) = changed else { continue };
-            if after.state != before.state {
-                self.tell_state(pool, before.state, after.state);
+            if let Some((before, after)) = wide {
+                if after.state != before.state {
+                    self.tell_state(pool, before.state, after.state);
+                }
+                if after.told != before.told {
+                    // What is no longer told is lifted.
+                    gates.wake_heads();
+                }
             }
-            if after.generation != before.generation {
+            if gates.retune(view, &changes, now, wall) {
                 self.telemetry.add(Metric::Swaps, &[pool.id.as_str()], 1.0);
-                pool.wake(whom_it_concerns(&before, &after));
             }
         }
     }
@@ -128,18 +125,20 @@ impl Core {
     }
 
     /// The gates' own counts, shown as metrics: the hot path counts once.
-    fn count_gates(&self, pool: &PoolShared) {
+    fn count_gates(&self, gates: &Gates) {
         #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
         let precise = |n: u64| n as f64;
-        let id = pool.id.as_str();
-        let mut waiting = 0;
-        for (grantee, gate) in pool.traffic() {
+        let id = gates.pool.id.as_str();
+        let (mut waiting, mut expired) = (0, 0);
+        for (grantee, traffic) in gates.traffic() {
             let tenant = grantee.to_string();
-            self.telemetry.set(Metric::Admitted, &[id, &tenant], precise(gate.counters.admitted));
-            self.telemetry.set(Metric::Refused, &[id, &tenant], precise(gate.counters.refused));
-            waiting += gate.waiting as u64;
+            self.telemetry.set(Metric::Admitted, &[id, &tenant], precise(traffic.counters.admitted));
+            self.telemetry.set(Metric::Refused, &[id, &tenant], precise(traffic.counters.refused));
+            waiting += traffic.waiting as u64;
+            expired += traffic.expired;
         }
         self.telemetry.set(Metric::Waiting, &[id], precise(waiting));
+        self.telemetry.set(Metric::ReservationsExpired, &[id], precise(expired));
     }
 
     fn note(&self, notices: Vec<Notice>) {
@@ -156,16 +155,6 @@ impl Core {
             }
         }
     }
-}
-
-/// Tenants that got or lost a gate of their own change lines, and those blocked leave: both wherever they stand.
-fn whom_it_concerns(before: &Tuning, after: &Tuning) -> Wake {
-    let same = before.limits.len() == after.limits.len()
-        && after
-            .limits
-            .iter()
-            .all(|(grantee, limits)| before.limits.get(grantee).is_some_and(|known| known.blocked == limits.blocked));
-    if same { Wake::Heads } else { Wake::Everyone }
 }
 
 impl OnThrottled for Core {
@@ -223,7 +212,7 @@ async fn follow(
         let mut views = core.views.lock();
         let mut session = core.session.lock();
         let notices = session.on_list(&listing, &mut views, now);
-        core.retune(&views, now);
+        core.retune(&mut views, now);
         core.note(notices);
         for (pool, _) in views.iter().filter(|(_, view)| view.state(now) == MemberState::Bootstrap) {
             warn!(%pool, "no grants in the store for this pool: the bootstrap thresholds hold until a controller comes");
@@ -240,7 +229,7 @@ async fn follow(
             let now = core.clock.now();
             let mut views = core.views.lock();
             let notices = core.session.lock().on_changes(&changes, revision, &mut views, now);
-            core.retune(&views, now);
+            core.retune(&mut views, now);
             core.note(notices);
         }
     }
@@ -257,10 +246,14 @@ pub(super) async fn housekeeping(core: Arc<Core>) {
         for view in views.values_mut() {
             view.brake(now);
         }
-        core.retune(&views, now);
+        core.retune(&mut views, now);
         drop(views);
-        for pool in core.pools() {
-            core.count_gates(pool);
+        for gates in core.pools() {
+            for (_, account) in gates.accounts() {
+                account.gate.expire(now);
+            }
+            core.count_gates(gates);
+            gates.drop_idle(now);
         }
     }
 }
@@ -318,8 +311,8 @@ pub(super) async fn farewell(core: &Core, report_url: Option<&str>) {
         let mut views = core.views.lock();
         views.values_mut().for_each(PoolView::give_shares_back);
         // A pool that somebody still holds is on its part of the safe thresholds.
-        core.retune(&views, now);
-        let last = report(&core.instance, &core.boot, core.pools().map(|pool| &**pool), &views, now);
+        core.retune(&mut views, now);
+        let last = report(&core.instance, &core.boot, core.pools().map(|gates| &**gates), &views, now);
         Report { leaving: true, ..last }
     };
     let leader = core.session.lock().leader().map(|leader| leader.report_url.clone());
@@ -340,7 +333,7 @@ async fn post(core: &Core, http: &reqwest::Client, url: &str) -> Result<Reply, P
     let asked_at = core.clock.now();
     let body: Report = {
         let views = core.views.lock();
-        report(&core.instance, &core.boot, core.pools().map(|pool| &**pool), &views, asked_at)
+        report(&core.instance, &core.boot, core.pools().map(|gates| &**gates), &views, asked_at)
     };
     let url = format!("{}/v1/observations", url.trim_end_matches('/'));
     let response = http.post(url).json(&body).send().await.map_err(|_| PostError::Failed("unreachable"))?;
@@ -369,7 +362,7 @@ async fn post(core: &Core, http: &reqwest::Client, url: &str) -> Result<Reply, P
             view.on_shares(shares.clone(), until);
         }
     }
-    core.retune(&views, now);
+    core.retune(&mut views, now);
     drop(views);
     core.joined.notify_one();
     Ok(reply)
@@ -397,7 +390,8 @@ async fn announce(core: &Core, store: &dyn Store, key: &str, lease: &Mutex<Optio
     let granted = store.lease(PRESENCE_TTL).await?;
     // Known before the key is there, so that a client closed in between takes the key away.
     *lease.lock() = Some(granted);
-    let presence = Presence { boot: core.boot.clone(), pools: core.pools().map(|pool| pool.id.clone()).collect() };
+    let presence =
+        Presence { boot: core.boot.clone(), pools: core.pools().map(|gates| gates.pool.id.clone()).collect() };
     let value = serde_json::to_vec(&presence).unwrap_or_default();
     let put = Op::Put { key: key.to_owned(), value, lease: Some(granted) };
     store.commit(Txn { conditions: Vec::new(), ops: vec![put] }).await.map(drop)

@@ -8,14 +8,13 @@
 //! (once) → brake and lapse → this member's share. What an operator `set` is not braked and does not lapse. A member
 //! without a valid share enforces `safe ÷ members` (`safe ÷ (members + 1)` if it never held one).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use crate::clock::{MonoTime, UnixMillis};
 use crate::limiter::{Limits, MeterLimit};
 use crate::plan::{
-    Action, Effective, Grant, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds,
-    capacity_factor, effective,
+    Action, Grant, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds, capacity_factor, effective,
 };
 use crate::quota::{Grantee, Meter, Unit};
 
@@ -55,6 +54,61 @@ impl MemberState {
     }
 }
 
+/// What a member keeps of a grant: a process may hold a hundred thousand.
+#[derive(Debug, PartialEq)]
+struct Granted {
+    stamp: Stamp,
+    members: u32,
+    concurrency: Option<u32>,
+    safe_concurrency: Option<u32>,
+    meters: Box<[GrantedMeter]>,
+}
+
+#[derive(Debug, PartialEq)]
+struct GrantedMeter {
+    meter: Meter,
+    rate: Rate,
+    /// What part of it holds without a leader, 0–1.
+    safe: f64,
+}
+
+impl From<Grant> for Granted {
+    fn from(grant: Grant) -> Self {
+        let Grant { stamp, members, thresholds, safe, .. } = grant;
+        let meters = thresholds.rates.iter().map(|(meter, rate)| {
+            let kept = safe.rates.get(meter).filter(|_| rate.rate > 0.0);
+            GrantedMeter { meter: *meter, rate: *rate, safe: kept.map_or(0.0, |safe| (safe.rate / rate.rate).min(1.0)) }
+        });
+        let meters = meters.collect();
+        Self { stamp, members, concurrency: thresholds.concurrency, safe_concurrency: safe.concurrency, meters }
+    }
+}
+
+impl Granted {
+    /// What part of its threshold a meter keeps without a leader.
+    fn safe_part(&self, meter: Meter) -> f64 {
+        // Only an operator limits one that is not granted: nothing that the leader decided can lapse.
+        self.meters.iter().find(|granted| granted.meter == meter).map_or(1.0, |granted| granted.safe)
+    }
+}
+
+/// Whose limits may have changed since they were last asked for.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Everyone's.
+    pub all: bool,
+    /// These tenants', if they still have limits of their own.
+    pub some: BTreeSet<Grantee>,
+}
+
+/// What limits follow from beside records: told apart so that time alone changes none.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Moving {
+    brake: f64,
+    /// How much is left of the way from safe to the threshold.
+    kept: f64,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Lease {
     share: Share,
@@ -65,7 +119,7 @@ struct Lease {
 #[derive(Debug)]
 pub struct PoolView {
     bootstrap: Thresholds,
-    grants: BTreeMap<Grantee, Grant>,
+    grants: BTreeMap<Grantee, Granted>,
     overrides: OverrideBook,
     /// The newest pulse, and when the last one that counts came; one found in a list without a leader does not count.
     pulse: Option<(Pulse, Option<MonoTime>)>,
@@ -76,6 +130,9 @@ pub struct PoolView {
     brake: f64,
     braked_at: MonoTime,
     throttled_at: Option<MonoTime>,
+    changes: Changes,
+    /// When changes were last taken, and what held then.
+    taken: (MonoTime, UnixMillis, Moving),
 }
 
 impl PoolView {
@@ -93,19 +150,49 @@ impl PoolView {
             brake: 1.0,
             braked_at: now,
             throttled_at: None,
+            changes: Changes { all: true, some: BTreeSet::new() },
+            taken: (now, UnixMillis::default(), Moving { brake: 1.0, kept: 0.0 }),
+        }
+    }
+
+    /// Whose limits may have changed since this was last asked, by records or by time.
+    pub fn take_changes(&mut self, now: MonoTime, wall: UnixMillis) -> Changes {
+        let mut changes = std::mem::take(&mut self.changes);
+        let (then, then_wall, moving) = self.taken;
+        let moving_now = Moving { brake: self.brake, kept: self.kept_at(now) };
+        changes.all |= moving != moving_now;
+        let ended = self.leases.iter().filter(|(_, lease)| lease.until > then && lease.until <= now);
+        changes.some.extend(ended.map(|(grantee, _)| grantee.clone()));
+        for target in self.overrides.ended_between(then_wall, wall) {
+            match target {
+                Target::One(grantee) => drop(changes.some.insert(grantee.clone())),
+                Target::Every | Target::Capacity => changes.all = true,
+            }
+        }
+        self.taken = (now, wall, moving_now);
+        changes
+    }
+
+    fn on_target(&mut self, target: &Target) {
+        match target {
+            Target::One(grantee) => drop(self.changes.some.insert(grantee.clone())),
+            Target::Every | Target::Capacity => self.changes.all = true,
         }
     }
 
     /// A grant was read. An older one never replaces a newer one.
     pub fn on_grant(&mut self, grantee: Grantee, grant: Grant) {
         if self.grants.get(&grantee).is_none_or(|known| known.stamp < grant.stamp) {
-            self.grants.insert(grantee, grant);
+            self.changes.some.insert(grantee.clone());
+            self.grants.insert(grantee, grant.into());
         }
     }
 
     /// A grant was deleted: its tenant goes to `@default`.
     pub fn on_grant_removed(&mut self, grantee: &Grantee) {
-        self.grants.remove(grantee);
+        if self.grants.remove(grantee).is_some() {
+            self.changes.some.insert(grantee.clone());
+        }
     }
 
     /// A pulse was read; `live` says whether a leader was seen living with it. A known stamp renews nothing.
@@ -113,9 +200,18 @@ impl PoolView {
         if pulse.stamp > self.newest {
             self.newest = pulse.stamp;
             for (meter, capacity) in &pulse.capacity {
-                let most = self.roomiest.entry(*meter).or_insert(*capacity);
+                let most = self.roomiest.entry(*meter).or_insert(0.0);
+                self.changes.all |= *capacity > *most;
                 *most = most.max(*capacity);
             }
+            let told = |pulse: &Pulse| (pulse.scale.clone(), pulse.scale_epoch);
+            self.changes.all |= match &self.pulse {
+                Some((known, _)) => {
+                    told(known) != told(&pulse)
+                        || (known.capacity != pulse.capacity && self.overrides.last_good(&Target::Capacity).is_some())
+                }
+                None => true,
+            };
             // One without a living leader says what was last decided, but renews nothing.
             let counted_at = if live { Some(now) } else { self.pulse_at() };
             self.pulse = Some((pulse, counted_at));
@@ -127,6 +223,7 @@ impl PoolView {
     /// # Errors
     /// [`RecordError`] when it is malformed; the last good one stays.
     pub fn on_override(&mut self, target: Target, value: Option<&[u8]>) -> Result<(), RecordError> {
+        self.on_target(&target);
         if let Some(value) = value {
             self.overrides.put(target, value)
         } else {
@@ -137,6 +234,7 @@ impl PoolView {
 
     /// The last good record of a target was found in `overrides-status`.
     pub fn on_override_restored(&mut self, target: Target, record: crate::plan::Override) {
+        self.on_target(&target);
         self.overrides.restore(target, record);
     }
 
@@ -150,19 +248,32 @@ impl PoolView {
 
     /// Diffs against a list: what it does not hold is gone.
     pub fn retain(&mut self, has_grant: impl Fn(&Grantee) -> bool, has_override: impl Fn(&Target) -> bool) {
-        self.grants.retain(|grantee, _| has_grant(grantee));
-        self.overrides.retain(has_override);
+        let gone: Vec<Grantee> = self.grants.keys().filter(|grantee| !has_grant(grantee)).cloned().collect();
+        gone.iter().for_each(|grantee| self.on_grant_removed(grantee));
+        let gone: Vec<Target> = self.overrides.targets().filter(|target| !has_override(target)).cloned().collect();
+        for target in gone {
+            self.on_target(&target);
+            self.overrides.remove(&target);
+        }
     }
 
     /// Shares came with a reply; they hold from when the report was sent. One outside 0–1 changes nothing.
     pub fn on_shares(&mut self, shares: BTreeMap<Grantee, Share>, until: MonoTime) {
-        let sane = shares.into_iter().filter(|(_, share)| (0.0..=1.0).contains(&share.share));
-        self.leases.extend(sane.map(|(grantee, share)| (grantee, Lease { share, until })));
+        for (grantee, share) in shares {
+            if (0.0..=1.0).contains(&share.share) {
+                let (then, ..) = self.taken;
+                let same = |lease: &Lease| lease.share == share && lease.until > then;
+                if !self.leases.get(&grantee).is_some_and(same) {
+                    self.changes.some.insert(grantee.clone());
+                }
+                self.leases.insert(grantee, Lease { share, until });
+            }
+        }
     }
 
     /// This process is closing: it gives its shares back, and enforces none from now on.
     pub fn give_shares_back(&mut self) {
-        self.leases.clear();
+        self.changes.some.extend(std::mem::take(&mut self.leases).into_keys());
     }
 
     /// The provider refused.
@@ -235,22 +346,28 @@ impl PoolView {
     /// What to enforce, per tenant with a grant, and for all others together under `@default`.
     #[must_use]
     pub fn limits(&self, now: MonoTime, wall: UnixMillis) -> HashMap<Grantee, Limits> {
-        let mut limits: HashMap<Grantee, Limits> = self
-            .grants
-            .iter()
-            .map(|(grantee, grant)| (grantee.clone(), self.limits_of(grantee, grant, now, wall)))
-            .collect();
-        // Undeclared tenants are never open: without a grant for them they have the bootstrap thresholds.
-        limits.entry(Grantee::Default).or_insert_with(|| self.bootstrap_limits(wall));
-        for target in self.overrides.targets() {
-            // A block reaches a tenant without a grant too. Nothing else does: it would multiply capacity.
-            if let Target::One(grantee) = target
-                && matches!(self.overrides.at(target, wall).map(|o| &o.action), Some(Action::Block))
-            {
-                limits.entry(grantee.clone()).or_default().blocked = true;
-            }
+        let blocked = self.overrides.targets().filter_map(|target| match target {
+            Target::One(grantee) => Some(grantee),
+            Target::Every | Target::Capacity => None,
+        });
+        let named = self.grants.keys().chain(blocked).chain([&Grantee::Default]);
+        named.filter_map(|grantee| Some((grantee.clone(), self.limits_of(grantee, now, wall)?))).collect()
+    }
+
+    /// What to enforce for a tenant; `None` when it has no limits of its own, and shares those of `@default`.
+    #[must_use]
+    pub fn limits_of(&self, grantee: &Grantee, now: MonoTime, wall: UnixMillis) -> Option<Limits> {
+        if let Some(grant) = self.grants.get(grantee) {
+            return Some(self.granted_limits(grantee, grant, now, wall));
         }
-        limits
+        // Undeclared tenants are never open: without a grant for them they have the bootstrap thresholds.
+        if *grantee == Grantee::Default {
+            return Some(self.bootstrap_limits(wall));
+        }
+        // A block reaches a tenant without a grant too. Nothing else does: it would multiply capacity.
+        let own = self.overrides.at(&Target::One(grantee.clone()), wall);
+        let blocked = matches!(own.map(|record| &record.action), Some(Action::Block));
+        blocked.then(|| Limits { blocked, ..Limits::default() })
     }
 
     /// The bootstrap thresholds, an operator's record being stronger.
@@ -273,7 +390,7 @@ impl PoolView {
         rate.scaled(capacity_factor(self.overrides.at(&Target::Capacity, wall), told, meter))
     }
 
-    fn limits_of(&self, grantee: &Grantee, grant: &Grant, now: MonoTime, wall: UnixMillis) -> Limits {
+    fn granted_limits(&self, grantee: &Grantee, grant: &Granted, now: MonoTime, wall: UnixMillis) -> Limits {
         let (star, own) = self.overrides.for_tenant(grantee, wall);
         let base = self.base(grant, wall);
         let used = effective(&base, star, own);
@@ -285,13 +402,13 @@ impl PoolView {
             None if held_once => 1.0 / members,
             None => 1.0 / (members + 1.0),
         };
-        let kept = self.kept(&used, now);
+        let kept = if used.frozen { 1.0 } else { self.kept_at(now) };
         let meters = used
             .thresholds
             .rates
             .iter()
             .map(|(meter, rate)| {
-                let safe = safe_part(grant, *meter);
+                let safe = grant.safe_part(*meter);
                 let part = match (used.set.contains(meter) || used.frozen, lease) {
                     (true, _) => 1.0,
                     (false, Some(_)) => (safe + (1.0 - safe) * kept) * self.brake,
@@ -308,7 +425,7 @@ impl PoolView {
             .collect();
         let concurrency = used.thresholds.concurrency.map(|_| {
             lease.and_then(|share| share.concurrency).unwrap_or_else(|| {
-                let safe = f64::from(grant.safe.concurrency.unwrap_or(0));
+                let safe = f64::from(grant.safe_concurrency.unwrap_or(0));
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count, floored")]
                 let divided = (safe * fraction).floor() as u32;
                 divided.max(1)
@@ -318,19 +435,16 @@ impl PoolView {
     }
 
     /// The grant's thresholds after the pulse's scale and `@capacity`.
-    fn base(&self, grant: &Grant, wall: UnixMillis) -> Thresholds {
-        let rates = grant.thresholds.rates.iter().map(|(meter, rate)| {
+    fn base(&self, grant: &Granted, wall: UnixMillis) -> Thresholds {
+        let rates = grant.meters.iter().map(|GrantedMeter { meter, rate, .. }| {
             let scale = self.pulse().map_or(1.0, |pulse| pulse.scale_for(grant.stamp, *meter));
             (*meter, self.within_capacity(*meter, rate.scaled(scale), wall))
         });
-        Thresholds { rates: rates.collect(), concurrency: grant.thresholds.concurrency }
+        Thresholds { rates: rates.collect(), concurrency: grant.concurrency }
     }
 
     /// How much of the way from safe to the threshold is left: 1 until the grants lapse, then exponentially to 0.
-    fn kept(&self, used: &Effective, now: MonoTime) -> f64 {
-        if used.frozen {
-            return 1.0;
-        }
+    fn kept_at(&self, now: MonoTime) -> f64 {
         match &self.pulse {
             Some((pulse, Some(at))) => {
                 let late_s = now.seconds_since(*at + Duration::from_millis(pulse.valid_for_ms));
@@ -338,16 +452,6 @@ impl PoolView {
             }
             _ => 0.0,
         }
-    }
-}
-
-/// What part of its threshold a grant keeps without a leader.
-fn safe_part(grant: &Grant, meter: Meter) -> f64 {
-    match (grant.safe.rates.get(&meter), grant.thresholds.rates.get(&meter)) {
-        (Some(safe), Some(threshold)) if threshold.rate > 0.0 => (safe.rate / threshold.rate).min(1.0),
-        // Only an operator limits this meter: nothing that the leader decided can lapse.
-        (_, None) => 1.0,
-        _ => 0.0,
     }
 }
 

@@ -71,11 +71,15 @@
 
 mod admission;
 mod answer;
+mod cells;
 mod drive;
+mod gate;
+mod gates;
 mod member;
 mod middleware;
 mod params;
 mod permit;
+mod pool;
 mod report;
 mod session;
 mod swap;
@@ -88,18 +92,22 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use admission::{ClockDebug, PoolShared};
 use drive::Core;
+use gates::{Gates, Views};
+use pool::{ClockDebug, PoolShared};
 
-pub use admission::{LINE_MAX, Refusal, Traffic, Why};
-pub use member::{MemberState, PULSE_QUIET, PoolView};
+pub use admission::{Admission, Ask, Place, Refusal, Why};
+pub use cells::{Cells, Lock, Native, Number, Pointer};
+pub use gate::{Answer, Asker, Gate, LINE_MAX, Late, Standing, Traffic, Wake};
+pub use member::{Changes, MemberState, PULSE_QUIET, PoolView};
 pub use middleware::Limited;
 pub use params::{ClientParams, PoolParams};
 pub use permit::Permit;
 pub use session::{Notice, Session};
-pub use swap::Tuning;
+pub use swap::{PoolWide, Swap, Tuning};
 
 use crate::clock::SystemClock;
+pub use crate::limiter::Priority;
 use crate::plan::keyspace::Key;
 use crate::provider::Dialect;
 pub use crate::provider::Usage;
@@ -154,34 +162,46 @@ impl Client {
             params.instance.clone()
         };
         let now = crate::clock::Clock::now(&*clock);
-        let wall = crate::clock::Clock::wall(&*clock);
         let views: BTreeMap<PoolId, PoolView> =
             params.pools.iter().map(|pool| (pool.id.clone(), PoolView::new(pool.bootstrap.clone(), now))).collect();
         let ids: Vec<PoolId> = params.pools.iter().map(|pool| pool.id.clone()).collect();
-        let first: BTreeMap<PoolId, Tuning> = views
-            .iter()
-            .map(|(id, view)| (id.clone(), swap::Tuning::first(view.limits(now, wall), view.state(now), now)))
-            .collect();
+        let first: BTreeMap<PoolId, PoolWide> =
+            views.iter().map(|(id, view)| (id.clone(), PoolWide::new(view.state(now)))).collect();
+        let views: Views = Arc::new(Mutex::new(views));
         let core = Arc::new(Core {
             instance,
             boot,
             clock: clock.clone(),
             telemetry: telemetry.clone(),
             session: Mutex::new(Session::new(params.keyspace.clone(), ids)),
-            views: Mutex::new(views),
+            views: views.clone(),
             pools: std::sync::OnceLock::new(),
             urgent: tokio::sync::Notify::new(),
             joined: tokio::sync::Notify::new(),
             jitter: fastrand::f64(),
         });
-        let pools = params.pools.iter().filter_map(|pool| {
-            let tuning = first.get(&pool.id)?.clone();
-            let (clock, telemetry) = (clock.clone(), telemetry.clone());
-            let process: std::sync::Weak<Core> = Arc::downgrade(&core);
-            let shared = PoolShared::new(pool.id.clone(), pool.dialect, clock, tuning, telemetry, process);
-            Some((pool.id.clone(), Arc::new(shared)))
-        });
-        let _ = core.pools.set(pools.collect());
+        let process: std::sync::Weak<Core> = Arc::downgrade(&core);
+        let shared = |params: &PoolParams, first: &PoolWide| PoolShared {
+            id: params.id.clone(),
+            dialect: params.dialect,
+            call_max: params.call_max,
+            clock: clock.clone(),
+            wide: Swap::new(first.clone()),
+            telemetry: telemetry.clone(),
+            readings: Mutex::default(),
+            long_holds: Mutex::default(),
+            throttled: process.clone(),
+        };
+        let mut pools: BTreeMap<PoolId, Arc<Gates>> = BTreeMap::new();
+        // Parents before their children.
+        let by_rank = params.pools.iter().filter(|pool| pool.parent.is_none());
+        for pool in by_rank.chain(params.pools.iter().filter(|pool| pool.parent.is_some())) {
+            let Some(first) = first.get(&pool.id) else { continue };
+            let parent = pool.parent.as_ref().and_then(|parent| pools.get(parent)).cloned();
+            let gates = Gates::new(Arc::new(shared(pool, first)), views.clone(), parent);
+            pools.insert(pool.id.clone(), Arc::new(gates));
+        }
+        let _ = core.pools.set(pools);
 
         let lease = Arc::new(Mutex::new(None));
         let key = params.keyspace.key(&Key::Member(core.instance.clone()));
@@ -201,9 +221,9 @@ impl Client {
     /// # Errors
     /// [`UnknownPool`] for one that was not named in the parameters.
     pub fn pool(&self, id: &str) -> Result<Pool, UnknownPool> {
-        let shared = self.core.pools.get().and_then(|pools| pools.get(id)).cloned();
-        shared
-            .map(|shared| Pool { shared, max_wait: self.max_wait, _tasks: self.tasks.clone() })
+        let gates = self.core.pools.get().and_then(|pools| pools.get(id)).cloned();
+        gates
+            .map(|gates| Pool { gates, max_wait: self.max_wait, _tasks: self.tasks.clone() })
             .ok_or_else(|| UnknownPool(id.chars().take(crate::quota::POOL_ID_BYTES_MAX).collect()))
     }
 
@@ -234,7 +254,7 @@ impl Client {
 /// One pool of a client; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Pool {
-    shared: Arc<PoolShared>,
+    gates: Arc<Gates>,
     max_wait: Duration,
     _tasks: Arc<Tasks>,
 }
@@ -253,31 +273,52 @@ impl Pool {
     /// # Errors
     /// [`Refusal`], see [`Pool::admit`].
     pub async fn admit_within(&self, tenant: &TenantId, cost: Cost, max_wait: Duration) -> Result<Permit, Refusal> {
-        self.shared.admit(tenant, cost, max_wait).await
+        let ask = Ask { max_wait, ..self.asking(cost) };
+        self.gates.admit(tenant, &ask).await
+    }
+
+    /// Asks for admission without waiting, and without a runtime.
+    ///
+    /// # Errors
+    /// [`Refusal`], see [`Pool::admit`].
+    pub fn try_admit(&self, tenant: &TenantId, cost: Cost) -> Result<Permit, Refusal> {
+        self.gates.try_admit(tenant, cost)
+    }
+
+    /// What [`Pool::admit`] asks for a request of this cost: change what should be otherwise, and [request](Pool::request) it.
+    #[must_use]
+    pub fn asking(&self, cost: Cost) -> Ask {
+        Ask { cost, priority: Priority::default(), max_wait: self.max_wait }
+    }
+
+    /// A request on its way to admission, which can tell [where it stands](Admission::place) while it waits.
+    #[must_use]
+    pub fn request(&self, tenant: &TenantId, ask: &Ask) -> Admission {
+        Admission::new(self.gates.clone(), tenant.clone(), ask)
     }
 
     /// The pool's id.
     #[must_use]
     pub fn id(&self) -> &PoolId {
-        &self.shared.id
+        &self.gates.pool.id
     }
 
     /// How the pool's provider writes limits.
     #[must_use]
     pub fn dialect(&self) -> Dialect {
-        self.shared.dialect
+        self.gates.pool.dialect
     }
 
-    /// What this process did, and is doing, for each tenant that it has seen: those without a grant count together, as
-    /// `@default`.
+    /// What this process did, and is doing, for each tenant that it uses: those without limits of their own count together,
+    /// as `@default`. Who has been idle for a while is not among them, and begins again at zero.
     #[must_use]
     pub fn traffic(&self) -> BTreeMap<Grantee, Traffic> {
-        self.shared.traffic().into_iter().collect()
+        self.gates.traffic()
     }
 
-    /// What is enforced now.
+    /// What is enforced now, for every tenant: to look at, not to ask before each request.
     #[must_use]
-    pub fn tuning(&self) -> Arc<Tuning> {
-        self.shared.swap.load().clone()
+    pub fn tuning(&self) -> Tuning {
+        self.gates.tuning()
     }
 }

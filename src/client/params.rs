@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::limiter::CALL_MAX;
 use crate::plan::keyspace::Keyspace;
 use crate::plan::{Rate, Thresholds};
 use crate::provider::Dialect;
@@ -31,6 +32,11 @@ pub struct PoolParams {
     pub dialect: Dialect,
     /// What holds until the first grant arrives.
     pub bootstrap: Thresholds,
+    /// The pool over this one, such as an account over several models: a request is admitted by both or by neither. One of
+    /// the client's pools, itself without a parent; another name is no parent.
+    pub parent: Option<PoolId>,
+    /// How long a call may last before its place in flight is given to another, and is counted as expired.
+    pub call_max: Duration,
 }
 
 impl PoolParams {
@@ -38,7 +44,8 @@ impl PoolParams {
     #[must_use]
     pub fn new(id: PoolId, dialect: Dialect) -> Self {
         let rates = [(Meter::REQUESTS_PER_MINUTE, Rate { rate: 10.0, burst: 1.0 })].into();
-        Self { id, dialect, bootstrap: Thresholds { rates, concurrency: Some(1) } }
+        let bootstrap = Thresholds { rates, concurrency: Some(1) };
+        Self { id, dialect, bootstrap, parent: None, call_max: CALL_MAX }
     }
 }
 

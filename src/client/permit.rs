@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::admission::{Gate, PoolShared};
+use super::gates::Account;
 use crate::clock::MonoTime;
 use crate::limiter::Reservation;
 use crate::observation::{Ending, HOLD_MS_MAX, ThrottleKind};
@@ -23,9 +23,10 @@ const HOLD_JITTER: f64 = 0.2;
 #[derive(Debug)]
 #[must_use = "a dropped permit frees its place in flight at once"]
 pub struct Permit {
-    pool: Arc<PoolShared>,
-    gate: Arc<Gate>,
+    account: Arc<Account>,
     reservation: Option<Reservation>,
+    /// The same taken from the parent pool.
+    parent: Option<(Arc<Account>, Reservation)>,
     sent_at: MonoTime,
     first_byte_at: Option<MonoTime>,
     concluded: bool,
@@ -34,15 +35,20 @@ pub struct Permit {
 }
 
 impl Permit {
-    pub(super) fn new(pool: Arc<PoolShared>, gate: Arc<Gate>, reservation: Reservation, now: MonoTime) -> Self {
+    pub(super) fn new(
+        account: Arc<Account>,
+        reservation: Reservation,
+        parent: Option<(Arc<Account>, Reservation)>,
+        now: MonoTime,
+    ) -> Self {
         let reservation = Some(reservation);
-        Self { pool, gate, reservation, sent_at: now, first_byte_at: None, concluded: false, refused: false }
+        Self { account, reservation, parent, sent_at: now, first_byte_at: None, concluded: false, refused: false }
     }
 
     /// How the provider writes limits.
     #[must_use]
     pub fn dialect(&self) -> Dialect {
-        self.pool.dialect
+        self.account.pool.dialect
     }
 
     /// What was reserved.
@@ -56,8 +62,8 @@ impl Permit {
     /// Pass the result to [`Permit::conclude`] at once, or refined by [`Dialect::refine`] where
     /// [the body tells](Dialect::body_tells) more.
     pub fn observe(&mut self, head: &Head<'_>) -> Observation {
-        self.first_byte_at = Some(self.pool.clock.now());
-        self.pool.dialect.read(head, self.sent_at)
+        self.first_byte_at = Some(self.account.pool.clock.now());
+        self.account.pool.dialect.read(head, self.sent_at)
     }
 
     /// Learns from a response: keeps its readings, counts how the request ended, and holds at once what the provider
@@ -68,7 +74,7 @@ impl Permit {
         }
         self.refused = observation.ending != Ending::Succeeded;
         {
-            let mut readings = self.pool.readings.lock();
+            let mut readings = self.account.pool.readings.lock();
             for reading in &observation.readings {
                 let known = readings.entry(reading.meter).or_insert(*reading);
                 if reading.sent_at >= known.sent_at {
@@ -76,16 +82,16 @@ impl Permit {
                 }
             }
         }
-        let id = self.pool.id.as_str();
+        let id = self.account.pool.id.as_str();
         if observation.faults > 0 {
-            self.pool.telemetry.add(Metric::HeaderFaults, &[id], f64::from(observation.faults));
+            self.account.pool.telemetry.add(Metric::HeaderFaults, &[id], f64::from(observation.faults));
         }
         if let Ending::Throttled(kind) = observation.ending {
-            self.pool.telemetry.add(Metric::Throttled, &[id, kind.as_str()], 1.0);
+            self.account.pool.telemetry.add(Metric::Throttled, &[id, kind.as_str()], 1.0);
             self.hold(observation, kind);
         }
         let first_byte_ms = self.first_byte_at.map(|at| at.seconds_since(self.sent_at) * 1e3);
-        self.gate.count(|counters| {
+        self.account.gate.count(|counters| {
             counters.sent += 1;
             counters.ended(observation.ending);
             // A refusal comes quickly: it says nothing of how long answers take.
@@ -96,8 +102,8 @@ impl Permit {
     }
 
     fn hold(&self, observation: &Observation, kind: ThrottleKind) {
-        let now = self.pool.clock.now();
-        let reaction = reflex(self.pool.dialect, observation, &self.cost());
+        let now = self.account.pool.clock.now();
+        let reaction = reflex(self.account.pool.dialect, observation, &self.cost());
         // An overloaded provider is left alone for as long as it asks. Every request costs one.
         let overload = reaction.overload.and(observation.retry_after);
         let overload =
@@ -107,7 +113,7 @@ impl Permit {
         let holds: Vec<(Meter, MonoTime)> = reaction.holds.iter().chain(&overload).map(until).collect();
         if let Some(long) = reaction.long {
             let until = now + long.min(Duration::from_millis(HOLD_MS_MAX));
-            let mut long_holds = self.pool.long_holds.lock();
+            let mut long_holds = self.account.pool.long_holds.lock();
             // Of the meters meant, those whose own wait is long.
             for Hold { meter, .. } in reaction.holds.iter().filter(|hold| hold.for_at_least >= HOLD_MAX) {
                 // A second one never shortens the first.
@@ -115,25 +121,25 @@ impl Permit {
                 *held = (*held).max(until);
             }
         }
-        self.pool.swap.hold(&holds);
+        self.account.pool.wide.hold(&holds);
         if kind != ThrottleKind::Overload
-            && let Some(process) = self.pool.throttled.upgrade()
+            && let Some(process) = self.account.pool.throttled.upgrade()
         {
-            process.on_throttled(&self.pool.id, now);
+            process.on_throttled(&self.account.pool.id, now);
         }
     }
 
     /// An answer that began well broke off because the provider is overloaded: counts as a refusal for overload.
     pub fn overloaded(&mut self) {
         let kind = ThrottleKind::Overload;
-        self.pool.telemetry.add(Metric::Throttled, &[self.pool.id.as_str(), kind.as_str()], 1.0);
-        self.gate.count(|counters| counters.ended(Ending::Throttled(kind)));
+        self.account.pool.telemetry.add(Metric::Throttled, &[self.account.pool.id.as_str(), kind.as_str()], 1.0);
+        self.account.gate.count(|counters| counters.ended(Ending::Throttled(kind)));
     }
 
     /// The call failed without an answer: says nothing about capacity.
     pub fn failed(&mut self) {
         if !std::mem::replace(&mut self.concluded, true) {
-            self.gate.count(|counters| {
+            self.account.gate.count(|counters| {
                 counters.sent += 1;
                 counters.ended(Ending::Ignored);
             });
@@ -152,19 +158,23 @@ impl Permit {
         self.failed();
         let reserved = reservation.cost();
         let usage = usage.filter(|usage| usage.input_tokens.max(usage.output_tokens) <= Usage::TOKENS_MAX);
-        let used = match (usage, self.pool.dialect.semantics().token_charge) {
+        let used = match (usage, self.account.pool.dialect.semantics().token_charge) {
             (Some(Usage { input_tokens, output_tokens }), _) => Some(Cost { input_tokens, output_tokens, ..reserved }),
             // An error has generated nothing, and the charge for output is corrected when the answer ends.
             (None, TokenCharge::Corrected) if self.refused => Some(Cost { output_tokens: 0, ..reserved }),
             (None, _) => None,
         };
-        let charged = match self.pool.dialect.semantics().token_charge {
+        let charged = match self.account.pool.dialect.semantics().token_charge {
             // The provider keeps its own estimate, so giving tokens back would only make the bucket lie.
             TokenCharge::Estimate => None,
             TokenCharge::Corrected => used,
         };
         let used = used.unwrap_or(reserved);
-        self.gate.settle(reservation, charged, &used, self.pool.clock.now());
+        let now = self.account.pool.clock.now();
+        self.account.gate.settle(reservation, charged, &used, now);
+        if let Some((account, reservation)) = self.parent.take() {
+            account.gate.settle(reservation, charged, &used, now);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::PoolShared;
+use super::gates::Gates;
 use super::member::PoolView;
 use crate::clock::MonoTime;
 use crate::observation::{MeterReport, PoolReport, REPORT_SCHEMA, Report, TenantReport};
@@ -15,16 +15,21 @@ const READING_AGE_MAX_MS: u64 = 60_000;
 pub(super) fn report<'a>(
     instance: &str,
     boot: &str,
-    pools: impl Iterator<Item = &'a PoolShared>,
+    pools: impl Iterator<Item = &'a Gates>,
     views: &BTreeMap<PoolId, PoolView>,
     now: MonoTime,
 ) -> Report {
-    let pools = pools.map(|pool| (pool.id.clone(), pool_report(pool, views.get(&pool.id), now))).collect();
+    let pools = pools.map(|gates| {
+        let id = &gates.pool.id;
+        (id.clone(), pool_report(gates, views.get(id), now))
+    });
+    let pools = pools.collect();
     Report { schema: REPORT_SCHEMA, instance: instance.to_owned(), boot: boot.to_owned(), leaving: false, pools }
 }
 
-fn pool_report(pool: &PoolShared, view: Option<&PoolView>, now: MonoTime) -> PoolReport {
+fn pool_report(gates: &Gates, view: Option<&PoolView>, now: MonoTime) -> PoolReport {
     let ms = |from: MonoTime, to: MonoTime| u64::try_from(to.since(from).as_millis()).unwrap_or(u64::MAX);
+    let pool = &gates.pool;
     let meters = pool
         .readings
         .lock()
@@ -46,7 +51,7 @@ fn pool_report(pool: &PoolShared, view: Option<&PoolView>, now: MonoTime) -> Poo
         holds.retain(|_, until| *until > now);
         holds.iter().map(|(meter, until)| (*meter, ms(now, *until))).collect()
     };
-    let mut tenants: BTreeMap<Grantee, TenantReport> = pool
+    let mut tenants: BTreeMap<Grantee, TenantReport> = gates
         .traffic()
         .into_iter()
         .map(|(grantee, gate)| {

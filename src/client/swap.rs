@@ -1,29 +1,26 @@
-//! The hot swap: what a pool enforces now, behind one atomic pointer.
+//! The hot swap: what holds for all tenants of a pool now, behind one atomic pointer.
 //!
-//! Each decision loads the pointer exactly once. A gate compares the generation with its own and retunes its limiter
-//! under its own lock, at its next decision.
+//! A decision reads the version, and the pointer only when that has moved. Readers never wait; writers follow one
+//! another, so none undoes what another did.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::Arc;
 
-use arc_swap::{ArcSwap, Guard};
-use parking_lot::Mutex;
-
+use super::cells::{Cells, Lock, Native, Number, Pointer};
 use super::member::MemberState;
 use crate::clock::MonoTime;
-use crate::limiter::Limits;
+use crate::limiter::{Hold, Limits};
 use crate::plan::Stamp;
 use crate::quota::{Grantee, Meter, TenantId};
 
-/// What a pool enforces now.
+/// What a pool enforces now, as [`Pool::tuning`](super::Pool::tuning) tells it.
 #[derive(Debug, Clone)]
 pub struct Tuning {
     /// Counts changes of the limits.
     pub generation: u64,
-    /// When the limits came into force.
-    pub since: MonoTime,
     /// Per tenant with a grant, and `@default`.
-    pub limits: Arc<HashMap<Grantee, Limits>>,
+    pub limits: HashMap<Grantee, Limits>,
     /// Meters on which this process does not send until then: its own reflexes.
     pub holds: BTreeMap<Meter, MonoTime>,
     /// Meters that the leader holds; each pulse replaces the last one's, so what it no longer tells is lifted.
@@ -35,75 +32,98 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// What holds before anything was read.
-    #[must_use]
-    pub fn first(limits: HashMap<Grantee, Limits>, state: MemberState, now: MonoTime) -> Self {
-        Self {
-            generation: 1,
-            since: now,
-            limits: Arc::new(limits),
-            holds: BTreeMap::new(),
-            told: BTreeMap::new(),
-            state,
-            stamp: Stamp::default(),
-        }
-    }
-
     /// What this member enforces for a tenant: its own limits, or those that all without a grant share.
     #[must_use]
     pub fn limits_of(&self, tenant: &TenantId) -> Option<&Limits> {
         self.limits.get(&Grantee::Tenant(tenant.clone())).or_else(|| self.limits.get(&Grantee::Default))
     }
+}
 
-    /// Every hold, a meter perhaps twice.
-    pub fn all_holds(&self) -> impl Iterator<Item = (&Meter, &MonoTime)> {
-        self.holds.iter().chain(&self.told)
+/// What holds for all tenants of a pool.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PoolWide {
+    /// This process's own reflexes: no calls that these meters count until then.
+    pub holds: BTreeMap<Meter, MonoTime>,
+    /// What the leader holds.
+    pub told: BTreeMap<Meter, MonoTime>,
+    /// How this member stands to the leader.
+    pub state: MemberState,
+    /// The stamp of the pulse it rests on.
+    pub stamp: Stamp,
+}
+
+impl PoolWide {
+    /// Before anything was read.
+    #[must_use]
+    pub fn new(state: MemberState) -> Self {
+        Self { holds: BTreeMap::new(), told: BTreeMap::new(), state, stamp: Stamp::default() }
     }
 
-    pub(super) fn hold(&mut self, holds: &[(Meter, MonoTime)]) {
-        for (meter, until) in holds {
-            let held = self.holds.entry(*meter).or_insert(*until);
-            *held = (*held).max(*until);
-        }
+    /// The holds of both kinds, of each meter the one that ends last.
+    #[must_use]
+    pub fn all_holds(&self) -> Vec<Hold> {
+        let mut all = self.told.clone();
+        later_of_each(&mut all, self.holds.iter().map(|(meter, until)| (*meter, *until)));
+        all.into_iter().map(|(meter, until)| Hold { meter, until }).collect()
     }
 }
 
-/// The atomic pointer to a [`Tuning`]. Readers never wait; writers follow one another, so none undoes what another did.
+/// A second hold never shortens the first.
+fn later_of_each(holds: &mut BTreeMap<Meter, MonoTime>, more: impl IntoIterator<Item = (Meter, MonoTime)>) {
+    for (meter, until) in more {
+        let held = holds.entry(meter).or_insert(until);
+        *held = (*held).max(until);
+    }
+}
+
+/// A value that is replaced while others read it.
 #[derive(Debug)]
-pub(super) struct Swap {
-    tuning: ArcSwap<Tuning>,
-    writer: Mutex<()>,
+pub struct Swap<T: Send + Sync + fmt::Debug, C: Cells = Native> {
+    value: C::Pointer<T>,
+    version: C::Number,
+    writer: C::Lock<()>,
 }
 
-impl Swap {
-    /// Begins with `tuning`.
+impl<T: Send + Sync + fmt::Debug, C: Cells> Swap<T, C> {
+    /// Begins with `value`, as version 1.
     #[must_use]
-    pub(super) fn new(tuning: Tuning) -> Self {
-        Self { tuning: ArcSwap::from_pointee(tuning), writer: Mutex::new(()) }
+    pub fn new(value: T) -> Self {
+        Self { value: C::Pointer::new(Arc::new(value)), version: C::Number::new(1), writer: C::Lock::new(()) }
     }
 
-    /// The tuning now; load once a decision.
+    /// How often the value was replaced. Who reads a version, then loads, has that version's value or a later one.
     #[must_use]
-    pub(super) fn load(&self) -> Guard<Arc<Tuning>> {
-        self.tuning.load()
+    pub fn version(&self) -> u64 {
+        self.version.get()
     }
 
-    /// Puts in force what `change` makes of the tuning; returns what it replaced and what it became, if anything.
-    pub(super) fn update(&self, change: impl FnOnce(&Tuning) -> Option<Tuning>) -> Option<(Arc<Tuning>, Arc<Tuning>)> {
-        let _one_at_a_time = self.writer.lock();
-        let known = self.tuning.load_full();
-        let changed = Arc::new(change(&known)?);
-        self.tuning.store(changed.clone());
-        Some((known, changed))
+    /// The value now.
+    #[must_use]
+    pub fn load(&self) -> Arc<T> {
+        self.value.load()
     }
 
+    /// Puts in force what `change` makes of the value; returns what it replaced and what it became, if anything.
+    pub fn update(&self, change: impl FnOnce(&T) -> Option<T>) -> Option<(Arc<T>, Arc<T>)> {
+        self.writer.with(|()| {
+            let known = self.value.load();
+            let changed = Arc::new(change(&known)?);
+            self.value.store(changed.clone());
+            // After the value: the version is what tells of it.
+            self.version.set(self.version.get() + 1);
+            Some((known, changed))
+        })
+    }
+}
+
+impl<C: Cells> Swap<PoolWide, C> {
     /// Holds these meters until then; a second hold never shortens the first.
-    pub(super) fn hold(&self, holds: &[(Meter, MonoTime)]) {
+    pub fn hold(&self, holds: &[(Meter, MonoTime)]) {
         if !holds.is_empty() {
             self.update(|known| {
-                let mut tuning = known.clone();
-                tuning.hold(holds);
-                Some(tuning)
+                let mut wide = known.clone();
+                later_of_each(&mut wide.holds, holds.iter().copied());
+                Some(wide)
             });
         }
     }

@@ -1,22 +1,17 @@
-//! One token bucket: a level in units, refilled at a rate up to a burst, that may go into debt.
+//! The token bucket: a level in units, refilled at a rate up to a burst, that may go into debt.
 //!
 //! Invariants: `level ≤ burst`; a retune first accrues at the old rate, then lowers the level to the new burst; debt
 //! (a negative level) stays.
 
+use super::exact::{EPSILON, at_the_end_of, lesser, slack};
 use crate::clock::MonoTime;
-
-/// Slack for sums of floats: a billionth of a unit, and of the amount where that is larger than a unit.
-const EPSILON: f64 = 1e-9;
-
-fn slack(units: f64) -> f64 {
-    EPSILON * units.abs().max(1.0)
-}
 
 /// A token bucket.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bucket {
-    /// Units per second.
-    rate_per_s: f64,
+    /// Units per nanosecond, and nanoseconds per unit: a decision multiplies, and divides nothing.
+    rate_per_ns: f64,
+    ns_per_unit: f64,
     /// Units.
     burst: f64,
     /// Units; negative is debt.
@@ -28,13 +23,15 @@ impl Bucket {
     /// A bucket that starts with one second of rate, at most its burst: never a free burst.
     #[must_use]
     pub fn new(rate_per_s: f64, burst: f64, now: MonoTime) -> Self {
-        Self { rate_per_s, burst, level: rate_per_s.min(burst), updated: now }
+        let level = rate_per_s.min(burst);
+        Self { rate_per_ns: rate_per_s / 1e9, ns_per_unit: 1e9 / rate_per_s, burst, level, updated: now }
     }
 
     /// The level at `now`, in units.
     #[must_use]
+    #[inline]
     pub fn level_at(&self, now: MonoTime) -> f64 {
-        (self.level + self.rate_per_s * now.seconds_since(self.updated)).min(self.burst)
+        lesser(self.level + self.rate_per_ns * now.nanos_since(self.updated), self.burst)
     }
 
     /// The burst, in units.
@@ -43,6 +40,7 @@ impl Bucket {
         self.burst
     }
 
+    #[inline]
     fn accrue(&mut self, now: MonoTime) {
         self.level = self.level_at(now);
         self.updated = self.updated.max(now);
@@ -51,7 +49,8 @@ impl Bucket {
     /// Changes rate and burst from `now` on; the level stays, lowered to the new burst.
     pub fn retune(&mut self, rate_per_s: f64, burst: f64, now: MonoTime) {
         self.accrue(now);
-        self.rate_per_s = rate_per_s;
+        self.rate_per_ns = rate_per_s / 1e9;
+        self.ns_per_unit = 1e9 / rate_per_s;
         self.burst = burst;
         self.level = self.level.min(burst);
     }
@@ -61,14 +60,29 @@ impl Bucket {
         self.updated = self.updated.max(now);
     }
 
+    /// Lowers the level at `now` to what flows in within `seconds`: what was stored is not let go at once.
+    pub fn drain(&mut self, seconds: f64, now: MonoTime) {
+        self.accrue(now);
+        self.level = self.level.min(self.rate_per_ns * 1e9 * seconds);
+    }
+
+    /// Accrues to `now`, and says whether `units` are there then, to the billionth of a unit.
+    #[must_use]
+    #[inline]
+    pub fn has(&mut self, units: f64, now: MonoTime) -> bool {
+        self.accrue(now);
+        units - self.level <= EPSILON
+    }
+
     /// When the level will have reached `units`; `None` when it never will at this rate and burst.
     #[must_use]
+    #[inline]
     pub fn reaches_at(&self, units: f64, now: MonoTime) -> Option<MonoTime> {
-        let missing = units - self.level_at(now);
-        if missing <= slack(units) {
+        let (missing, slack) = (units - self.level_at(now), slack(units));
+        if missing <= slack {
             Some(now)
-        } else if self.rate_per_s > 0.0 && units <= self.burst + slack(units) {
-            Some(now.after_seconds(missing / self.rate_per_s))
+        } else if units <= self.burst + slack {
+            at_the_end_of(missing * self.ns_per_unit, now)
         } else {
             None
         }
@@ -78,18 +92,15 @@ impl Bucket {
     #[must_use]
     pub fn supplies_at(&self, units: f64, now: MonoTime) -> Option<MonoTime> {
         let missing = units - self.level_at(now);
-        if missing <= slack(units) {
-            Some(now)
-        } else if self.rate_per_s > 0.0 {
-            Some(now.after_seconds(missing / self.rate_per_s))
-        } else {
-            None
-        }
+        if missing <= slack(units) { Some(now) } else { at_the_end_of(missing * self.ns_per_unit, now) }
     }
 
     /// Takes `units`, into debt if need be.
+    #[inline]
     pub fn take(&mut self, units: f64, now: MonoTime) {
-        self.accrue(now);
+        if now > self.updated {
+            self.accrue(now);
+        }
         self.level -= units;
     }
 
@@ -97,5 +108,20 @@ impl Bucket {
     pub fn give_back(&mut self, units: f64, now: MonoTime) {
         self.accrue(now);
         self.level = (self.level + units).min(self.burst);
+    }
+
+    /// Raises the level to `units`, where anything flows at all.
+    pub fn top_up(&mut self, units: f64, now: MonoTime) {
+        self.accrue(now);
+        if self.rate_per_ns > 0.0 {
+            self.level = self.level.max(units).min(self.burst);
+        }
+    }
+
+    /// Whether a new bucket would hold no more than this one does: then it remembers nothing that matters.
+    #[must_use]
+    pub fn is_fresh_at(&self, now: MonoTime) -> bool {
+        let start = (self.rate_per_ns * 1e9).min(self.burst);
+        self.level_at(now) + slack(start) >= start
     }
 }

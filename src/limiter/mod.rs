@@ -7,7 +7,7 @@
 //! use std::collections::BTreeMap;
 //!
 //! use tidegate::clock::MonoTime;
-//! use tidegate::limiter::{Decision, Limiter, Limits, MeterLimit};
+//! use tidegate::limiter::{Bound, Denial, Limiter, Limits, MeterLimit, Wait};
 //! use tidegate::plan::Rate;
 //! use tidegate::quota::{Cost, Meter};
 //!
@@ -22,22 +22,29 @@
 //! let mut limiter = Limiter::new(&limits, MonoTime::from_millis(0));
 //! let now = MonoTime::from_millis(10_000);
 //!
-//! let not_held = |_| None;
-//! let Decision::Admit(first) = limiter.try_admit(&Cost::request(90, 0), now, not_held) else { panic!("there is room") };
+//! let Ok(first) = limiter.decide(&Cost::request(90, 0), now) else { panic!("there is room") };
 //! // Room for a request, but not for its tokens: neither is taken, and the wait is for 80 tokens of 10 a second.
-//! let second = limiter.try_admit(&Cost::request(90, 0), now, not_held);
-//! assert_eq!(second, Decision::WaitUntil(Some(MonoTime::from_millis(18_000))));
+//! let second = limiter.decide(&Cost::request(90, 0), now);
+//! let tokens = Bound::Meter(Meter::TOKENS_PER_MINUTE);
+//! assert_eq!(second, Err(Denial::WaitUntil(Wait { at: Some(MonoTime::from_millis(18_000)), by: tokens })));
 //! // No wait makes this one fit.
-//! assert!(matches!(limiter.try_admit(&Cost::request(101, 0), now, not_held), Decision::Never(_)));
+//! assert!(matches!(limiter.decide(&Cost::request(101, 0), now), Err(Denial::Never(_))));
 //! // The provider charged less than was reserved: the rest is back.
 //! limiter.settle(first, Some(Cost::request(30, 0)), now);
-//! assert!(matches!(limiter.try_admit(&Cost::request(60, 0), now, not_held), Decision::Admit(_)));
+//! assert!(matches!(limiter.decide(&Cost::request(60, 0), now), Ok(_)));
 //! ```
 
 mod bucket;
+mod concurrency;
+mod counter;
+mod exact;
+mod hold;
+mod limits;
 mod line;
 mod multi;
 
 pub use bucket::Bucket;
-pub use line::{Line, Ticket};
-pub use multi::{Decision, Limiter, Limits, MeterLimit, Never, Reservation};
+pub use hold::Hold;
+pub use limits::{Limits, MeterLimit};
+pub use line::{Ahead, BATCH_STEPS_BACK, Line, Priority, Ticket};
+pub use multi::{Bound, CALL_MAX, Decision, Denial, Limiter, Never, Reservation, Wait};

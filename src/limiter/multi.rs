@@ -1,48 +1,58 @@
 //! One decision over all meters of a tenant: all of them, or none.
 //!
 //! - *admit*: every meter has room and a place in flight is free; units are taken from all at once.
-//! - *wait until*: not now; the earliest instant at which it could be.
+//! - *wait until*: not now; the earliest instant at which it could be, and what that hangs on.
 //! - *never*: above the largest request that any wait could admit.
 //!
 //! A cost above the member's own part of a burst, but not above the largest request, is admitted from a full bucket into
 //! debt, one in flight per meter: dividing a burst over tenants and members makes no request impossible.
 
-use std::collections::BTreeMap;
+use std::time::Duration;
 
-use super::Bucket;
+use smallvec::SmallVec;
+
+use super::concurrency::{Concurrency, Slice};
+use super::counter::Counter;
+use super::hold::{Held, Hold};
+use super::limits::{Limits, MeterLimit};
 use crate::clock::MonoTime;
-use crate::plan::Rate;
 use crate::quota::{Cost, Meter, Unit};
 
-/// One meter of a member's limits.
+/// How long a reservation may stay unsettled unless told otherwise: longer than any provider answers.
+pub const CALL_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// The three answers: *admit*, or one of the two denials.
+pub type Decision = Result<Reservation, Denial>;
+
+/// The two answers that are no admission.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct MeterLimit {
-    /// What this member enforces.
-    pub rate: Rate,
-    /// The largest request that can ever be admitted, in units: what *never* is judged by.
-    pub largest_request: f64,
-}
-
-/// What a member enforces for one tenant.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Limits {
-    /// Per meter.
-    pub meters: BTreeMap<Meter, MeterLimit>,
-    /// Requests in flight at a time.
-    pub concurrency: Option<u32>,
-    /// Nothing is admitted.
-    pub blocked: bool,
-}
-
-/// The three answers.
-#[derive(Debug, PartialEq)]
-pub enum Decision {
-    /// Go; settle the reservation afterwards.
-    Admit(Reservation),
-    /// Not before this instant; `None` when only a retune or a settled request can help.
-    WaitUntil(Option<MonoTime>),
+pub enum Denial {
+    /// Not now.
+    WaitUntil(Wait),
     /// Not at this size.
     Never(Never),
+}
+
+/// When to ask again, and why not now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait {
+    /// Not before this instant; `None` when only a retune or a settled request can help.
+    pub at: Option<MonoTime>,
+    /// What decided.
+    pub by: Bound,
+}
+
+/// What a request waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// Room on this meter: of all, the one that takes longest.
+    Meter(Meter),
+    /// The provider refused on this meter, and its hold to end.
+    Hold(Meter),
+    /// A place in flight.
+    Concurrency,
+    /// An operator to lift a block.
+    Block,
 }
 
 /// Why a request can never be admitted.
@@ -57,14 +67,15 @@ pub struct Never {
     pub largest_request: f64,
 }
 
-/// Units taken for one request, to be settled with [`Limiter::settle`].
+/// *Admit*: units taken for one request, to be settled with [`Limiter::settle`].
 #[derive(Debug, PartialEq)]
-#[must_use = "an unsettled reservation holds its place in flight"]
+#[must_use = "an unsettled reservation holds its place in flight until it expires"]
 pub struct Reservation {
     cost: Cost,
-    oversize: Vec<Meter>,
+    at: MonoTime,
     /// How many requests were admitted before this one.
     serial: u64,
+    slice: Slice,
 }
 
 impl Reservation {
@@ -77,196 +88,361 @@ impl Reservation {
 
 #[derive(Debug)]
 struct Metered {
-    bucket: Bucket,
+    meter: Meter,
+    counter: Counter,
     largest_request: f64,
-    oversize_in_flight: bool,
-    /// The first reservation that took from this bucket; an older one has nothing to get back.
+    /// Up to this a request is neither larger than the burst nor than any could be.
+    at_ease: f64,
+    /// The request in flight that is larger than the burst.
+    oversize: Option<Oversize>,
+    /// The first reservation that took from this counter; an older one has nothing to get back.
     first_serial: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Oversize {
+    serial: u64,
+    slice: Slice,
 }
 
 /// The limiter of one tenant in one member.
 #[derive(Debug)]
 pub struct Limiter {
-    meters: BTreeMap<Meter, Metered>,
+    meters: SmallVec<[Metered; 2]>,
     /// Meters taken out of the limits, kept for one window: a meter that flaps must not refill.
-    removed: BTreeMap<Meter, (Metered, MonoTime)>,
-    concurrency: Option<u32>,
-    in_flight: u32,
+    removed: Vec<(Metered, MonoTime)>,
+    holds: Vec<Held>,
+    flights: Concurrency,
     blocked: bool,
     admitted: u64,
+    /// The last refusal and its cost: it stands until its end, unless something changes before. Who is refused asks again,
+    /// and a refusal is to be no dearer than an admission.
+    refused: Option<(Cost, MonoTime, Bound)>,
 }
 
 impl Limiter {
     /// A limiter whose buckets start with one second of rate.
     #[must_use]
     pub fn new(limits: &Limits, now: MonoTime) -> Self {
+        Self::with_call_max(limits, CALL_MAX, now)
+    }
+
+    /// The same, with reservations that expire when they were not settled for `call_max` (up to an eighth longer).
+    #[must_use]
+    pub fn with_call_max(limits: &Limits, call_max: Duration, now: MonoTime) -> Self {
         let mut limiter = Self {
-            meters: BTreeMap::new(),
-            removed: BTreeMap::new(),
-            concurrency: None,
-            in_flight: 0,
+            meters: SmallVec::new(),
+            removed: Vec::new(),
+            holds: Vec::new(),
+            flights: Concurrency::new(call_max, now),
             blocked: false,
             admitted: 0,
+            refused: None,
         };
         limiter.retune(limits, now);
         limiter
     }
 
-    /// A limiter that holds one request at once, as far as its rates allow any: for a process that knows of no grant yet, and
-    /// whose first call would otherwise wait for what nobody else is sending.
-    #[must_use]
-    pub fn with_one_request(limits: &Limits, now: MonoTime) -> Self {
-        let mut limiter = Self::new(limits, now);
-        for (meter, metered) in &mut limiter.meters {
-            if meter.unit == Unit::Requests && limits.meters.get(meter).is_some_and(|limit| limit.rate.rate > 0.0) {
-                metered.bucket.give_back((1.0 - metered.bucket.level_at(now)).max(0.0), now);
+    /// Lets one request go at once, as far as the rates allow any: for a process that knows of no grant yet, and whose first
+    /// call would otherwise wait for what nobody else is sending.
+    pub fn top_up_to_one_request(&mut self, now: MonoTime) {
+        self.refused = None;
+        for metered in &mut self.meters {
+            if metered.meter.unit == Unit::Requests {
+                metered.counter.top_up(1.0, now);
             }
         }
-        limiter
     }
 
     /// Puts new limits in force as of `since`; levels and debts stay.
     pub fn retune(&mut self, limits: &Limits, since: MonoTime) {
+        self.refused = None;
+        let (known, mut gone): (SmallVec<[Metered; 2]>, SmallVec<[Metered; 2]>) = std::mem::take(&mut self.meters)
+            .into_iter()
+            .partition(|metered| limits.meters.contains_key(&metered.meter));
+        self.meters = known;
         for (meter, limit) in &limits.meters {
-            let rate_per_s = meter.per_second(limit.rate.rate);
-            if !self.meters.contains_key(meter) {
-                let metered = self.recall(*meter, since).unwrap_or_else(|| Metered {
-                    bucket: Bucket::new(rate_per_s, limit.rate.burst, since),
-                    largest_request: limit.largest_request,
-                    oversize_in_flight: false,
-                    first_serial: self.admitted,
-                });
-                self.meters.insert(*meter, metered);
+            if let Some(metered) = self.meters.iter_mut().find(|metered| metered.meter == *meter) {
+                metered.retune(limit, since);
+                continue;
             }
-            if let Some(metered) = self.meters.get_mut(meter) {
-                metered.bucket.retune(rate_per_s, limit.rate.burst, since);
-                metered.largest_request = limit.largest_request;
+            let mut metered = self.recall(*meter, since).unwrap_or_else(|| Metered {
+                meter: *meter,
+                counter: Counter::new(*meter, limit, since),
+                largest_request: 0.0,
+                at_ease: 0.0,
+                oversize: None,
+                first_serial: self.admitted,
+            });
+            metered.retune(limit, since);
+            // Another window for the same unit: what was counted in the old one counts in the new one.
+            for old in gone.iter().filter(|old| old.meter.unit == meter.unit) {
+                metered.counter.carry(&old.counter, since);
             }
+            self.meters.push(metered);
         }
-        let gone: Vec<Meter> = self.meters.keys().filter(|meter| !limits.meters.contains_key(meter)).copied().collect();
-        for meter in gone {
-            if let Some(mut metered) = self.meters.remove(&meter) {
-                metered.bucket.take(0.0, since);
-                self.removed.insert(meter, (metered, since));
-            }
+        for metered in &mut gone {
+            metered.counter.pause(since);
         }
-        self.concurrency = limits.concurrency;
+        self.removed.retain(|(metered, at)| since.seconds_since(*at) < metered.meter.window.seconds());
+        self.removed.extend(gone.into_iter().map(|metered| (metered, since)));
+        self.flights.retune(limits.concurrency);
         self.blocked = limits.blocked;
     }
 
     fn recall(&mut self, meter: Meter, since: MonoTime) -> Option<Metered> {
-        let (mut metered, removed_at) = self.removed.remove(&meter)?;
-        // Nothing was taken while it was away, so nothing flowed in either.
-        metered.bucket.resume(since);
+        let place = self.removed.iter().position(|(metered, _)| metered.meter == meter)?;
+        let (mut metered, removed_at) = self.removed.swap_remove(place);
+        metered.counter.resume(since);
         metered.first_serial = self.admitted;
         (since.seconds_since(removed_at) < meter.window.seconds()).then_some(metered)
+    }
+
+    /// Puts these holds in force as of `now`, and no others. A unit whose hold ends starts slowly: what was stored while
+    /// nobody could send is not let go at once.
+    pub fn hold(&mut self, holds: &[Hold], now: MonoTime) {
+        self.refused = None;
+        let ended = std::mem::replace(&mut self.holds, holds.iter().copied().map(Held::new).collect());
+        for mut old in ended {
+            match self.holds.iter_mut().find(|held| held.meter == old.meter) {
+                // Told again: what was released stays released.
+                Some(held) if held.until == old.until => held.released = old.released,
+                // Longer or shorter: it ends when it ends.
+                Some(held) if held.until > now => {}
+                _ => {
+                    old.until = old.until.min(now);
+                    self.release(&mut old);
+                }
+            }
+        }
+    }
+
+    fn release(&mut self, held: &mut Held) {
+        if !std::mem::replace(&mut held.released, true) {
+            for metered in self.meters.iter_mut().filter(|metered| metered.meter.unit == held.meter.unit) {
+                metered.counter.start_slowly(held.until);
+            }
+        }
+    }
+
+    /// Until when a request of this cost is held, and on which meter. Holds that have ended are released.
+    fn held(&mut self, cost: &Cost, now: MonoTime) -> Option<(MonoTime, Meter)> {
+        let mut held = std::mem::take(&mut self.holds);
+        for ended in held.iter_mut().filter(|held| held.until <= now) {
+            self.release(ended);
+        }
+        self.holds = held;
+        let holds = self.holds.iter().filter(|held| held.until > now && cost.of(held.meter.unit) > 0.0);
+        holds.map(|held| (held.until, held.meter)).max()
     }
 
     /// Requests in flight.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
-        self.in_flight
+        self.flights.taken()
+    }
+
+    /// Reservations that nobody settled in time, since the limiter began.
+    #[must_use]
+    pub fn expired(&self) -> u64 {
+        self.flights.expired()
     }
 
     /// The level of a meter, in units.
     #[must_use]
     pub fn level_at(&self, meter: Meter, now: MonoTime) -> Option<f64> {
-        self.meters.get(&meter).map(|metered| metered.bucket.level_at(now))
+        self.meters.iter().find(|metered| metered.meter == meter).map(|metered| metered.counter.level_at(now))
+    }
+
+    /// Whether a new limiter in its place would admit no more: it owes nothing, nothing is in flight, and no meter is
+    /// remembered.
+    #[must_use]
+    pub fn is_fresh_at(&self, now: MonoTime) -> bool {
+        self.flights.taken() == 0
+            && self.holds.iter().all(|held| held.until <= now)
+            && self.meters.iter().all(|metered| metered.counter.is_fresh_at(now))
+            && self.removed.iter().all(|(metered, at)| now.seconds_since(*at) >= metered.meter.window.seconds())
+    }
+
+    /// Frees the places of calls that began longer ago than any call takes.
+    pub fn expire(&mut self, now: MonoTime) {
+        self.flights.advance(now);
     }
 
     /// Decides, and on *admit* takes the units of every meter.
     ///
-    /// `held_until` says until when a meter is held by a reflex, if it is.
-    pub fn try_admit(
+    /// # Errors
+    /// What stands in the way; then nothing was taken.
+    pub fn decide(&mut self, cost: &Cost, now: MonoTime) -> Decision {
+        self.room(cost, now).map(|()| self.take(cost, now))
+    }
+
+    /// Decides over two limiters, a pool's and its parent's: both admit, or nothing is taken from either.
+    ///
+    /// # Errors
+    /// What stands in the way; of two waits the later one, and one without an end is later than any.
+    pub fn decide_both(
         &mut self,
+        parent: &mut Self,
         cost: &Cost,
         now: MonoTime,
-        held_until: impl Fn(Meter) -> Option<MonoTime>,
-    ) -> Decision {
-        if let Some(never) = self.never(cost) {
-            return Decision::Never(never);
+    ) -> Result<(Reservation, Reservation), Denial> {
+        match (self.room(cost, now), parent.room(cost, now)) {
+            (Ok(()), Ok(())) => Ok((self.take(cost, now), parent.take(cost, now))),
+            (Err(Denial::Never(never)), _) | (_, Err(Denial::Never(never))) => Err(Denial::Never(never)),
+            (Err(Denial::WaitUntil(mine)), Err(Denial::WaitUntil(theirs))) => {
+                Err(Denial::WaitUntil(later(mine, theirs)))
+            }
+            (Err(wait), Ok(())) | (Ok(()), Err(wait)) => Err(wait),
         }
-        if self.blocked || self.concurrency.is_some_and(|most| self.in_flight >= most) {
-            return Decision::WaitUntil(None);
+    }
+
+    /// Whether there is room on every meter and for one more in flight; nothing is taken.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    #[inline]
+    pub fn room(&mut self, cost: &Cost, now: MonoTime) -> Result<(), Denial> {
+        if let Some((refused, until, by)) = &self.refused
+            && now < *until
+            && refused == cost
+        {
+            return Err(Denial::WaitUntil(Wait { at: Some(*until), by: *by }));
         }
-        let mut ready = now;
-        let mut oversize = Vec::new();
-        for (meter, metered) in &self.meters {
-            let needed = cost.of(meter.unit);
+        let room = self.meters.iter_mut().all(|metered| {
+            let needed = cost.of(metered.meter.unit);
+            needed <= 0.0 || (needed <= metered.at_ease && metered.counter.has(needed, now))
+        });
+        if room && !self.blocked && self.flights.has_room() && self.holds.is_empty() {
+            return Ok(());
+        }
+        self.look_closely(cost, now)
+    }
+
+    fn look_closely(&mut self, cost: &Cost, now: MonoTime) -> Result<(), Denial> {
+        // First: a hold that has ended changes levels.
+        let held = if self.holds.is_empty() { None } else { self.held(cost, now) };
+        let mut wait = Wait { at: held.map_or(Some(now), |(until, _)| Some(until)), by: Bound::Concurrency };
+        if let Some((_, meter)) = held {
+            wait.by = Bound::Hold(meter);
+        }
+        for metered in &self.meters {
+            let needed = cost.of(metered.meter.unit);
             if needed <= 0.0 {
                 continue;
             }
-            let is_oversize = needed > metered.bucket.burst();
-            // A bucket that holds nothing is not full, it is no bucket: a member without a share admits nothing.
-            if is_oversize && (metered.oversize_in_flight || metered.bucket.burst() <= 0.0) {
-                return Decision::WaitUntil(None);
-            }
-            let Some(at) = metered.bucket.reaches_at(needed.min(metered.bucket.burst()), now) else {
-                return Decision::WaitUntil(None);
+            let at = if needed <= metered.at_ease {
+                metered.counter.reaches_at(needed, now)
+            } else if needed > metered.largest_request {
+                return Err(Denial::Never(metered.never(needed)));
+            } else if metered.oversize.is_some_and(|oversize| self.flights.lives(oversize.slice))
+                || metered.counter.burst() <= 0.0
+            {
+                // A bucket that holds nothing is not full, it is no bucket: a member without a share admits nothing.
+                None
+            } else {
+                metered.counter.reaches_at(metered.counter.burst(), now)
             };
-            ready = ready.max(at).max(held_until(*meter).unwrap_or(now));
-            if is_oversize {
-                oversize.push(*meter);
+            wait = later(wait, Wait { at, by: Bound::Meter(metered.meter) });
+        }
+        if !self.flights.has_room() {
+            self.flights.advance(now);
+            if !self.flights.has_room() {
+                wait = later(wait, Wait { at: None, by: Bound::Concurrency });
             }
         }
-        if ready > now {
-            return Decision::WaitUntil(Some(ready));
-        }
-        for (meter, metered) in &mut self.meters {
-            metered.bucket.take(cost.of(meter.unit), now);
-            metered.oversize_in_flight |= oversize.contains(meter);
-        }
-        self.in_flight += 1;
-        self.admitted += 1;
-        Decision::Admit(Reservation { cost: *cost, oversize, serial: self.admitted - 1 })
-    }
-
-    fn never(&self, cost: &Cost) -> Option<Never> {
-        self.meters.iter().find_map(|(meter, metered)| {
-            let needed = cost.of(meter.unit);
-            let largest_request = metered.largest_request;
-            (needed > largest_request).then_some(Never { meter: *meter, needed, largest_request })
-        })
-    }
-
-    /// When everything `ahead` plus `cost` will have been supplied: the honest wait of a newcomer to the line.
-    /// `None` when nothing flows.
-    #[must_use]
-    pub fn expected_at(&self, ahead: &Cost, cost: &Cost, now: MonoTime) -> Option<MonoTime> {
         if self.blocked {
-            return None;
+            wait = Wait { at: None, by: Bound::Block };
         }
-        self.meters.iter().try_fold(now, |latest, (meter, metered)| {
-            let needed = cost.of(meter.unit);
-            if needed <= 0.0 {
-                return Some(latest);
+        if wait.at == Some(now) {
+            return Ok(());
+        }
+        self.refused = wait.at.map(|at| (*cost, at, wait.by));
+        Err(Denial::WaitUntil(wait))
+    }
+
+    /// Whether no wait would help a request of this cost.
+    #[must_use]
+    pub fn never(&self, cost: &Cost) -> Option<Never> {
+        let too_large = |metered: &&Metered| cost.of(metered.meter.unit) > metered.largest_request;
+        self.meters.iter().find(too_large).map(|metered| metered.never(cost.of(metered.meter.unit)))
+    }
+
+    fn take(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
+        self.refused = None;
+        let serial = self.admitted;
+        self.admitted += 1;
+        let slice = self.flights.take(now);
+        for metered in &mut self.meters {
+            let needed = cost.of(metered.meter.unit);
+            if needed > 0.0 {
+                if needed > metered.counter.burst() {
+                    metered.oversize = Some(Oversize { serial, slice });
+                }
+                metered.counter.take(needed, now);
             }
-            // As in `try_admit`: what is above the member's burst is admitted from a full bucket.
-            let from = needed.min(metered.bucket.burst());
-            if from <= 0.0 {
-                return None;
-            }
-            metered.bucket.supplies_at(ahead.of(meter.unit) + from, now).map(|at| latest.max(at))
-        })
+        }
+        Reservation { cost: *cost, at: now, serial, slice }
+    }
+
+    /// When everything `ahead` plus `cost` will have been supplied, and by which meter last: the honest wait of a newcomer to
+    /// the line. How long places in flight are taken nobody knows: they are not counted.
+    #[must_use]
+    pub fn expected(&self, ahead: &Cost, cost: &Cost, now: MonoTime) -> Wait {
+        if self.blocked {
+            return Wait { at: None, by: Bound::Block };
+        }
+        let holds = self.holds.iter().filter(|held| held.until > now && cost.of(held.meter.unit) > 0.0);
+        let held = holds.map(|held| Wait { at: Some(held.until), by: Bound::Hold(held.meter) });
+        let metered = self.meters.iter().filter(|metered| cost.of(metered.meter.unit) > 0.0).map(|metered| {
+            // As in `room`: what is above the member's burst is admitted from a full bucket.
+            let own = cost.of(metered.meter.unit).min(metered.counter.burst());
+            let at =
+                if own > 0.0 { metered.counter.supplies_at(ahead.of(metered.meter.unit) + own, now) } else { None };
+            Wait { at, by: Bound::Meter(metered.meter) }
+        });
+        held.chain(metered).fold(Wait { at: Some(now), by: Bound::Concurrency }, later)
     }
 
     /// Ends a request. With `charged`, the difference to what was reserved is given back or taken; without, usage is
-    /// unknown and counts as fully used.
+    /// unknown and counts as fully used. Units of a window that has ended are not given back in a later one.
     #[allow(clippy::needless_pass_by_value, reason = "a reservation is settled once")]
     pub fn settle(&mut self, reservation: Reservation, charged: Option<Cost>, now: MonoTime) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        for (meter, metered) in &mut self.meters {
-            if let Some(charged) = charged
-                && reservation.serial >= metered.first_serial
-            {
-                metered.bucket.give_back(reservation.cost.of(meter.unit) - charged.of(meter.unit), now);
+        self.refused = None;
+        let Reservation { cost, at, serial, slice } = reservation;
+        self.flights.advance(now);
+        self.flights.give_back(slice);
+        let away = self.removed.iter_mut().map(|(metered, _)| metered);
+        for metered in self.meters.iter_mut().chain(away) {
+            if metered.oversize.is_some_and(|oversize| oversize.serial == serial) {
+                metered.oversize = None;
             }
         }
-        for meter in &reservation.oversize {
-            let away = self.removed.get_mut(meter).map(|(metered, _)| metered);
-            for metered in self.meters.get_mut(meter).into_iter().chain(away) {
-                metered.oversize_in_flight = false;
+        let Some(charged) = charged else { return };
+        for metered in self.meters.iter_mut().filter(|metered| serial >= metered.first_serial) {
+            let unused = cost.of(metered.meter.unit) - charged.of(metered.meter.unit);
+            if unused != 0.0 {
+                metered.counter.give_back(unused, at, now);
             }
         }
     }
+}
+
+impl Metered {
+    fn retune(&mut self, limit: &MeterLimit, since: MonoTime) {
+        self.counter.retune(self.meter, limit, since);
+        self.largest_request = limit.largest_request;
+        self.at_ease = limit.largest_request.min(self.counter.burst());
+    }
+
+    fn never(&self, needed: f64) -> Never {
+        Never { meter: self.meter, needed, largest_request: self.largest_request }
+    }
+}
+
+/// The wait that ends last; one whose end nobody knows ends last of all.
+#[inline]
+fn later(one: Wait, other: Wait) -> Wait {
+    let end = |wait: &Wait| wait.at.unwrap_or(MonoTime(u64::MAX));
+    if end(&one) >= end(&other) { one } else { other }
 }

@@ -45,6 +45,13 @@ impl OverrideBook {
         self.records.retain(|target, _| keep(target));
     }
 
+    /// The targets whose record expired after `then`, at `now` at the latest; or, when the clock was set back, is in force
+    /// again.
+    pub fn ended_between(&self, then: UnixMillis, now: UnixMillis) -> impl Iterator<Item = &Target> {
+        let changed = move |record: &Override| record.expired(then) != record.expired(now);
+        self.records.iter().filter(move |(_, record)| changed(record)).map(|(target, _)| target)
+    }
+
     /// The targets that have a record, in force or expired.
     pub fn targets(&self) -> impl Iterator<Item = &Target> {
         self.records.keys()

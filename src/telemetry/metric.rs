@@ -71,6 +71,7 @@ metrics! {
     Admitted Counter "admitted_total" ["pool", "tenant"] "Calls that were admitted.";
     Refused Counter "refused_total" ["pool", "tenant"] "Calls that were refused before they were sent.";
     Waiting Gauge "waiting" ["pool"] "Calls that wait to be admitted.";
+    ReservationsExpired Counter "reservations_expired_total" ["pool"] "Calls that were never settled and whose places were given to others.";
     Throttled Counter "throttled_total" ["pool", "kind"] "Calls that the provider throttled.";
     HeaderFaults Counter "header_faults_total" ["pool"] "Limit headers of the provider that could not be read.";
     MemberState Gauge "member_state" ["pool"] "0 bootstrap, 1 active, 2 braking, 3 lapsed.";

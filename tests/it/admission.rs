@@ -320,7 +320,7 @@ async fn what_cannot_be_in_time_is_refused_at_once_with_an_honest_wait() {
     let asked = Instant::now();
     let (after, why) = wait_of(stage.pool.admit_within(&tenant("acme"), one(), Duration::from_millis(100)).await);
     assert!(asked.elapsed() < Duration::from_millis(90), "it did not wait to know");
-    assert_eq!(why, Why::Limit);
+    assert_eq!(why, Why::Rate(RPM));
     assert!(after > Duration::from_millis(100) && after <= Duration::from_secs(1), "{after:?}");
     // Who waits that long is admitted.
     drop(within("the honest wait", stage.pool.admit_within(&tenant("acme"), one(), after * 2)).await.expect("in time"));
@@ -345,7 +345,7 @@ async fn a_deadline_that_passes_in_line_is_a_refusal_worth_another_try() {
     let asked = Instant::now();
     let (after, why) = refused("the deadline", stage.spawn("acme", one(), Duration::from_millis(100))).await;
     assert!(asked.elapsed() >= Duration::from_millis(100));
-    assert_eq!(why, Why::Limit);
+    assert_eq!(why, Why::Concurrency);
     assert!(after >= Duration::from_millis(100), "no caller is sent into a tight loop: {after:?}");
 }
 
@@ -375,19 +375,22 @@ async fn a_request_above_the_members_burst_is_not_refused_for_the_debt_it_will_m
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_block_refuses_at_once_those_in_line_too() {
+async fn a_block_refuses_newcomers_at_once_and_those_in_line_go_on_in_order_when_it_is_lifted() {
     let stage = Stage::open(&[("acme", at_a_time(1))]).await;
     let held = stage.now("acme", one()).await.expect("free");
     let waiters = [stage.waiter("acme", one()).await, stage.waiter("acme", one()).await];
     stage.hand.override_of(target("acme"), r#"{"block":true}"#).await;
-    for waiter in waiters {
-        assert_eq!(refused("the block", waiter).await.1, Why::Blocked);
-    }
-    drop(held);
+    eventually("the block", || stage.pool.tuning().limits[&grantee("acme")].blocked).await;
     assert_eq!(refused("the block", stage.spawn("acme", one(), LONG)).await.1, Why::Blocked);
+    drop(held);
+    let told = stage.settled_report("acme").await;
+    assert_eq!((told.waiting, told.in_flight), (2, 0), "they wait though a place is free");
     stage.hand.delete(&Key::Override(pool(), target("acme"))).await;
-    eventually("the block is lifted", || !stage.pool.tuning().limits[&grantee("acme")].blocked).await;
-    drop(stage.now("acme", one()).await.expect("lifted"));
+    let [first, second] = waiters;
+    let permit = admitted("the first in line", first).await;
+    assert_eq!(stage.settled_report("acme").await.waiting, 1, "one at a time");
+    drop(permit);
+    drop(admitted("the second", second).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

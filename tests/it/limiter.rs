@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use tidegate::clock::MonoTime;
-use tidegate::limiter::{Bucket, Decision, Limiter, Limits, Line, MeterLimit, Reservation};
+use tidegate::limiter::{Bound, Bucket, Decision, Denial, Hold, Limiter, Limits, MeterLimit, Reservation, Wait};
 use tidegate::plan::Rate;
 use tidegate::quota::{Cost, Meter};
 
@@ -26,21 +26,25 @@ fn limits(meters: &[(Meter, f64, f64, f64)]) -> Limits {
 }
 
 fn ask(limiter: &mut Limiter, cost: Cost, now: MonoTime) -> Decision {
-    limiter.try_admit(&cost, now, |_| None)
+    limiter.decide(&cost, now)
 }
 
 fn admitted(limiter: &mut Limiter, cost: Cost, now: MonoTime) -> Reservation {
     match ask(limiter, cost, now) {
-        Decision::Admit(reservation) => reservation,
+        Ok(reservation) => reservation,
         other => panic!("expected to be admitted at {now:?}: {other:?}"),
     }
 }
 
 fn wait(limiter: &mut Limiter, cost: Cost, now: MonoTime) -> Option<MonoTime> {
     match ask(limiter, cost, now) {
-        Decision::WaitUntil(at) => at,
+        Err(Denial::WaitUntil(wait)) => wait.at,
         other => panic!("expected to wait at {now:?}: {other:?}"),
     }
+}
+
+fn expected(limiter: &Limiter, ahead: &Cost, cost: &Cost, now: MonoTime) -> Option<MonoTime> {
+    limiter.expected(ahead, cost, now).at
 }
 
 #[test]
@@ -139,7 +143,7 @@ fn a_tenant_with_a_tokens_limit_only_is_held_to_it() {
 #[test]
 fn never_is_judged_by_the_largest_request_alone() {
     let mut limiter = Limiter::new(&limits(&[(TPM, 10.0, 10.0, 100.0)]), ms(0));
-    let Decision::Never(never) = ask(&mut limiter, Cost::request(101, 0), ms(0)) else { panic!("101 > 100") };
+    let Err(Denial::Never(never)) = ask(&mut limiter, Cost::request(101, 0), ms(0)) else { panic!("101 > 100") };
     assert_eq!((never.meter, never.needed, never.largest_request), (TPM, 101.0, 100.0));
     drop(admitted(&mut limiter, Cost::request(100, 0), ms(0)));
     assert_eq!(limiter.level_at(TPM, ms(0)), Some(-90.0));
@@ -160,7 +164,7 @@ fn an_oversize_request_needs_a_full_bucket_and_flies_alone() {
 fn a_member_without_a_share_admits_nothing_and_does_not_spin() {
     let mut limiter = Limiter::new(&limits(&[(TPM, 0.0, 0.0, 100.0)]), ms(0));
     assert_eq!(wait(&mut limiter, Cost::request(50, 0), ms(0)), None);
-    assert_eq!(limiter.expected_at(&Cost::default(), &Cost::request(50, 0), ms(0)), None);
+    assert_eq!(expected(&limiter, &Cost::default(), &Cost::request(50, 0), ms(0)), None);
     let mut limiter = Limiter::new(&limits(&[(RPM, 0.0, 1.0, 10.0)]), ms(0));
     assert_eq!(wait(&mut limiter, REQUEST, ms(1_000_000)), None);
 }
@@ -168,11 +172,13 @@ fn a_member_without_a_share_admits_nothing_and_does_not_spin() {
 #[test]
 fn without_any_grant_the_first_request_need_not_wait_and_the_second_does() {
     let bootstrap = limits(&[(RPM, 10.0, 1.0, 1.0)]);
-    let mut limiter = Limiter::with_one_request(&bootstrap, ms(0));
+    let mut limiter = Limiter::new(&bootstrap, ms(0));
+    limiter.top_up_to_one_request(ms(0));
     drop(admitted(&mut limiter, REQUEST, ms(0)));
     assert_eq!(wait(&mut limiter, REQUEST, ms(0)), Some(ms(100)));
     // Where nothing flows, nothing is given.
-    let mut limiter = Limiter::with_one_request(&limits(&[(RPM, 0.0, 1.0, 10.0)]), ms(0));
+    let mut limiter = Limiter::new(&limits(&[(RPM, 0.0, 1.0, 10.0)]), ms(0));
+    limiter.top_up_to_one_request(ms(0));
     assert_eq!(wait(&mut limiter, REQUEST, ms(1_000_000)), None);
 }
 
@@ -184,13 +190,14 @@ fn concurrency_block_and_holds_refuse_in_their_own_way() {
     let reservation = admitted(&mut limiter, REQUEST, ms(0));
     assert_eq!(wait(&mut limiter, REQUEST, ms(0)), None, "only a settled request helps");
     limiter.settle(reservation, None, ms(0));
-    let held = limiter.try_admit(&REQUEST, ms(0), |meter| (meter == RPM).then(|| ms(700)));
-    assert_eq!(held, Decision::WaitUntil(Some(ms(700))));
+    limiter.hold(&[Hold { meter: RPM, until: ms(700) }], ms(0));
+    let held = limiter.decide(&REQUEST, ms(0));
+    assert_eq!(held, Err(Denial::WaitUntil(Wait { at: Some(ms(700)), by: Bound::Hold(RPM) })));
     drop(admitted(&mut limiter, REQUEST, ms(700)));
     tight.blocked = true;
     limiter.retune(&tight, ms(700));
     assert_eq!(wait(&mut limiter, REQUEST, ms(9_000)), None);
-    assert_eq!(limiter.expected_at(&Cost::default(), &REQUEST, ms(9_000)), None);
+    assert_eq!(expected(&limiter, &Cost::default(), &REQUEST, ms(9_000)), None);
 }
 
 #[test]
@@ -211,31 +218,16 @@ fn unknown_usage_counts_as_fully_used_and_known_usage_is_settled_both_ways() {
 fn the_expected_wait_is_the_wait_a_newcomer_has() {
     let mut limiter = Limiter::new(&limits(&[(RPM, 10.0, 10.0, 10.0), (TPM, 10.0, 10.0, 100.0)]), ms(0));
     let ahead = Cost::request(10, 0);
-    assert_eq!(limiter.expected_at(&Cost::default(), &ahead, ms(0)), Some(ms(0)));
-    assert_eq!(limiter.expected_at(&ahead, &Cost::request(5, 0), ms(0)), Some(ms(500)));
-    assert_eq!(limiter.expected_at(&ahead, &Cost::request(50, 0), ms(0)), Some(ms(1_000)), "from a full bucket");
+    assert_eq!(expected(&limiter, &Cost::default(), &ahead, ms(0)), Some(ms(0)));
+    assert_eq!(expected(&limiter, &ahead, &Cost::request(5, 0), ms(0)), Some(ms(500)));
+    assert_eq!(expected(&limiter, &ahead, &Cost::request(50, 0), ms(0)), Some(ms(1_000)), "from a full bucket");
     drop(admitted(&mut limiter, Cost::request(100, 0), ms(0)));
     assert_eq!(
-        limiter.expected_at(&Cost::default(), &REQUEST, ms(0)),
+        expected(&limiter, &Cost::default(), &REQUEST, ms(0)),
         Some(ms(0)),
         "a debt in tokens does not hold what needs none"
     );
     drop(admitted(&mut limiter, REQUEST, ms(0)));
-}
-
-#[test]
-fn the_line_is_first_come_first_served_and_can_be_left_from_the_middle() {
-    let mut line = Line::default();
-    let [a, b, c] = ["a", "b", "c"].map(|name| line.join(Cost::request(10, 5), name));
-    assert!(line.is_head(a) && !line.is_head(b));
-    assert_eq!(line.cost_waiting(), Cost { requests: 3, input_tokens: 30, output_tokens: 15 });
-    assert_eq!(line.leave(b), None, "the head stays");
-    assert_eq!(line.leave(b), None);
-    assert_eq!((line.len(), line.cost_waiting().requests), (2, 2));
-    assert_eq!(line.leave(a), Some(&"c"));
-    assert!(line.is_head(c));
-    assert_eq!(line.leave(c), None);
-    assert!(line.is_empty() && line.cost_waiting() == Cost::default());
 }
 
 /// A bucket counted in billionths of a unit, a millisecond at a time. One `rate` is 1/1000 unit per second.
@@ -292,14 +284,14 @@ proptest! {
         for tokens in [first, second] {
             let cost = Cost::request(tokens, 0);
             let reservation = match ask(&mut limiter, cost, now) {
-                Decision::WaitUntil(Some(at)) => {
+                Err(Denial::WaitUntil(Wait { at: Some(at), .. })) => {
                     // A billionth of the units is slack, so "before" is a little more than a billionth of the way.
                     let slack = MonoTime(0).after_seconds(2e-9 * burst.max(1.0) / rate).0 + 2;
                     let span = (at.0 - now.0).saturating_sub(slack);
                     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
                     let earlier = MonoTime(now.0 + (span as f64 * part) as u64);
                     if earlier < MonoTime(at.0.saturating_sub(slack)) {
-                        let Decision::WaitUntil(Some(again)) = ask(&mut limiter, cost, earlier) else {
+                        let Err(Denial::WaitUntil(Wait { at: Some(again), .. })) = ask(&mut limiter, cost, earlier) else {
                             panic!("admitted before {at:?}, at {earlier:?}")
                         };
                         prop_assert!(again.0.abs_diff(at.0) <= slack, "{again:?} {at:?}");
@@ -307,7 +299,7 @@ proptest! {
                     now = at;
                     admitted(&mut limiter, cost, at)
                 }
-                Decision::Admit(reservation) => reservation,
+                Ok(reservation) => reservation,
                 other => panic!("{other:?}"),
             };
             limiter.settle(reservation, None, now);
@@ -341,7 +333,7 @@ proptest! {
                     #[allow(clippy::cast_precision_loss)]
                     { used += charged.map_or(0.0, |n| n as f64 - reserved as f64); }
                 }
-                _ => if let Decision::Admit(reservation) = ask(&mut limiter, Cost::request(tokens, 0), ms(now)) {
+                _ => if let Ok(reservation) = ask(&mut limiter, Cost::request(tokens, 0), ms(now)) {
                     // Before it was admitted nothing was owed but a settled underestimate and one oversize request.
                     #[allow(clippy::cast_precision_loss)]
                     { used += tokens as f64; }
@@ -379,7 +371,7 @@ proptest! {
                     limiter.settle(reservation, Some(Cost::default()), ms(now));
                     used -= counted;
                 }
-                _ => if let Decision::Admit(reservation) = ask(&mut limiter, Cost::request(tokens, 0), ms(now)) {
+                _ => if let Ok(reservation) = ask(&mut limiter, Cost::request(tokens, 0), ms(now)) {
                     #[allow(clippy::cast_precision_loss)]
                     let counted = if there { tokens as f64 } else { 0.0 };
                     used += counted;

@@ -24,6 +24,7 @@ mod emulator;
 mod examples;
 mod law;
 mod limiter;
+mod line;
 mod member;
 mod middleware;
 mod planner;

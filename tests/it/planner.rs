@@ -7,7 +7,7 @@ use tidegate::clock::{MonoTime, UnixMillis};
 use tidegate::controller::planner::{PoolPlanner, Publication};
 use tidegate::controller::signal::{PoolSignal, SmoothRate};
 use tidegate::controller::{PoolParams, TenantParams};
-use tidegate::limiter::{Decision, Limiter, Limits, MeterLimit};
+use tidegate::limiter::{Limiter, Limits, MeterLimit};
 use tidegate::observation::{Counters, MeterReport, PoolReport, Reading, TenantReport, ThrottleKind, UnitCounts};
 use tidegate::plan::{Grant, OverrideBook, Rate, Share, Target, capacity_factor, effective};
 use tidegate::provider::Dialect;
@@ -553,8 +553,7 @@ impl Fleet {
                     gate.line.push_back(self.now);
                 }
                 while let Some(came) = gate.line.front().copied() {
-                    let Decision::Admit(reservation) = gate.limiter.try_admit(&Cost::request(0, 0), now, |_| None)
-                    else {
+                    let Ok(reservation) = gate.limiter.decide(&Cost::request(0, 0), now) else {
                         break;
                     };
                     gate.limiter.settle(reservation, None, now);

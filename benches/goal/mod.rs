@@ -1,0 +1,90 @@
+//! What every benchmark prints: one line for each goal, ours against a named peer's in the same run.
+//!
+//! These machines are noisy. So each side is measured in turn, many times over, and what counts is the median of the
+//! ratios of neighbours, which a disturbance that both sides felt leaves as it is.
+
+use std::process::ExitCode;
+
+/// How often each side is measured.
+pub const ROUNDS: usize = 15;
+
+/// What a goal is measured in.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// A ratio that is aimed at.
+    pub goal: f64,
+    /// A ratio above which the benchmark fails.
+    pub must: f64,
+}
+
+/// The goals of one benchmark, and whether each was kept.
+#[derive(Debug, Default)]
+pub struct Goals {
+    missed: Vec<String>,
+}
+
+impl Goals {
+    /// Measures both sides in turn and prints the line. Each gives what one operation takes, in `unit`.
+    pub fn compare(
+        &mut self,
+        name: &str,
+        unit: &str,
+        bounds: Option<Bounds>,
+        mut ours: impl FnMut() -> f64,
+        mut peer: impl FnMut() -> f64,
+    ) {
+        let mut rounds: Vec<(f64, f64)> = Vec::with_capacity(ROUNDS);
+        // One to warm up.
+        let _ = (ours(), peer());
+        for round in 0..ROUNDS {
+            // Who is first has the colder caches: each in turn.
+            let (mine, theirs);
+            if round % 2 == 0 {
+                mine = ours();
+                theirs = peer();
+            } else {
+                theirs = peer();
+                mine = ours();
+            }
+            rounds.push((mine, theirs));
+        }
+        let median = |of: &dyn Fn(&(f64, f64)) -> f64| median(rounds.iter().map(of).collect());
+        let (mine, theirs) = (median(&|round| round.0), median(&|round| round.1));
+        let ratio = median(&|round| round.0 / round.1);
+        let bounds_told = bounds.map(|bounds| format!(" goal<={} must<={}", bounds.goal, bounds.must));
+        println!(
+            "{name} ours={mine:.1}{unit} peer={theirs:.1}{unit} ratio={ratio:.3}{}",
+            bounds_told.unwrap_or_default()
+        );
+        if let Some(bounds) = bounds {
+            self.keep(name, ratio, bounds);
+        }
+    }
+
+    /// Prints a figure that has a bound of its own and no peer.
+    pub fn at_most(&mut self, name: &str, unit: &str, ours: f64, most: f64) {
+        println!("{name} ours={ours:.1}{unit} goal<={most}{unit}");
+        self.keep(name, ours, Bounds { goal: most, must: most });
+    }
+
+    fn keep(&mut self, name: &str, figure: f64, bounds: Bounds) {
+        if figure > bounds.must {
+            self.missed.push(format!("{name}: {figure:.3} is above {}", bounds.must));
+        } else if figure > bounds.goal {
+            println!("# {name}: within what it must be, above what it aims at");
+        }
+    }
+
+    /// Fails when one was missed, and says which.
+    pub fn verdict(self) -> ExitCode {
+        for missed in &self.missed {
+            eprintln!("missed: {missed}");
+        }
+        if self.missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}

@@ -1,0 +1,291 @@
+//! What a decision costs, against `governor`, `leaky-bucket` and tower's rate limit in the same run.
+//!
+//! A decision of ours is one, over requests and tokens together, all or nothing, with parameters that may be swapped at any
+//! time. Of governor's it takes two, one for each meter, that know nothing of each other.
+//!
+//! `make bench AREA=limiter`
+
+mod goal;
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::num::NonZeroU32;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use tidegate::client::{Client, ClientParams, Gate, MemberState, Permit, Pool, PoolParams, PoolWide, Priority, Swap};
+use tidegate::clock::{Clock, SystemClock};
+use tidegate::limiter::{Limiter, Limits, MeterLimit};
+use tidegate::plan::keyspace::{Key, Keyspace};
+use tidegate::plan::{Grant, Rate, Reason, Stamp, Thresholds};
+use tidegate::provider::Dialect;
+use tidegate::quota::{Cost, Grantee, Meter, TenantId};
+use tidegate::store::{MemoryStore, Op, Store, Txn};
+use tidegate::telemetry::Telemetry;
+use tokio::sync::Notify;
+
+use goal::{Bounds, Goals};
+
+/// More than anything here takes: every decision is an admission.
+const AMPLE: f64 = 4e9;
+const TOKENS: u32 = 100;
+const COST: Cost = Cost::request(TOKENS as u64, 0);
+/// Decisions in one measurement, per thread.
+const DECISIONS: usize = 300_000;
+const DIRECT: Bounds = Bounds { goal: 0.75, must: 1.0 };
+const KEYED: Bounds = Bounds { goal: 0.5, must: 0.6 };
+
+type OurGate = Gate<Arc<Notify>>;
+
+fn limits(per_minute: f64) -> Limits {
+    let limit = MeterLimit { rate: Rate { rate: per_minute, burst: per_minute }, largest_request: AMPLE };
+    let meters = BTreeMap::from([Meter::REQUESTS_PER_MINUTE, Meter::TOKENS_PER_MINUTE].map(|meter| (meter, limit)));
+    Limits { meters, ..Limits::default() }
+}
+
+fn gate(per_minute: f64, clock: &SystemClock) -> OurGate {
+    Gate::new(Limiter::new(&limits(per_minute), clock.now()), clock.now())
+}
+
+fn ample() -> NonZeroU32 {
+    NonZeroU32::new(4_000_000_000).expect("not zero")
+}
+
+fn tokens() -> NonZeroU32 {
+    NonZeroU32::new(TOKENS).expect("not zero")
+}
+
+/// Nanoseconds that one of `DECISIONS` takes, done by this many threads at once.
+fn ns_each(threads: usize, decide: impl Fn(usize) + Sync) -> f64 {
+    let clock = SystemClock::new();
+    let begun = clock.now();
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let decide = &decide;
+            scope.spawn(move || {
+                for n in 0..DECISIONS {
+                    decide(thread * DECISIONS + n);
+                }
+            });
+        }
+    });
+    clock.now().nanos_since(begun) / (DECISIONS * threads) as f64
+}
+
+/// One gate, one pair of limiters.
+fn direct(goals: &mut Goals) {
+    let clock = SystemClock::new();
+    let wide: Swap<PoolWide> = Swap::new(PoolWide::new(MemberState::Active));
+    for threads in [1, 2] {
+        // A bucket begins with a second of its rate: 66 million requests, more than there are decisions.
+        let ours = gate(AMPLE, &clock);
+        let requests = RateLimiter::direct(Quota::per_second(ample()));
+        let llm_tokens = RateLimiter::direct(Quota::per_second(ample()));
+        let admit =
+            || ns_each(threads, |_| assert!(ours.decide(black_box(&Cost::request(1, 0)), &wide, clock.now()).is_ok()));
+        let governor = || {
+            ns_each(threads, |_| {
+                assert!(requests.check().is_ok());
+                assert!(matches!(llm_tokens.check_n(black_box(tokens())), Ok(Ok(()))));
+            })
+        };
+        goals.compare(&format!("limiter_decide_{threads}t"), "ns", Some(DIRECT), admit, governor);
+        let full = gate(1e-3, &clock);
+        let refuse = || ns_each(threads, |_| assert!(full.decide(black_box(&COST), &wide, clock.now()).is_err()));
+        let bounds = Bounds { goal: 1.0, must: 1.0 };
+        goals.compare(&format!("limiter_refusal_to_admission_{threads}t"), "ns", Some(bounds), refuse, admit);
+    }
+}
+
+/// Swaps a thousand times a second, by those who decide and by those who decide in peace.
+fn swaps(goals: &mut Goals) {
+    let clock = SystemClock::new();
+    let wide: Swap<PoolWide> = Swap::new(PoolWide::new(MemberState::Active));
+    let ours = gate(AMPLE, &clock);
+    let measure = || ns_each(1, |_| assert!(ours.decide(black_box(&Cost::request(1, 0)), &wide, clock.now()).is_ok()));
+    let swapping = AtomicBool::new(false);
+    let over = AtomicBool::new(false);
+    let swapped = std::sync::atomic::AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+            runtime.block_on(async {
+                let mut every = tokio::time::interval(Duration::from_millis(1));
+                while !over.load(Ordering::Relaxed) {
+                    every.tick().await;
+                    if swapping.load(Ordering::Relaxed) {
+                        ours.retune(&limits(AMPLE), clock.now());
+                        wide.update(|known| Some(known.clone()));
+                        swapped.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        });
+        let with = || {
+            swapping.store(true, Ordering::Relaxed);
+            let ns = measure();
+            swapping.store(false, Ordering::Relaxed);
+            ns
+        };
+        goals.compare("limiter_1000_swaps_a_second", "ns", Some(Bounds { goal: 1.05, must: 1.05 }), with, measure);
+        over.store(true, Ordering::Relaxed);
+    });
+    println!("# {} swaps meanwhile", swapped.load(Ordering::Relaxed));
+}
+
+/// What others offer: one meter, no second one.
+fn others(goals: &mut Goals) {
+    let clock = SystemClock::new();
+    let wide: Swap<PoolWide> = Swap::new(PoolWide::new(MemberState::Active));
+    let ours = gate(AMPLE, &clock);
+    let admit = || ns_each(1, |_| assert!(ours.decide(black_box(&Cost::request(1, 0)), &wide, clock.now()).is_ok()));
+    let leaky = leaky_bucket::RateLimiter::builder()
+        .max(1_000_000_000)
+        .initial(1_000_000_000)
+        .refill(1_000_000)
+        .interval(Duration::from_millis(1))
+        .build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let leaky = || {
+        let _context = runtime.enter();
+        let begun = clock.now();
+        for _ in 0..DECISIONS {
+            assert!(leaky.try_acquire(black_box(1)));
+        }
+        clock.now().nanos_since(begun) / DECISIONS as f64
+    };
+    goals.compare("limiter_decide_to_leaky_bucket", "ns", None, admit, leaky);
+    let service = tower::service_fn(|()| std::future::ready(Ok::<(), std::convert::Infallible>(())));
+    let mut limited =
+        tower::limit::RateLimit::new(service, tower::limit::rate::Rate::new(u64::MAX, Duration::from_secs(3_600)));
+    let tower = || {
+        use tower::Service;
+        let _context = runtime.enter();
+        let begun = clock.now();
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        for _ in 0..DECISIONS {
+            assert!(limited.poll_ready(&mut context).is_ready());
+            let _ = black_box(limited.call(()));
+        }
+        clock.now().nanos_since(begun) / DECISIONS as f64
+    };
+    goals.compare("limiter_decide_to_tower_rate_limit", "ns", None, admit, tower);
+}
+
+/// A client that knows this many tenants.
+fn client(tenants: &[TenantId], runtime: &tokio::runtime::Runtime) -> (Client, Pool) {
+    let store = MemoryStore::new();
+    let (keys, pool) = (Keyspace::default(), "pool");
+    let rate = Rate { rate: AMPLE, burst: AMPLE };
+    let rates = BTreeMap::from([Meter::REQUESTS_PER_MINUTE, Meter::TOKENS_PER_MINUTE].map(|meter| (meter, rate)));
+    let thresholds = Thresholds { rates, concurrency: None };
+    let reason = Reason { code: "bench".into(), text: "ample".into() };
+    let stamp = Stamp { term: 1, epoch: 1 };
+    let grant = Grant { schema: 1, stamp, safe: thresholds.clone(), thresholds, members: 1, reason };
+    let value = serde_json::to_vec(&grant).expect("JSON");
+    let params = ClientParams::new(vec![PoolParams::new(pool.parse().expect("valid"), Dialect::OpenAi)]);
+    runtime.block_on(async {
+        for batch in tenants.chunks(100) {
+            let key = |tenant: &TenantId| {
+                keys.key(&Key::Limits(pool.parse().expect("valid"), Grantee::Tenant(tenant.clone())))
+            };
+            let ops = batch.iter().map(|tenant| Op::Put { key: key(tenant), value: value.clone(), lease: None });
+            store.commit(Txn { conditions: Vec::new(), ops: ops.collect() }).await.expect("memory");
+        }
+        let client = Client::start(params, Arc::new(store), Arc::new(Telemetry::new())).await;
+        let pool = client.pool(pool).expect("named");
+        (client, pool)
+    })
+}
+
+/// A walk through all of them that no prefetcher foresees.
+fn shuffled(n: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..n).collect();
+    fastrand::Rng::with_seed(7).shuffle(&mut order);
+    order
+}
+
+/// By name, over many tenants.
+fn keyed(goals: &mut Goals, tenants: usize, bounds: Option<Bounds>) {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let names: Vec<String> = (0..tenants).map(|n| format!("tenant-{n:06}")).collect();
+    let ids: Vec<TenantId> = names.iter().map(|name| name.parse().expect("valid")).collect();
+    let (client, pool) = client(&ids, &runtime);
+    let requests: DefaultKeyedRateLimiter<String> = RateLimiter::keyed(Quota::per_second(ample()));
+    let llm_tokens: DefaultKeyedRateLimiter<String> = RateLimiter::keyed(Quota::per_second(ample()));
+    let order = shuffled(tenants);
+    for id in &ids {
+        drop(pool.try_admit(id, COST).expect("ample"));
+    }
+    for threads in [1, 2] {
+        // The permits end after the clock was stopped: governor has nothing to end.
+        let ours = || {
+            let clock = SystemClock::new();
+            let spans: Vec<f64> = std::thread::scope(|scope| {
+                let walks: Vec<_> = (0..threads)
+                    .map(|thread| {
+                        let (pool, ids, order) = (&pool, &ids, &order);
+                        scope.spawn(move || {
+                            let clock = SystemClock::new();
+                            let mut ns = 0.0;
+                            let mut permits: Vec<Permit> = Vec::with_capacity(1_000);
+                            for batch in 0..DECISIONS / 1_000 {
+                                let begun = clock.now();
+                                for n in 0..1_000 {
+                                    let at = order[(thread * DECISIONS + batch * 1_000 + n) % order.len()];
+                                    permits.push(pool.try_admit(&ids[at], COST).expect("ample"));
+                                }
+                                ns += clock.now().nanos_since(begun);
+                                permits.clear();
+                            }
+                            ns
+                        })
+                    })
+                    .collect();
+                walks.into_iter().map(|walk| walk.join().expect("no panic")).collect()
+            });
+            let _ = clock;
+            spans.iter().sum::<f64>() / (DECISIONS * threads * threads) as f64
+        };
+        let governor = || {
+            ns_each(threads, |n| {
+                let name = &names[order[n % order.len()]];
+                assert!(requests.check_key(name).is_ok());
+                assert!(matches!(llm_tokens.check_key_n(name, tokens()), Ok(Ok(()))));
+            })
+        };
+        goals.compare(&format!("limiter_keyed_{tenants}_{threads}t"), "ns", bounds, ours, governor);
+    }
+    let whole = || ns_each(1, |n| drop(pool.try_admit(&ids[order[n % order.len()]], COST).expect("ample")));
+    let governor = || {
+        ns_each(1, |n| {
+            let name = &names[order[n % order.len()]];
+            assert!(requests.check_key(name).is_ok());
+            assert!(matches!(llm_tokens.check_key_n(name, tokens()), Ok(Ok(()))));
+        })
+    };
+    goals.compare(&format!("limiter_keyed_{tenants}_with_the_permits_end"), "ns", None, whole, governor);
+    runtime.block_on(client.close());
+}
+
+/// The process's memory in use, in bytes.
+fn resident_bytes() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).map_or(f64::NAN, |kib| kib * 1024.0)
+}
+
+fn main() -> ExitCode {
+    let mut goals = Goals::default();
+    direct(&mut goals);
+    swaps(&mut goals);
+    others(&mut goals);
+    keyed(&mut goals, 1_000, None);
+    keyed(&mut goals, 100_000, Some(KEYED));
+    let _ = (resident_bytes(), Priority::Batch);
+    goals.verdict()
+}

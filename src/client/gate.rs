@@ -1,0 +1,426 @@
+//! The gate: one tenant's limiter and line in this process. It decides, and says whom to wake; it never waits itself.
+//!
+//! *No wake-up is lost.* Whoever changes what a decision rests on does so first and wakes the head of the line after, under
+//! the gate's lock; whoever must wait joins the line under the same lock in which he was told to. So either the change
+//! comes first and the decision knows of it, or the waiter stands in line when the head is woken. What holds for all
+//! tenants of the pool is swapped outside the lock, and read inside it: the same argument.
+//!
+//! *Order of locks*: a gate's, then its parent's.
+
+use std::fmt;
+
+use super::cells::{Cells, Lock, Native};
+use super::swap::{PoolWide, Swap};
+use crate::clock::MonoTime;
+use crate::limiter::{Bound, Decision, Denial, Limiter, Limits, Line, Never, Priority, Reservation, Ticket, Wait};
+use crate::observation::Counters;
+use crate::quota::Cost;
+
+/// Most that may wait in one line; the next one is refused at once.
+pub const LINE_MAX: usize = 10_000;
+
+/// How one who waits is told to ask again.
+pub trait Wake: Clone + Default + Send + Sync + fmt::Debug {
+    /// Ask again. One that is told before he listens must hear it all the same.
+    fn wake(&self);
+}
+
+/// One request on its way to admission.
+#[derive(Debug)]
+pub struct Asker<W> {
+    cost: Cost,
+    priority: Priority,
+    deadline: MonoTime,
+    /// Made when he joins a line: most never do.
+    wake: Option<W>,
+    ticket: Option<Ticket>,
+    /// Its place in the parent's line, which it leaves whenever it is not its turn here.
+    parent_ticket: Option<Ticket>,
+    counted: bool,
+    waited: bool,
+}
+
+impl<W: Wake> Asker<W> {
+    /// A request of this cost that waits until then.
+    pub fn new(cost: Cost, priority: Priority, deadline: MonoTime) -> Self {
+        let (wake, ticket, parent_ticket) = (None, None, None);
+        Self { cost, priority, deadline, wake, ticket, parent_ticket, counted: false, waited: false }
+    }
+
+    /// How it is told to ask again; `None` while it was not told to wait.
+    pub fn wake(&self) -> Option<&W> {
+        self.wake.as_ref()
+    }
+
+    fn to_be_woken(&mut self) -> W {
+        self.wake.get_or_insert_default().clone()
+    }
+}
+
+/// What a gate answers.
+#[derive(Debug)]
+pub enum Answer {
+    /// Go. With a parent, its reservation too.
+    Admitted(Reservation, Option<Reservation>),
+    /// Not in time.
+    Late(Late),
+    /// Not at this size.
+    Never(Never),
+    /// Stands in line. To be asked again when woken, at this instant at the latest.
+    Wait(MonoTime),
+    /// The tenant has another gate now, here or in the parent: leave this one.
+    Moved,
+}
+
+/// Why a request is not let wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Late {
+    /// When it could be admitted, as far as one can tell.
+    pub expected: Wait,
+    /// Too many wait already.
+    pub line_is_full: bool,
+}
+
+/// Where one who waits stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// How many go before.
+    pub ahead: usize,
+    /// When it could be its turn, as far as one can tell, and what that hangs on.
+    pub expected: Wait,
+}
+
+#[derive(Debug)]
+struct State<W> {
+    limiter: Limiter,
+    line: Line<W>,
+    counters: Counters,
+    /// Which version of what holds for the pool the limiter knows.
+    version: u64,
+    asked_at: MonoTime,
+    closed: bool,
+}
+
+/// One tenant's limiter and line in this process.
+#[derive(Debug)]
+pub struct Gate<W: Wake, C: Cells = Native> {
+    state: C::Lock<State<W>>,
+}
+
+/// What a gate did, and is doing.
+#[derive(Debug, Clone)]
+pub struct Traffic {
+    /// Counted since the gate was made, which an idle tenant's is anew.
+    pub counters: Counters,
+    /// Requests in flight now.
+    pub in_flight: u32,
+    /// Requests that wait for admission now.
+    pub waiting: usize,
+    /// Reservations that nobody settled in time.
+    pub expired: u64,
+}
+
+impl<W: Wake, C: Cells> Gate<W, C> {
+    /// A gate with this limiter.
+    pub fn new(limiter: Limiter, now: MonoTime) -> Self {
+        let (line, counters) = (Line::default(), Counters::default());
+        Self { state: C::Lock::new(State { limiter, line, counters, version: 0, asked_at: now, closed: false }) }
+    }
+
+    /// Decides, whoever may be waiting: what [`Gate::ask`] does without its line.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub fn decide(&self, cost: &Cost, wide: &Swap<PoolWide, C>, now: MonoTime) -> Decision {
+        self.state.with(|state| {
+            state.catch_up(wide, now);
+            state.limiter.decide(cost, now)
+        })
+    }
+
+    /// Asks for admission; whoever is told to wait stands in line, until he is admitted or refused, or [leaves](Gate::leave).
+    pub fn ask(
+        &self,
+        asker: &mut Asker<W>,
+        wide: &Swap<PoolWide, C>,
+        parent: Option<(&Self, &Swap<PoolWide, C>)>,
+        now: MonoTime,
+    ) -> Answer {
+        self.state.with(|state| {
+            state.catch_up(wide, now);
+            if state.closed {
+                return Answer::Moved;
+            }
+            if !std::mem::replace(&mut asker.counted, true) {
+                state.counters.attempts += 1;
+            }
+            match parent {
+                None => state.ask(asker, now),
+                Some((gate, wide)) => gate.state.with(|parent| {
+                    parent.catch_up(wide, now);
+                    if parent.closed { Answer::Moved } else { state.ask_both(asker, parent, now) }
+                }),
+            }
+        })
+    }
+
+    /// Leaves the line, and the parent's.
+    pub fn leave(&self, asker: &mut Asker<W>, parent: Option<&Self>) {
+        if asker.ticket.is_some() || asker.parent_ticket.is_some() {
+            self.state.with(|state| state.leave(asker));
+            if let Some(parent) = parent {
+                parent.state.with(|parent| parent.leave_as_child(asker));
+            }
+        }
+    }
+
+    /// Where one who waits stands; `None` when he does not.
+    pub fn standing(&self, asker: &Asker<W>, now: MonoTime) -> Option<Standing> {
+        self.state.with(|state| {
+            let ahead = state.line.ahead_of(asker.ticket?)?;
+            Some(Standing { ahead: ahead.waiters, expected: state.limiter.expected(&ahead.cost, &asker.cost, now) })
+        })
+    }
+
+    /// Puts new limits in force; the head of the line asks again. Opens a gate that was closed.
+    pub fn retune(&self, limits: &Limits, now: MonoTime) {
+        self.state.with(|state| {
+            state.limiter.retune(limits, now);
+            state.closed = false;
+            state.wake_head();
+        });
+    }
+
+    /// The head of the line asks again.
+    pub fn wake_head(&self) {
+        self.state.with(|state| state.wake_head());
+    }
+
+    /// Everyone in line asks again: their tenants may have gates of their own now.
+    pub fn wake_all(&self) {
+        self.state.with(|state| state.line.all().for_each(Wake::wake));
+    }
+
+    /// Admits nobody any more: the tenant has another gate. What is in flight is settled here.
+    pub fn close(&self) {
+        self.state.with(|state| {
+            state.closed = true;
+            state.line.all().for_each(Wake::wake);
+        });
+    }
+
+    /// Ends a request in flight; the head of the line may have its place.
+    pub fn settle(&self, reservation: Reservation, charged: Option<Cost>, used: &Cost, now: MonoTime) {
+        self.state.with(|state| {
+            let reserved = reservation.cost();
+            if let Some(charged) = charged {
+                state.counters.reserved.add(&charged.minus(&reserved));
+                state.counters.returned.add(&reserved.minus(&charged));
+            }
+            state.limiter.settle(reservation, charged, now);
+            state.counters.settled.add(used);
+            state.wake_head();
+        });
+    }
+
+    /// Counts something of the tenant's traffic.
+    pub fn count(&self, count: impl FnOnce(&mut Counters)) {
+        self.state.with(|state| count(&mut state.counters));
+    }
+
+    /// Frees the places of calls that nobody settled; the head of the line may have one.
+    pub fn expire(&self, now: MonoTime) {
+        self.state.with(|state| {
+            let before = state.limiter.in_flight();
+            state.limiter.expire(now);
+            if state.limiter.in_flight() < before {
+                state.wake_head();
+            }
+        });
+    }
+
+    /// What it did and is doing.
+    pub fn traffic(&self) -> Traffic {
+        self.state.with(|state| Traffic {
+            counters: state.counters.clone(),
+            in_flight: state.limiter.in_flight(),
+            waiting: state.line.len(),
+            expired: state.limiter.expired(),
+        })
+    }
+
+    /// Whether nobody has asked since `since`, and a new gate in its place would admit no more than this one.
+    pub fn is_idle(&self, since: MonoTime, now: MonoTime) -> bool {
+        self.state.with(|state| state.asked_at <= since && state.line.is_empty() && state.limiter.is_fresh_at(now))
+    }
+}
+
+impl<W: Wake> State<W> {
+    /// Learns what holds for all tenants of the pool, if that has changed.
+    fn catch_up<C: Cells>(&mut self, wide: &Swap<PoolWide, C>, now: MonoTime) {
+        let version = wide.version();
+        if self.version != version {
+            self.limiter.hold(&wide.load().all_holds(), now);
+            self.version = version;
+        }
+        self.asked_at = now;
+    }
+
+    fn wake_head(&self) {
+        if let Some((_, wake)) = self.line.head() {
+            wake.wake();
+        }
+    }
+
+    /// Whether it is his turn: nobody waits who goes before him.
+    fn has_turn(&self, ticket: Option<Ticket>, priority: Priority, now: MonoTime) -> bool {
+        match ticket {
+            Some(ticket) => self.line.is_head(ticket),
+            None => self.line.newcomer_is_head(priority, now),
+        }
+    }
+
+    fn ask(&mut self, asker: &mut Asker<W>, now: MonoTime) -> Answer {
+        if !self.has_turn(asker.ticket, asker.priority, now) {
+            return self.no_turn(asker, now);
+        }
+        match self.limiter.decide(&asker.cost, now) {
+            Ok(reservation) => {
+                self.admitted(asker);
+                Answer::Admitted(reservation, None)
+            }
+            Err(denial) => self.denied(asker, denial, None, now),
+        }
+    }
+
+    /// Both gates, or neither. He stands in the parent's line only while it is his turn here.
+    fn ask_both(&mut self, asker: &mut Asker<W>, parent: &mut Self, now: MonoTime) -> Answer {
+        if !self.has_turn(asker.ticket, asker.priority, now) {
+            parent.leave_as_child(asker);
+            return self.no_turn(asker, now);
+        }
+        let decided = match self.limiter.room(&asker.cost, now) {
+            Err(denial) => {
+                parent.leave_as_child(asker);
+                return self.denied(asker, denial, None, now);
+            }
+            Ok(()) if parent.has_turn(asker.parent_ticket, asker.priority, now) => {
+                self.limiter.decide_both(&mut parent.limiter, &asker.cost, now)
+            }
+            Ok(()) => Err(Denial::WaitUntil(Wait { at: None, by: Bound::Concurrency })),
+        };
+        match decided {
+            Ok((mine, theirs)) => {
+                parent.leave_as_child(asker);
+                parent.counters.attempts += 1;
+                parent.counters.admitted += 1;
+                parent.counters.reserved.add(&asker.cost);
+                self.admitted(asker);
+                Answer::Admitted(mine, Some(theirs))
+            }
+            Err(denial) => {
+                let answer = self.denied(asker, denial, Some(parent), now);
+                if !matches!(answer, Answer::Wait(_)) {
+                    parent.leave_as_child(asker);
+                } else if asker.parent_ticket.is_none() {
+                    let ticket = parent.line.join(asker.cost, asker.priority, now, asker.to_be_woken());
+                    asker.parent_ticket = Some(ticket);
+                }
+                answer
+            }
+        }
+    }
+
+    fn denied(&mut self, asker: &mut Asker<W>, denial: Denial, parent: Option<&Self>, now: MonoTime) -> Answer {
+        match denial {
+            Denial::Never(never) => self.never(asker, never),
+            Denial::WaitUntil(wait) => self.wait(asker, wait, parent, now),
+        }
+    }
+
+    fn admitted(&mut self, asker: &mut Asker<W>) {
+        self.counters.admitted += 1;
+        self.counters.waited += u64::from(asker.waited);
+        self.counters.reserved.add(&asker.cost);
+        self.leave(asker);
+    }
+
+    fn never(&mut self, asker: &mut Asker<W>, never: Never) -> Answer {
+        self.counters.refused += 1;
+        self.leave(asker);
+        Answer::Never(never)
+    }
+
+    /// It is not his turn; but no turn makes too large a request fit.
+    fn no_turn(&mut self, asker: &mut Asker<W>, now: MonoTime) -> Answer {
+        if let Some(never) = self.limiter.never(&asker.cost) {
+            return self.never(asker, never);
+        }
+        let ahead = match asker.ticket.and_then(|ticket| self.line.ahead_of(ticket)) {
+            Some(ahead) => ahead,
+            None => self.line.ahead_of_newcomer(asker.priority, now),
+        };
+        let expected = self.limiter.expected(&ahead.cost, &asker.cost, now);
+        self.stand(asker, expected, None, now)
+    }
+
+    /// It is his turn, and there is no room.
+    fn wait(&mut self, asker: &mut Asker<W>, wait: Wait, parent: Option<&Self>, now: MonoTime) -> Answer {
+        let expected = if wait.at.is_some() {
+            wait
+        } else {
+            let ahead =
+                parent.map(|parent| match asker.parent_ticket.and_then(|ticket| parent.line.ahead_of(ticket)) {
+                    Some(ahead) => ahead.cost,
+                    None => parent.line.ahead_of_newcomer(asker.priority, now).cost,
+                });
+            let limiter = parent.map_or(&self.limiter, |parent| &parent.limiter);
+            Wait { by: wait.by, ..limiter.expected(&ahead.unwrap_or_default(), &asker.cost, now) }
+        };
+        self.stand(asker, expected, wait.at, now)
+    }
+
+    /// Lets him stand in line, if it can be in time.
+    fn stand(&mut self, asker: &mut Asker<W>, expected: Wait, ask_at: Option<MonoTime>, now: MonoTime) -> Answer {
+        let newcomer = asker.ticket.is_none();
+        // Nobody knows when a block ends: who does not wait yet need not begin to.
+        let late = newcomer && (expected.by == Bound::Block || expected.at.is_some_and(|at| at > asker.deadline));
+        let line_is_full = newcomer && self.line.len() >= LINE_MAX;
+        if late || line_is_full || now >= asker.deadline {
+            self.counters.refused += 1;
+            self.leave(asker);
+            return Answer::Late(Late { expected, line_is_full: line_is_full && !late && now < asker.deadline });
+        }
+        asker.waited = true;
+        if newcomer {
+            let displaced = self.line.head().map(|(_, wake)| wake.clone());
+            let ticket = self.line.join(asker.cost, asker.priority, now, asker.to_be_woken());
+            asker.ticket = Some(ticket);
+            // Who is no longer the first must leave the parent's line.
+            if let Some(displaced) = displaced.filter(|_| self.line.is_head(ticket)) {
+                displaced.wake();
+            }
+        }
+        Answer::Wait(ask_at.map_or(asker.deadline, |at| at.min(asker.deadline)))
+    }
+
+    fn leave(&mut self, asker: &mut Asker<W>) {
+        if let Some(ticket) = asker.ticket.take() {
+            let was_head = self.line.is_head(ticket);
+            self.line.leave(ticket);
+            if was_head {
+                self.wake_head();
+            }
+        }
+    }
+
+    fn leave_as_child(&mut self, asker: &mut Asker<W>) {
+        if let Some(ticket) = asker.parent_ticket.take() {
+            let was_head = self.line.is_head(ticket);
+            self.line.leave(ticket);
+            if was_head {
+                self.wake_head();
+            }
+        }
+    }
+}

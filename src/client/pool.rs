@@ -1,0 +1,43 @@
+//! What all users of one pool in this process share, whoever's traffic it is.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::swap::{PoolWide, Swap};
+use crate::clock::{Clock, MonoTime};
+use crate::observation::MeterReading;
+use crate::provider::Dialect;
+use crate::quota::{Meter, PoolId};
+use crate::telemetry::Telemetry;
+
+/// What all users of one pool in this process share.
+#[derive(Debug)]
+pub(super) struct PoolShared {
+    pub id: PoolId,
+    pub dialect: Dialect,
+    /// How long a call may last before its place in flight is given to another.
+    pub call_max: Duration,
+    pub clock: Arc<dyn ClockDebug>,
+    pub wide: Swap<PoolWide>,
+    pub telemetry: Arc<Telemetry>,
+    /// The newest-sent reading of each meter.
+    pub readings: Mutex<BTreeMap<Meter, MeterReading>>,
+    /// Long waits the provider asked for.
+    pub long_holds: Mutex<BTreeMap<Meter, MonoTime>>,
+    /// Told of refusals by the provider; gone when the client is.
+    pub throttled: Weak<dyn OnThrottled>,
+}
+
+/// A clock that can stand in a `Debug` struct.
+pub(super) trait ClockDebug: Clock + fmt::Debug {}
+impl<C: Clock + fmt::Debug> ClockDebug for C {}
+
+/// What else happens in the process when the provider refuses.
+pub(super) trait OnThrottled: Send + Sync + fmt::Debug {
+    /// Brakes a member without a leader, and tells the leader if there is one.
+    fn on_throttled(&self, pool: &PoolId, now: MonoTime);
+}

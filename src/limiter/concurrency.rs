@@ -1,0 +1,113 @@
+//! Requests in flight: a place for each, given back when it ends, or when it has been away for too long.
+//!
+//! Places are counted by the slice of time in which they were taken, not one by one: a place whose holder never comes back
+//! is free again after [`Concurrency::call_max`], at most an eighth of it later, and costs no memory meanwhile.
+//!
+//! Invariant: the places taken are at most as many as the limit was when the last of them was taken.
+
+use std::time::Duration;
+
+use crate::clock::MonoTime;
+
+/// Slices of time in which a call may have begun that has not expired, beside the current one. All fit on the ring.
+const SLICES: u32 = 8;
+const RING: usize = 16;
+
+/// The slice of time in which a place was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slice(u32);
+
+/// Requests in flight, and how many may be.
+#[derive(Debug)]
+pub(super) struct Concurrency {
+    most: u32,
+    taken: u32,
+    current: u32,
+    by_slice: [u32; RING],
+    current_until: MonoTime,
+    slice_ns: u64,
+    expired: u64,
+}
+
+impl Concurrency {
+    /// No limit of its own.
+    const UNLIMITED: u32 = u32::MAX;
+
+    pub(super) fn new(call_max: Duration, now: MonoTime) -> Self {
+        // Not less than a millisecond: slices are counted in 32 bits.
+        let slice_ns =
+            u64::try_from(call_max.as_nanos()).unwrap_or(u64::MAX).div_ceil(u64::from(SLICES)).max(1_000_000);
+        let (most, current_until) = (Self::UNLIMITED, MonoTime::default());
+        let mut new = Self { most, taken: 0, current: 0, by_slice: [0; RING], current_until, slice_ns, expired: 0 };
+        new.advance(now);
+        new
+    }
+
+    pub(super) fn retune(&mut self, most: Option<u32>) {
+        self.most = most.unwrap_or(Self::UNLIMITED);
+    }
+
+    /// Requests in flight.
+    pub(super) fn taken(&self) -> u32 {
+        self.taken
+    }
+
+    /// Places that nobody gave back in time, since the beginning.
+    pub(super) fn expired(&self) -> u64 {
+        self.expired
+    }
+
+    #[inline]
+    pub(super) fn has_room(&self) -> bool {
+        self.taken < self.most
+    }
+
+    /// Frees the places of calls that began longer ago than any call takes. Cheap when a slice has not ended.
+    #[inline]
+    pub(super) fn advance(&mut self, now: MonoTime) {
+        if now >= self.current_until {
+            self.next_slice(now);
+        }
+    }
+
+    #[cold]
+    fn next_slice(&mut self, now: MonoTime) {
+        let slice = u32::try_from(now.0 / self.slice_ns).unwrap_or(u32::MAX);
+        // A slice is over for good when every call of it has lasted longer than a call may.
+        let known = self.current.saturating_sub(SLICES)..=self.current;
+        for over in known.take_while(|begun| begun.saturating_add(SLICES) < slice) {
+            let left = std::mem::take(&mut self.by_slice[ring(over)]);
+            self.taken -= left;
+            self.expired += u64::from(left);
+        }
+        self.current = slice;
+        self.current_until = MonoTime((u64::from(slice) + 1).saturating_mul(self.slice_ns));
+    }
+
+    /// Whether calls that began in this slice have not expired.
+    pub(super) fn lives(&self, slice: Slice) -> bool {
+        slice.0.saturating_add(SLICES) >= self.current
+    }
+
+    #[inline]
+    pub(super) fn take(&mut self, now: MonoTime) -> Slice {
+        self.advance(now);
+        self.taken += 1;
+        self.by_slice[ring(self.current)] += 1;
+        Slice(self.current)
+    }
+
+    /// Gives a place back; one that has expired is free already.
+    #[inline]
+    pub(super) fn give_back(&mut self, slice: Slice) {
+        if self.lives(slice) {
+            self.taken -= 1;
+            self.by_slice[ring(slice.0)] -= 1;
+        }
+    }
+}
+
+#[inline]
+fn ring(slice: u32) -> usize {
+    slice as usize % RING
+}

@@ -1,0 +1,26 @@
+//! What a member enforces for one tenant.
+
+use std::collections::BTreeMap;
+
+use crate::plan::Rate;
+use crate::quota::Meter;
+
+/// One meter of a member's limits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MeterLimit {
+    /// What this member enforces.
+    pub rate: Rate,
+    /// The largest request that can ever be admitted, in units: what *never* is judged by.
+    pub largest_request: f64,
+}
+
+/// What a member enforces for one tenant.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Limits {
+    /// Per meter.
+    pub meters: BTreeMap<Meter, MeterLimit>,
+    /// Requests in flight at a time.
+    pub concurrency: Option<u32>,
+    /// Nothing is admitted.
+    pub blocked: bool,
+}

@@ -18,7 +18,7 @@ use std::time::Duration;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use tidegate::client::{Client, ClientParams, Gate, MemberState, Permit, Pool, PoolParams, PoolWide, Priority, Swap};
 use tidegate::clock::{Clock, SystemClock};
-use tidegate::limiter::{Limiter, Limits, MeterLimit};
+use tidegate::limiter::{Counting, Limiter, Limits, MeterLimit};
 use tidegate::plan::keyspace::{Key, Keyspace};
 use tidegate::plan::{Grant, Rate, Reason, Stamp, Thresholds};
 use tidegate::provider::Dialect;
@@ -41,7 +41,11 @@ const KEYED: Bounds = Bounds { goal: 0.5, must: 0.6 };
 type OurGate = Gate<Arc<Notify>>;
 
 fn limits(per_minute: f64) -> Limits {
-    let limit = MeterLimit { rate: Rate { rate: per_minute, burst: per_minute }, largest_request: AMPLE };
+    let limit = MeterLimit {
+        rate: Rate { rate: per_minute, burst: per_minute },
+        largest_request: AMPLE,
+        counting: Counting::TokenBucket,
+    };
     let meters = BTreeMap::from([Meter::REQUESTS_PER_MINUTE, Meter::TOKENS_PER_MINUTE].map(|meter| (meter, limit)));
     Limits { meters, ..Limits::default() }
 }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use crate::clock::{MonoTime, UnixMillis};
-use crate::limiter::{Limits, MeterLimit};
+use crate::limiter::{Counting, Limits, MeterLimit};
 use crate::plan::{
     Action, Grant, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds, capacity_factor, effective,
 };
@@ -379,7 +379,7 @@ impl PoolView {
         let used = effective(&base, star, own);
         let meters = used.thresholds.rates.iter().map(|(meter, rate)| {
             let rate = Rate { rate: rate.rate, burst: rate.burst.max(least_burst(*meter)) };
-            (*meter, MeterLimit { rate, largest_request: rate.burst })
+            (*meter, MeterLimit { rate, largest_request: rate.burst, counting: Counting::TokenBucket })
         });
         Limits { meters: meters.collect(), concurrency: used.thresholds.concurrency, blocked: used.blocked }
     }
@@ -420,7 +420,8 @@ impl PoolView {
                 // Never is for what the provider itself could not take: a tenant that is granted little at the moment, or
                 // a pool that was cut, still admits a large request, into debt that its own rate pays off.
                 let roomiest = self.roomiest.get(meter).copied().unwrap_or(0.0);
-                (*meter, MeterLimit { rate: rate_now, largest_request: rate.burst.max(one_request).max(roomiest) })
+                let largest_request = rate.burst.max(one_request).max(roomiest);
+                (*meter, MeterLimit { rate: rate_now, largest_request, counting: Counting::TokenBucket })
             })
             .collect();
         let concurrency = used.thresholds.concurrency.map(|_| {

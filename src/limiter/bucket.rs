@@ -3,7 +3,7 @@
 //! Invariants: `level ≤ burst`; a retune first accrues at the old rate, then lowers the level to the new burst; debt
 //! (a negative level) stays.
 
-use super::exact::{EPSILON, at_the_end_of, lesser, slack};
+use super::reach::{EPSILON, at_the_end_of, lesser, slack};
 use crate::clock::MonoTime;
 
 /// A token bucket.

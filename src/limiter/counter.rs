@@ -1,28 +1,103 @@
 //! What counts on one meter: the algorithm that policy chose for it.
 
-use super::Bucket;
-use super::limits::MeterLimit;
+use super::limits::{Counting, MeterLimit};
+use super::{Bucket, FixedWindow, SlidingLog, SlidingWindow};
 use crate::clock::MonoTime;
 use crate::quota::Meter;
 
 /// What a bucket may hold when a hold ends, in seconds of its rate. Those who waited go at the pace of the rate, and not
 /// together; the provider, who had just said that it is empty, has not stored more for them either.
 const SLOW_START_S: f64 = 0.25;
+/// A fixed window that somebody waited for lets its limit go over this part of its length, and over no more than the
+/// second, in seconds.
+const PACE_PART: f64 = 0.1;
+const PACE_MAX_S: f64 = 10.0;
 
-/// A meter's state.
+/// A meter's state. Only the bucket stands in place: it is what nearly all meters are.
 #[derive(Debug)]
 pub(super) enum Counter {
     Bucket(Bucket),
+    Fixed(Box<Paced>),
+    Sliding(Box<SlidingWindow>),
+    Log(Box<SlidingLog>),
+}
+
+/// A fixed window, and the pace at which those who waited for it go.
+#[derive(Debug)]
+pub(super) struct Paced {
+    window: FixedWindow,
+    window_s: f64,
+    pace: Option<Bucket>,
+}
+
+impl Paced {
+    /// From `at` on, no more than what flows in at the pace.
+    fn pace_from(&mut self, at: MonoTime) {
+        let rate_per_s = self.window.burst() / (self.window_s * PACE_PART).min(PACE_MAX_S);
+        let mut pace = Bucket::new(rate_per_s, self.window.burst(), at);
+        pace.drain(0.0, at);
+        self.pace = Some(pace);
+    }
+
+    fn later(&self, window: Option<MonoTime>, pace: impl Fn(&Bucket) -> Option<MonoTime>) -> Option<MonoTime> {
+        match &self.pace {
+            None => window,
+            Some(bucket) => Some(window?.max(pace(bucket)?)),
+        }
+    }
+
+    fn reaches_at(&mut self, units: f64, now: MonoTime) -> Option<MonoTime> {
+        if self.pace.as_ref().is_some_and(|pace| pace.level_at(now) >= pace.burst()) {
+            self.pace = None;
+        }
+        let at = self.window.reaches_at(units, now);
+        if let Some(at) = at.filter(|at| *at > now && self.pace.is_none()) {
+            // Somebody waits for the next window, and he may not be alone.
+            self.pace_from(at);
+        }
+        self.later(at, |pace| pace.reaches_at(units, now))
+    }
+
+    fn take(&mut self, units: f64, now: MonoTime) {
+        self.window.take(units, now);
+        if let Some(pace) = &mut self.pace {
+            pace.take(units, now);
+        }
+    }
 }
 
 impl Counter {
     pub(super) fn new(meter: Meter, limit: &MeterLimit, now: MonoTime) -> Self {
-        Self::Bucket(Bucket::new(meter.per_second(limit.rate.rate), limit.rate.burst, now))
+        let (units, window_s) = (limit.rate.rate, meter.window.seconds());
+        match limit.counting {
+            Counting::TokenBucket => Self::Bucket(Bucket::new(meter.per_second(units), limit.rate.burst, now)),
+            Counting::FixedWindow(alignment) => {
+                let window = FixedWindow::new(units, window_s, alignment, now);
+                Self::Fixed(Box::new(Paced { window, window_s, pace: None }))
+            }
+            Counting::SlidingWindow => Self::Sliding(Box::new(SlidingWindow::new(units, window_s, now))),
+            Counting::SlidingLog => Self::Log(Box::new(SlidingLog::new(units, window_s, now))),
+        }
     }
 
     pub(super) fn retune(&mut self, meter: Meter, limit: &MeterLimit, since: MonoTime) {
-        match self {
-            Self::Bucket(bucket) => bucket.retune(meter.per_second(limit.rate.rate), limit.rate.burst, since),
+        let units = limit.rate.rate;
+        match (&mut *self, limit.counting) {
+            (Self::Bucket(bucket), Counting::TokenBucket) => {
+                bucket.retune(meter.per_second(units), limit.rate.burst, since);
+            }
+            (Self::Fixed(paced), Counting::FixedWindow(alignment)) => {
+                paced.window.retune(units, alignment, since);
+                // It was for the old limit; who finds no room sets another.
+                paced.pace = None;
+            }
+            (Self::Sliding(window), Counting::SlidingWindow) => window.retune(units, since),
+            (Self::Log(log), Counting::SlidingLog) => log.retune(units, since),
+            _ => {
+                let mut other = Self::new(meter, limit, since);
+                other.carry(self, since);
+                *self = other;
+            }
         }
     }
 
@@ -30,6 +105,9 @@ impl Counter {
     pub(super) fn level_at(&self, now: MonoTime) -> f64 {
         match self {
             Self::Bucket(bucket) => bucket.level_at(now),
+            Self::Fixed(paced) => paced.window.level_at(now),
+            Self::Sliding(window) => window.level_at(now),
+            Self::Log(log) => log.level_at(now),
         }
     }
 
@@ -37,6 +115,9 @@ impl Counter {
     pub(super) fn burst(&self) -> f64 {
         match self {
             Self::Bucket(bucket) => bucket.burst(),
+            Self::Fixed(paced) => paced.window.burst(),
+            Self::Sliding(window) => window.burst(),
+            Self::Log(log) => log.burst(),
         }
     }
 
@@ -45,19 +126,28 @@ impl Counter {
     pub(super) fn has(&mut self, units: f64, now: MonoTime) -> bool {
         match self {
             Self::Bucket(bucket) => bucket.has(units, now),
+            _ => self.reaches_at(units, now) == Some(now),
         }
     }
 
     #[inline]
-    pub(super) fn reaches_at(&self, units: f64, now: MonoTime) -> Option<MonoTime> {
+    pub(super) fn reaches_at(&mut self, units: f64, now: MonoTime) -> Option<MonoTime> {
         match self {
             Self::Bucket(bucket) => bucket.reaches_at(units, now),
+            Self::Fixed(paced) => paced.reaches_at(units, now),
+            Self::Sliding(window) => window.reaches_at(units, now),
+            Self::Log(log) => log.reaches_at(units, now),
         }
     }
 
     pub(super) fn supplies_at(&self, units: f64, now: MonoTime) -> Option<MonoTime> {
         match self {
             Self::Bucket(bucket) => bucket.supplies_at(units, now),
+            Self::Fixed(paced) => {
+                paced.later(paced.window.supplies_at(units, now), |pace| pace.supplies_at(units, now))
+            }
+            Self::Sliding(window) => window.supplies_at(units, now),
+            Self::Log(log) => log.supplies_at(units, now),
         }
     }
 
@@ -65,55 +155,70 @@ impl Counter {
     pub(super) fn take(&mut self, units: f64, now: MonoTime) {
         match self {
             Self::Bucket(bucket) => bucket.take(units, now),
+            Self::Fixed(paced) => paced.take(units, now),
+            Self::Sliding(window) => window.take(units, now),
+            Self::Log(log) => log.take(units, now),
         }
     }
 
     /// Gives back what was taken at `taken_at`, or takes more.
-    pub(super) fn give_back(&mut self, units: f64, _taken_at: MonoTime, now: MonoTime) {
+    pub(super) fn give_back(&mut self, units: f64, taken_at: MonoTime, now: MonoTime) {
         match self {
             Self::Bucket(bucket) => bucket.give_back(units, now),
+            Self::Fixed(paced) => paced.window.give_back(units, taken_at, now),
+            Self::Sliding(window) => window.give_back(units, taken_at, now),
+            Self::Log(log) => log.give_back(units, taken_at, now),
         }
     }
 
     pub(super) fn is_fresh_at(&self, now: MonoTime) -> bool {
         match self {
             Self::Bucket(bucket) => bucket.is_fresh_at(now),
+            Self::Fixed(paced) => paced.window.is_fresh_at(now),
+            Self::Sliding(window) => window.is_fresh_at(now),
+            Self::Log(log) => log.is_fresh_at(now),
         }
     }
 
-    /// Raises the level to `units` where anything flows at all.
+    /// Raises the level to `units` where anything flows at all; a window has given what it gives.
     pub(super) fn top_up(&mut self, units: f64, now: MonoTime) {
-        match self {
-            Self::Bucket(bucket) => bucket.top_up(units, now),
+        if let Self::Bucket(bucket) = self {
+            bucket.top_up(units, now);
         }
     }
 
-    /// The meter is taken out of the limits.
+    /// The meter is taken out of the limits. Windows go on: they end wherever they are.
     pub(super) fn pause(&mut self, now: MonoTime) {
-        match self {
-            Self::Bucket(bucket) => bucket.take(0.0, now),
+        if let Self::Bucket(bucket) = self {
+            bucket.take(0.0, now);
         }
     }
 
     /// The meter is back: nothing was taken while it was away, so nothing flowed in either.
     pub(super) fn resume(&mut self, now: MonoTime) {
-        match self {
-            Self::Bucket(bucket) => bucket.resume(now),
+        if let Self::Bucket(bucket) = self {
+            bucket.resume(now);
         }
     }
 
-    /// A hold has ended.
+    /// A hold has ended. What a sliding window lets go follows what was taken before: it is spread already.
     pub(super) fn start_slowly(&mut self, at: MonoTime) {
         match self {
             Self::Bucket(bucket) => bucket.drain(SLOW_START_S, at),
+            Self::Fixed(paced) => paced.pace_from(at),
+            Self::Sliding(_) | Self::Log(_) => {}
         }
     }
 
-    /// Goes on from a counter of the same unit over another window: never with more than that one had.
+    /// Goes on from a counter of the same unit over another window, or of another kind: what a window has counted counts
+    /// in the new one too; and a bucket holds no more than before.
     pub(super) fn carry(&mut self, old: &Self, now: MonoTime) {
-        let more = self.level_at(now) - old.level_at(now);
-        if more > 0.0 {
-            self.take(more, now);
+        let counted = match (&*self, old) {
+            (Self::Bucket(_), _) | (_, Self::Bucket(_)) => self.level_at(now) - old.level_at(now),
+            _ => old.burst() - old.level_at(now),
+        };
+        if counted > 0.0 {
+            self.take(counted, now);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::fixed::Alignment;
 use crate::plan::Rate;
 use crate::quota::Meter;
 
@@ -12,6 +13,22 @@ pub struct MeterLimit {
     pub rate: Rate,
     /// The largest request that can ever be admitted, in units: what *never* is judged by.
     pub largest_request: f64,
+    /// How it is counted.
+    pub counting: Counting,
+}
+
+/// How a meter is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Counting {
+    /// A [`Bucket`](super::Bucket) of the rate and the burst.
+    #[default]
+    TokenBucket,
+    /// A [`FixedWindow`](super::FixedWindow) of the rate.
+    FixedWindow(Alignment),
+    /// A [`SlidingWindow`](super::SlidingWindow) of the rate.
+    SlidingWindow,
+    /// A [`SlidingLog`](super::SlidingLog) of the rate.
+    SlidingLog,
 }
 
 /// What a member enforces for one tenant.

@@ -7,12 +7,16 @@
 //! use std::collections::BTreeMap;
 //!
 //! use tidegate::clock::MonoTime;
-//! use tidegate::limiter::{Bound, Denial, Limiter, Limits, MeterLimit, Wait};
+//! use tidegate::limiter::{Bound, Counting, Denial, Limiter, Limits, MeterLimit, Wait};
 //! use tidegate::plan::Rate;
 //! use tidegate::quota::{Cost, Meter};
 //!
 //! // 60 requests a minute, two at once; and 600 LLM tokens a minute, at most 100 of them at once.
-//! let limit = |rate, burst| MeterLimit { rate: Rate { rate, burst }, largest_request: burst };
+//! let limit = |rate, burst| MeterLimit {
+//!     rate: Rate { rate, burst },
+//!     largest_request: burst,
+//!     counting: Counting::TokenBucket,
+//! };
 //! let meters = BTreeMap::from([
 //!     (Meter::REQUESTS_PER_MINUTE, limit(60.0, 2.0)),
 //!     (Meter::TOKENS_PER_MINUTE, limit(600.0, 100.0)),
@@ -37,14 +41,21 @@
 mod bucket;
 mod concurrency;
 mod counter;
-mod exact;
+mod fixed;
 mod hold;
 mod limits;
 mod line;
+mod log;
 mod multi;
+mod owed;
+mod reach;
+mod sliding;
 
 pub use bucket::Bucket;
+pub use fixed::{Alignment, FixedWindow};
 pub use hold::Hold;
-pub use limits::{Limits, MeterLimit};
+pub use limits::{Counting, Limits, MeterLimit};
 pub use line::{Ahead, BATCH_STEPS_BACK, Line, Priority, Ticket};
+pub use log::{ENTRIES_MAX, SlidingLog};
 pub use multi::{Bound, CALL_MAX, Decision, Denial, Limiter, Never, Reservation, Wait};
+pub use sliding::SlidingWindow;

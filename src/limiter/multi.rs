@@ -326,7 +326,7 @@ impl Limiter {
         if let Some((_, meter)) = held {
             wait.by = Bound::Hold(meter);
         }
-        for metered in &self.meters {
+        for metered in &mut self.meters {
             let needed = cost.of(metered.meter.unit);
             if needed <= 0.0 {
                 continue;
@@ -341,7 +341,10 @@ impl Limiter {
                 // A bucket that holds nothing is not full, it is no bucket: a member without a share admits nothing.
                 None
             } else {
-                metered.counter.reaches_at(metered.counter.burst(), now)
+                {
+                    let burst = metered.counter.burst();
+                    metered.counter.reaches_at(burst, now)
+                }
             };
             wait = later(wait, Wait { at, by: Bound::Meter(metered.meter) });
         }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use tidegate::clock::MonoTime;
-use tidegate::limiter::{Bound, Bucket, Decision, Denial, Hold, Limiter, Limits, MeterLimit, Reservation, Wait};
+use tidegate::limiter::{
+    Bound, Bucket, Counting, Decision, Denial, Hold, Limiter, Limits, MeterLimit, Reservation, Wait,
+};
 use tidegate::plan::Rate;
 use tidegate::quota::{Cost, Meter};
 
@@ -20,7 +22,7 @@ fn ms(ms: u64) -> MonoTime {
 fn limits(meters: &[(Meter, f64, f64, f64)]) -> Limits {
     let meters = meters.iter().map(|(meter, per_s, burst, undivided)| {
         let rate = Rate { rate: per_s * meter.window.seconds(), burst: *burst };
-        (*meter, MeterLimit { rate, largest_request: *undivided })
+        (*meter, MeterLimit { rate, largest_request: *undivided, counting: Counting::TokenBucket })
     });
     Limits { meters: meters.collect(), ..Limits::default() }
 }

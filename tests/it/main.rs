@@ -39,4 +39,5 @@ mod store;
 mod streams;
 mod telemetry;
 mod usage;
+mod windows;
 mod world;

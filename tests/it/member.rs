@@ -365,7 +365,7 @@ fn nobody_is_left_without_one_request_at_a_time() {
     view.on_grant(grantee("acme"), granted);
     let enforced = limits(&view, "acme", 0);
     assert_eq!(enforced.concurrency, Some(1));
-    let MeterLimit { rate, largest_request } = enforced.meters[&RPM];
+    let MeterLimit { rate, largest_request, .. } = enforced.meters[&RPM];
     assert_eq!((rate.burst, largest_request), (1.0, 2.0));
     assert!(rate.rate < 0.1, "the burst is whole, the rate is not");
 }

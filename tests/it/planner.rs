@@ -7,7 +7,7 @@ use tidegate::clock::{MonoTime, UnixMillis};
 use tidegate::controller::planner::{PoolPlanner, Publication};
 use tidegate::controller::signal::{PoolSignal, SmoothRate};
 use tidegate::controller::{PoolParams, TenantParams};
-use tidegate::limiter::{Limiter, Limits, MeterLimit};
+use tidegate::limiter::{Counting, Limiter, Limits, MeterLimit};
 use tidegate::observation::{Counters, MeterReport, PoolReport, Reading, TenantReport, ThrottleKind, UnitCounts};
 use tidegate::plan::{Grant, OverrideBook, Rate, Share, Target, capacity_factor, effective};
 use tidegate::provider::Dialect;
@@ -543,8 +543,11 @@ impl Fleet {
                 let (Some(grant), Some(share)) = (grants.get(grantee), member.shares.get(grantee)) else { continue };
                 let whole = grant.thresholds.rates[&RPM];
                 let mine = whole.scaled(share.share);
-                let limit =
-                    MeterLimit { rate: Rate { burst: mine.burst.max(1.0), ..mine }, largest_request: whole.burst };
+                let limit = MeterLimit {
+                    rate: Rate { burst: mine.burst.max(1.0), ..mine },
+                    largest_request: whole.burst,
+                    counting: Counting::TokenBucket,
+                };
                 gate.limiter.retune(&Limits { meters: BTreeMap::from([(RPM, limit)]), ..Limits::default() }, now);
                 let per_s = arrivals.iter().find(|(name, _)| tenant(name) == *grantee).map_or(0.0, |(_, x)| *x);
                 #[allow(clippy::cast_precision_loss)]

@@ -16,7 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use tidegate::client::{Client, ClientParams, Gate, MemberState, Permit, Pool, PoolParams, PoolWide, Priority, Swap};
+use tidegate::client::gate::Gate;
+use tidegate::client::swap::{PoolWide, Swap};
+use tidegate::client::{Client, ClientParams, MemberState, Permit, Pool, PoolParams};
 use tidegate::clock::{Clock, SystemClock};
 use tidegate::limiter::{Counting, Limiter, Limits, MeterLimit};
 use tidegate::plan::keyspace::{Key, Keyspace};

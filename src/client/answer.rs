@@ -4,6 +4,7 @@
 //! back or changed.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use reqwest::{Body, Response};
+use reqwest::{Body, Response, Url};
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -27,14 +28,22 @@ impl Permit {
     /// usage that the answer told, when the body ends or is dropped. Frames are handed on as they come, unchanged.
     ///
     /// Only an error whose body tells what it means is waited for, a moment, and then handed on with it.
-    pub async fn attach(mut self, response: Response) -> Response {
-        let dialect = self.dialect();
-        let status = response.status().as_u16();
-        let observation = self.observe(&Head { status, headers: response.headers() });
+    pub async fn attach(self, response: Response) -> Response {
         let url = response.url().clone();
-        let parts: http::Response<Body> = response.into();
-        let (parts, body) = parts.into_parts();
-        let mut body = HeldBody { ahead: VecDeque::new(), rest: Some(body), flight: None };
+        let attached = self.attach_to(http::Response::<Body>::from(response)).await;
+        rebuilt(attached.map(Body::wrap), &url)
+    }
+
+    /// [`attach`](Self::attach) for the response of any other HTTP library, as far as it speaks `http` and `http-body`.
+    pub async fn attach_to<R>(mut self, response: http::Response<R>) -> http::Response<Attached<R>>
+    where
+        R: HttpBody<Data = Bytes>,
+    {
+        let dialect = self.dialect();
+        let (parts, body) = response.into_parts();
+        let status = parts.status.as_u16();
+        let observation = self.observe(&Head { status, headers: &parts.headers });
+        let mut body = Attached { ahead: VecDeque::new(), rest: Some(Box::pin(body)), flight: None };
         let mut usage = usage_reader(&parts.headers);
         if dialect.body_tells(status) {
             // What stands in it is concluded from here, and no usage is told.
@@ -51,7 +60,7 @@ impl Permit {
         if body.rest.is_some() {
             body.flight = Some(Flight { permit: self, usage });
         }
-        rebuilt(parts, Body::wrap(body), &url)
+        http::Response::from_parts(parts, body)
     }
 }
 
@@ -94,30 +103,45 @@ impl Flight {
     }
 }
 
-/// The body of a request in flight.
-struct HeldBody {
+/// The body of a request in flight, with its permit: made by [`Permit::attach_to`].
+pub struct Attached<R: HttpBody> {
     /// Read already, to be handed on as it came.
-    ahead: VecDeque<Result<Frame<Bytes>, reqwest::Error>>,
-    /// Gone when it has been read to its end.
-    rest: Option<Body>,
+    ahead: VecDeque<Result<Frame<Bytes>, R::Error>>,
+    /// Gone when it has been read to its end. Boxed, because it may be read from before it is handed on.
+    rest: Option<Pin<Box<R>>>,
     /// Lands with the last frame, whatever becomes of the body then.
     flight: Option<Flight>,
 }
 
-impl Drop for HeldBody {
+/// Not what is in it: answers are their callers' own.
+impl<R: HttpBody> fmt::Debug for Attached<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attached").field("in_flight", &self.flight.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl<R: HttpBody> Drop for Attached<R> {
     fn drop(&mut self) {
         self.land();
     }
 }
 
-impl HeldBody {
+impl<R: HttpBody> Attached<R> {
+    fn land(&mut self) {
+        if let Some(flight) = self.flight.take() {
+            flight.landed();
+        }
+    }
+}
+
+impl<R: HttpBody<Data = Bytes>> Attached<R> {
     /// Reads the rest as far as it can matter. Cancel-safe.
     async fn read_ahead(&mut self) {
         let mut bytes = 0;
         while let Some(rest) = &mut self.rest
             && bytes < BODY_BYTES_MAX
         {
-            match poll_fn(|context| Pin::new(&mut *rest).poll_frame(context)).await {
+            match poll_fn(|context| rest.as_mut().poll_frame(context)).await {
                 Some(frame) => {
                     bytes += frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
                     if frame.is_err() || rest.is_end_stream() {
@@ -135,9 +159,9 @@ impl HeldBody {
         frames.flat_map(|data| data.iter().copied()).collect()
     }
 
-    fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, reqwest::Error>>> {
+    fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, R::Error>>> {
         let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
-        let polled = Pin::new(&mut *rest).poll_frame(context);
+        let polled = rest.as_mut().poll_frame(context);
         if let (Poll::Ready(Some(Ok(frame))), Some(flight)) = (&polled, &mut self.flight)
             && let Some(data) = frame.data_ref()
         {
@@ -150,22 +174,16 @@ impl HeldBody {
         }
         polled
     }
-
-    fn land(&mut self) {
-        if let Some(flight) = self.flight.take() {
-            flight.landed();
-        }
-    }
 }
 
-impl HttpBody for HeldBody {
-    type Data = Bytes;
-    type Error = reqwest::Error;
+/// Nothing in it is pinned in place: the rest is, behind its box.
+impl<R: HttpBody> Unpin for Attached<R> {}
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, reqwest::Error>>> {
+impl<R: HttpBody<Data = Bytes>> HttpBody for Attached<R> {
+    type Data = Bytes;
+    type Error = R::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, R::Error>>> {
         match self.ahead.pop_front() {
             Some(frame) => Poll::Ready(Some(frame)),
             None => self.poll_rest(context),
@@ -189,8 +207,9 @@ impl HttpBody for HeldBody {
 }
 
 /// A response with its URL, which the conversion would lose.
-fn rebuilt(parts: http::response::Parts, body: Body, url: &reqwest::Url) -> Response {
+fn rebuilt(response: http::Response<Body>, url: &Url) -> Response {
     use reqwest::ResponseBuilderExt;
+    let (parts, body) = response.into_parts();
     let mut rebuilt = http::Response::builder().url(url.clone()).body(body);
     if let Ok(response) = &mut rebuilt {
         *response.status_mut() = parts.status;

@@ -5,7 +5,7 @@
 //! tenant and the cost come from the request's extensions when the caller put a [`TenantId`] or a [`Cost`] there; else
 //! the cost is what the dialect makes of the body's length and of the output it allows.
 
-use http::Extensions;
+use http::{Extensions, HeaderMap};
 use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next};
 
@@ -14,7 +14,7 @@ use crate::quota::{Cost, TenantId};
 
 /// What a streamed request body of unknown length is taken for, in bytes: about 500 LLM tokens. A caller that streams
 /// larger ones puts a [`Cost`] into the request's extensions.
-const STREAMED_BYTES: usize = 2_000;
+pub(super) const STREAMED_BYTES: usize = 2_000;
 
 /// Limits a reqwest client to a pool's thresholds.
 #[derive(Debug, Clone)]
@@ -39,17 +39,22 @@ impl Middleware for Limited {
         extensions: &mut Extensions,
         next: Next<'_>,
     ) -> reqwest_middleware::Result<Response> {
-        let tenant = extensions.get::<TenantId>().unwrap_or(&self.tenant).clone();
-        let cost = extensions.get::<Cost>().copied().unwrap_or_else(|| self.pool.cost_of(&request));
-        let mut permit = self.pool.admit(&tenant, cost).await.map_err(reqwest_middleware::Error::middleware)?;
-        match next.run(request, extensions).await {
-            Ok(response) => Ok(permit.attach(response).await),
-            Err(error) => {
-                permit.failed();
-                Err(error)
-            }
-        }
+        let (tenant, cost) = whose(extensions, &self.tenant);
+        let cost = cost.unwrap_or_else(|| self.pool.cost_of(&request));
+        let permit = self.pool.admit(&tenant, cost).await.map_err(reqwest_middleware::Error::middleware)?;
+        // Dropped without an answer, the permit counts as sent and says nothing of capacity.
+        Ok(permit.attach(next.run(request, extensions).await?).await)
     }
+}
+
+/// Whose a request is and what it costs, as far as the caller has said.
+pub(super) fn whose(extensions: &Extensions, tenant: &TenantId) -> (TenantId, Option<Cost>) {
+    (extensions.get().unwrap_or(tenant).clone(), extensions.get().copied())
+}
+
+/// What a request's headers say of its length.
+pub(super) fn told_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 impl Pool {
@@ -62,7 +67,6 @@ impl Pool {
         if let Some(bytes) = body.as_bytes() {
             return dialect.estimate(bytes.len(), dialect.max_output_tokens(bytes));
         }
-        let told = || request.headers().get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
-        dialect.estimate(told().unwrap_or(STREAMED_BYTES), 0)
+        dialect.estimate(told_length(request.headers()).unwrap_or(STREAMED_BYTES), 0)
     }
 }

@@ -41,10 +41,15 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # With tower
+//!
+//! [`LimitLayer`] does the same for tower services, reqwest's or of another HTTP library.
+//!
 //! # By hand
 //!
 //! [`Pool::admit`] gives a [`Permit`]; with reqwest, [`Permit::attach`] does the rest; with another HTTP library,
-//! [`Permit::observe`] the head, [`Permit::conclude`] and [`Permit::settle`] it:
+//! [`Permit::attach_to`] where it speaks `http-body`, else [`Permit::observe`] the head, [`Permit::conclude`] and
+//! [`Permit::settle`] it:
 //!
 //! ```no_run
 //! # async fn run(pool: tidegate::client::Pool) -> Result<(), Box<dyn std::error::Error>> {
@@ -65,16 +70,17 @@
 //! # Within
 //!
 //! ```text
-//! store ─► drive ─► session ─► member (PoolView) ─► swap ─► admission ─► Permit ─► middleware
+//! store ─► drive ─► session ─► member (PoolView) ─► swap ─► admission ─► Permit ─► middleware, layer
 //!            └──► report ─► leader ─► shares ─► member                      └──► reflex holds
 //! ```
 
 mod admission;
 mod answer;
-mod cells;
+pub mod cells;
 mod drive;
-mod gate;
+pub mod gate;
 mod gates;
+mod layer;
 mod member;
 mod middleware;
 mod params;
@@ -82,7 +88,7 @@ mod permit;
 mod pool;
 mod report;
 mod session;
-mod swap;
+pub mod swap;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -95,16 +101,18 @@ use tokio::task::JoinHandle;
 use drive::Core;
 use gates::{Gates, Views};
 use pool::{ClockDebug, PoolShared};
+use swap::{PoolWide, Swap};
 
 pub use admission::{Admission, Ask, Place, Refusal, Why};
-pub use cells::{Cells, Lock, Native, Number, Pointer};
-pub use gate::{Answer, Asker, Gate, LINE_MAX, Late, Standing, Traffic, Wake};
+pub use answer::Attached;
+pub use gate::{LINE_MAX, Traffic};
+pub use layer::{BoxError, Limit, LimitLayer};
 pub use member::{Changes, MemberState, PULSE_QUIET, PoolView};
 pub use middleware::Limited;
 pub use params::{ClientParams, PoolParams};
 pub use permit::Permit;
 pub use session::{Notice, Session};
-pub use swap::{PoolWide, Swap, Tuning};
+pub use swap::Tuning;
 
 use crate::clock::SystemClock;
 pub use crate::limiter::Priority;

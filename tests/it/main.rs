@@ -23,6 +23,7 @@ mod demo;
 mod emulator;
 mod examples;
 mod law;
+mod layer;
 mod limiter;
 mod line;
 mod member;

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use peak_alloc::PeakAlloc;
 use tidegate::client::gate::Gate;
 use tidegate::client::swap::{PoolWide, Swap};
 use tidegate::client::{Client, ClientParams, MemberState, Permit, Pool, PoolParams};
@@ -27,10 +28,12 @@ use tidegate::provider::Dialect;
 use tidegate::quota::{Cost, Grantee, Meter, TenantId};
 use tidegate::store::{MemoryStore, Op, Store, Txn};
 use tidegate::telemetry::Telemetry;
+use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
 use goal::{Bounds, Goals};
 
+const POOL: &str = "pool";
 /// More than anything here takes: every decision is an admission.
 const AMPLE: f64 = 4e9;
 const TOKENS: u32 = 100;
@@ -39,6 +42,9 @@ const COST: Cost = Cost::request(TOKENS as u64, 0);
 const DECISIONS: usize = 300_000;
 const DIRECT: Bounds = Bounds { goal: 0.75, must: 1.0 };
 const KEYED: Bounds = Bounds { goal: 0.5, must: 0.6 };
+
+#[global_allocator]
+static ALLOCATED: PeakAlloc = PeakAlloc;
 
 type OurGate = Gate<Arc<Notify>>;
 
@@ -165,11 +171,11 @@ fn others(goals: &mut Goals) {
     };
     goals.compare("limiter_decide_to_leaky_bucket", "ns", None, admit, leaky);
     let service = tower::service_fn(|()| std::future::ready(Ok::<(), std::convert::Infallible>(())));
-    let mut limited =
-        tower::limit::RateLimit::new(service, tower::limit::rate::Rate::new(u64::MAX, Duration::from_secs(3_600)));
     let tower = || {
         use tower::Service;
         let _context = runtime.enter();
+        let rate = tower::limit::rate::Rate::new(u64::MAX, Duration::from_secs(3_600));
+        let mut limited = tower::limit::RateLimit::new(service, rate);
         let begun = clock.now();
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         for _ in 0..DECISIONS {
@@ -181,10 +187,13 @@ fn others(goals: &mut Goals) {
     goals.compare("limiter_decide_to_tower_rate_limit", "ns", None, admit, tower);
 }
 
-/// A client that knows this many tenants.
-fn client(tenants: &[TenantId], runtime: &tokio::runtime::Runtime) -> (Client, Pool) {
-    let store = MemoryStore::new();
-    let (keys, pool) = (Keyspace::default(), "pool");
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+}
+
+/// A store with grants for all of them.
+async fn store(tenants: &[TenantId]) -> (MemoryStore, Keyspace) {
+    let (store, keys) = (MemoryStore::new(), Keyspace::default());
     let rate = Rate { rate: AMPLE, burst: AMPLE };
     let rates = BTreeMap::from([Meter::REQUESTS_PER_MINUTE, Meter::TOKENS_PER_MINUTE].map(|meter| (meter, rate)));
     let thresholds = Thresholds { rates, concurrency: None };
@@ -192,19 +201,23 @@ fn client(tenants: &[TenantId], runtime: &tokio::runtime::Runtime) -> (Client, P
     let stamp = Stamp { term: 1, epoch: 1 };
     let grant = Grant { schema: 1, stamp, safe: thresholds.clone(), thresholds, members: 1, reason };
     let value = serde_json::to_vec(&grant).expect("JSON");
-    let params = ClientParams::new(vec![PoolParams::new(pool.parse().expect("valid"), Dialect::OpenAi)]);
-    runtime.block_on(async {
-        for batch in tenants.chunks(100) {
-            let key = |tenant: &TenantId| {
-                keys.key(&Key::Limits(pool.parse().expect("valid"), Grantee::Tenant(tenant.clone())))
-            };
-            let ops = batch.iter().map(|tenant| Op::Put { key: key(tenant), value: value.clone(), lease: None });
-            store.commit(Txn { conditions: Vec::new(), ops: ops.collect() }).await.expect("memory");
-        }
-        let client = Client::start(params, Arc::new(store), Arc::new(Telemetry::new())).await;
-        let pool = client.pool(pool).expect("named");
-        (client, pool)
-    })
+    for batch in tenants.chunks(100) {
+        let key =
+            |tenant: &TenantId| keys.key(&Key::Limits(POOL.parse().expect("valid"), Grantee::Tenant(tenant.clone())));
+        let ops = batch.iter().map(|tenant| Op::Put { key: key(tenant), value: value.clone(), lease: None });
+        store.commit(Txn { conditions: Vec::new(), ops: ops.collect() }).await.expect("memory");
+    }
+    (store, keys)
+}
+
+async fn start(store: MemoryStore, keyspace: Keyspace) -> (Client, Pool) {
+    let params = ClientParams {
+        keyspace,
+        ..ClientParams::new(vec![PoolParams::new(POOL.parse().expect("valid"), Dialect::OpenAi)])
+    };
+    let client = Client::start(params, Arc::new(store), Arc::new(Telemetry::new())).await;
+    let pool = client.pool(POOL).expect("named");
+    (client, pool)
 }
 
 /// A walk through all of them that no prefetcher foresees.
@@ -220,7 +233,10 @@ fn keyed(goals: &mut Goals, tenants: usize, bounds: Option<Bounds>) {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let names: Vec<String> = (0..tenants).map(|n| format!("tenant-{n:06}")).collect();
     let ids: Vec<TenantId> = names.iter().map(|name| name.parse().expect("valid")).collect();
-    let (client, pool) = client(&ids, &runtime);
+    let (client, pool) = runtime.block_on(async {
+        let (store, keys) = store(&ids).await;
+        start(store, keys).await
+    });
     let requests: DefaultKeyedRateLimiter<String> = RateLimiter::keyed(Quota::per_second(ample()));
     let llm_tokens: DefaultKeyedRateLimiter<String> = RateLimiter::keyed(Quota::per_second(ample()));
     let order = shuffled(tenants);
@@ -230,7 +246,6 @@ fn keyed(goals: &mut Goals, tenants: usize, bounds: Option<Bounds>) {
     for threads in [1, 2] {
         // The permits end after the clock was stopped: governor has nothing to end.
         let ours = || {
-            let clock = SystemClock::new();
             let spans: Vec<f64> = std::thread::scope(|scope| {
                 let walks: Vec<_> = (0..threads)
                     .map(|thread| {
@@ -254,7 +269,6 @@ fn keyed(goals: &mut Goals, tenants: usize, bounds: Option<Bounds>) {
                     .collect();
                 walks.into_iter().map(|walk| walk.join().expect("no panic")).collect()
             });
-            let _ = clock;
             spans.iter().sum::<f64>() / (DECISIONS * threads * threads) as f64
         };
         let governor = || {
@@ -278,11 +292,97 @@ fn keyed(goals: &mut Goals, tenants: usize, bounds: Option<Bounds>) {
     runtime.block_on(client.close());
 }
 
-/// The process's memory in use, in bytes.
-fn resident_bytes() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).map_or(f64::NAN, |kib| kib * 1024.0)
+/// What a tenant takes: one that is only declared, and one that has been used.
+fn memory(goals: &mut Goals) {
+    const TENANTS: usize = 100_000;
+    let runtime = runtime();
+    let ids: Vec<TenantId> = (0..TENANTS).map(|n| format!("tenant-{n:06}").parse().expect("valid")).collect();
+    // The store is in this process too: a client of no tenant at all, and the same store, are there before.
+    let (store, keys) = runtime.block_on(store(&ids));
+    let before = ALLOCATED.current_usage();
+    let (client, pool) = runtime.block_on(start(store, keys));
+    runtime.block_on(async {
+        while pool.tuning().limits.len() <= TENANTS {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let each = |bytes: usize| bytes.saturating_sub(before) as f64 / TENANTS as f64;
+    let declared = each(ALLOCATED.current_usage());
+    for id in &ids {
+        drop(pool.try_admit(id, COST).expect("ample"));
+    }
+    let used = each(ALLOCATED.current_usage());
+    println!("limiter_bytes_per_declared_tenant ours={declared:.0}B");
+    goals.at_most("limiter_bytes_per_used_tenant", "B", used, 64.0 * 1_048_576.0 / TENANTS as f64);
+    runtime.block_on(client.close());
+}
+
+/// The processor time that this process has used, in seconds.
+fn processor_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
+    let after_name = stat.rsplit_once(')').expect("a name in brackets").1;
+    let ticks: f64 = after_name.split_whitespace().skip(11).take(2).map(|n| n.parse::<f64>().expect("a number")).sum();
+    ticks / 100.0
+}
+
+/// Ten thousand who wait, and what it takes to let one go.
+fn waiting(goals: &mut Goals) {
+    let runtime = runtime();
+    let tenant: TenantId = "anyone".parse().expect("valid");
+    // Without a controller the bootstrap thresholds hold: one at a time.
+    let (client, pool) = runtime.block_on(async {
+        let params = ClientParams::new(vec![PoolParams {
+            bootstrap: Thresholds { concurrency: Some(1), ..Thresholds::default() },
+            ..PoolParams::new("pool".parse().expect("valid"), Dialect::OpenAi)
+        }]);
+        let client = Client::start(params, Arc::new(MemoryStore::new()), Arc::new(Telemetry::new())).await;
+        let pool = client.pool("pool").expect("named");
+        (client, pool)
+    });
+    // What one takes from standing at the head to having ended, with so many behind him at first.
+    let drained_ns = |waiters: usize, idle: &dyn Fn()| {
+        let held = pool.try_admit(&tenant, COST).expect("free");
+        runtime.block_on(async {
+            let line: Vec<_> = (0..waiters)
+                .map(|_| {
+                    let (pool, tenant) = (pool.clone(), tenant.clone());
+                    tokio::spawn(async move {
+                        drop(pool.admit_within(&tenant, COST, Duration::from_secs(300)).await.expect("a turn"));
+                    })
+                })
+                .collect();
+            while pool.traffic().values().map(|traffic| traffic.waiting).sum::<usize>() < waiters {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            idle();
+            let clock = SystemClock::new();
+            let begun = clock.now();
+            drop(held);
+            for waiter in line {
+                waiter.await.expect("no panic");
+            }
+            clock.now().nanos_since(begun) / waiters as f64
+        })
+    };
+    let busy = std::cell::Cell::new(0.0);
+    drained_ns(10_000, &|| {
+        let (clock, before) = (SystemClock::new(), processor_s());
+        let begun = clock.now();
+        while clock.now().seconds_since(begun) < 3.0 {
+            std::thread::park_timeout(Duration::from_millis(500));
+        }
+        busy.set((processor_s() - before) / 3.0 * 100.0);
+    });
+    goals.at_most("limiter_10000_waiters_processor", "%", busy.get(), 2.0);
+    let bounds = Bounds { goal: 1.5, must: 2.0 };
+    goals.compare(
+        "limiter_turn_of_10000_to_turn_of_1000",
+        "ns",
+        Some(bounds),
+        || drained_ns(10_000, &|| ()),
+        || drained_ns(1_000, &|| ()),
+    );
+    runtime.block_on(client.close());
 }
 
 fn main() -> ExitCode {
@@ -290,8 +390,9 @@ fn main() -> ExitCode {
     direct(&mut goals);
     swaps(&mut goals);
     others(&mut goals);
+    waiting(&mut goals);
+    memory(&mut goals);
     keyed(&mut goals, 1_000, None);
     keyed(&mut goals, 100_000, Some(KEYED));
-    let _ = (resident_bytes(), Priority::Batch);
     goals.verdict()
 }

@@ -219,6 +219,8 @@ async fn follow(
         }
         session.next_revision()
     };
+    // As large as all the records together: not to be kept as long as the watch lasts.
+    drop(listing);
     core.urgent.notify_one();
     let mut watch = store.watch(&selects, from).await?;
     loop {

@@ -13,7 +13,7 @@ use super::cells::{Cells, Lock, Native};
 use super::swap::{PoolWide, Swap};
 use crate::clock::MonoTime;
 use crate::limiter::{Bound, Decision, Denial, Limiter, Limits, Line, Never, Priority, Reservation, Ticket, Wait};
-use crate::observation::Counters;
+use crate::observation::{Counters, UnitCounts};
 use crate::quota::Cost;
 
 /// Most that may wait in one line; the next one is refused at once.
@@ -93,12 +93,29 @@ pub struct Standing {
 #[derive(Debug)]
 struct State<W> {
     limiter: Limiter,
+    tally: Tally,
     line: Line<W>,
-    counters: Counters,
+    /// All else that is counted. Of its own: a decision touches none of it.
+    counters: Box<Counters>,
     /// Which version of what holds for the pool the limiter knows.
     version: u64,
     asked_at: MonoTime,
     closed: bool,
+}
+
+/// What each decision counts.
+#[derive(Debug, Default)]
+struct Tally {
+    attempts: u64,
+    admitted: u64,
+    reserved: UnitCounts,
+}
+
+impl Tally {
+    fn admit(&mut self, cost: &Cost) {
+        self.admitted += 1;
+        self.reserved.add(cost);
+    }
 }
 
 /// One tenant's limiter and line in this process.
@@ -123,8 +140,9 @@ pub struct Traffic {
 impl<W: Wake, C: Cells> Gate<W, C> {
     /// A gate with this limiter.
     pub fn new(limiter: Limiter, now: MonoTime) -> Self {
-        let (line, counters) = (Line::default(), Counters::default());
-        Self { state: C::Lock::new(State { limiter, line, counters, version: 0, asked_at: now, closed: false }) }
+        let (tally, line, counters) = (Tally::default(), Line::default(), Box::default());
+        let state = State { limiter, tally, line, counters, version: 0, asked_at: now, closed: false };
+        Self { state: C::Lock::new(state) }
     }
 
     /// Decides, whoever may be waiting: what [`Gate::ask`] does without its line.
@@ -152,7 +170,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
                 return Answer::Moved;
             }
             if !std::mem::replace(&mut asker.counted, true) {
-                state.counters.attempts += 1;
+                state.tally.attempts += 1;
             }
             match parent {
                 None => state.ask(asker, now),
@@ -214,7 +232,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         self.state.with(|state| {
             let reserved = reservation.cost();
             if let Some(charged) = charged {
-                state.counters.reserved.add(&charged.minus(&reserved));
+                state.tally.reserved.add(&charged.minus(&reserved));
                 state.counters.returned.add(&reserved.minus(&charged));
             }
             state.limiter.settle(reservation, charged, now);
@@ -242,7 +260,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     /// What it did and is doing.
     pub fn traffic(&self) -> Traffic {
         self.state.with(|state| Traffic {
-            counters: state.counters.clone(),
+            counters: state.counters(),
             in_flight: state.limiter.in_flight(),
             waiting: state.line.len(),
             expired: state.limiter.expired(),
@@ -256,6 +274,11 @@ impl<W: Wake, C: Cells> Gate<W, C> {
 }
 
 impl<W: Wake> State<W> {
+    fn counters(&self) -> Counters {
+        let Tally { attempts, admitted, reserved } = self.tally;
+        Counters { attempts, admitted, reserved, ..(*self.counters).clone() }
+    }
+
     /// Learns what holds for all tenants of the pool, if that has changed.
     fn catch_up<C: Cells>(&mut self, wide: &Swap<PoolWide, C>, now: MonoTime) {
         let version = wide.version();
@@ -312,9 +335,8 @@ impl<W: Wake> State<W> {
         match decided {
             Ok((mine, theirs)) => {
                 parent.leave_as_child(asker);
-                parent.counters.attempts += 1;
-                parent.counters.admitted += 1;
-                parent.counters.reserved.add(&asker.cost);
+                parent.tally.attempts += 1;
+                parent.tally.admit(&asker.cost);
                 self.admitted(asker);
                 Answer::Admitted(mine, Some(theirs))
             }
@@ -339,9 +361,10 @@ impl<W: Wake> State<W> {
     }
 
     fn admitted(&mut self, asker: &mut Asker<W>) {
-        self.counters.admitted += 1;
-        self.counters.waited += u64::from(asker.waited);
-        self.counters.reserved.add(&asker.cost);
+        self.tally.admit(&asker.cost);
+        if asker.waited {
+            self.counters.waited += 1;
+        }
         self.leave(asker);
     }
 

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 use parking_lot::{Mutex, RwLock};
@@ -25,8 +24,8 @@ use crate::quota::{Grantee, PoolId, TenantId};
 pub(super) type Views = Arc<Mutex<BTreeMap<PoolId, PoolView>>>;
 
 const SHARDS: usize = 64;
-/// A tenant that has not asked for so long has its gate dropped, once nothing that it owes would be forgotten.
-const IDLE_AFTER: Duration = Duration::from_secs(60);
+/// How many shards are looked through for idle gates at a time.
+const SHARDS_SWEPT: usize = 4;
 
 /// How a caller is woken: the permit of a [`Notify`] waits for one who does not listen yet.
 pub(super) type Waker = Arc<Notify>;
@@ -67,7 +66,7 @@ pub(super) struct Gates {
     /// How often limits changed.
     generation: AtomicU64,
     /// Which shard is looked through next for idle gates.
-    sweep: AtomicUsize,
+    swept: AtomicUsize,
 }
 
 impl Gates {
@@ -89,7 +88,7 @@ impl Gates {
             default,
             declared: AtomicU64::new(0),
             generation: AtomicU64::new(1),
-            sweep: AtomicUsize::new(0),
+            swept: AtomicUsize::new(0),
         }
     }
 
@@ -212,9 +211,15 @@ impl Gates {
 
     /// Drops gates that nobody uses and that remember nothing: a part of them at a call.
     pub(super) fn drop_idle(&self, now: MonoTime) {
-        let next = self.sweep.fetch_add(1, Ordering::Relaxed) % SHARDS;
-        let since = now.before(IDLE_AFTER);
-        self.shards[next].write().retain(|entry| {
+        let next = self.swept.fetch_add(SHARDS_SWEPT, Ordering::Relaxed) % SHARDS;
+        let since = now.before(self.pool.idle_after);
+        for shard in &self.shards[next..next + SHARDS_SWEPT] {
+            Self::sweep(&mut shard.write(), since, now);
+        }
+    }
+
+    fn sweep(shard: &mut HashTable<Entry>, since: MonoTime, now: MonoTime) {
+        shard.retain(|entry| {
             // Nobody can get at it while the shard is locked: who has it already is counted.
             let idle = |account: &mut Arc<Account>| Arc::strong_count(account) == 1 && account.gate.is_idle(since, now);
             let _ = entry.account.take_if(idle);

@@ -189,10 +189,12 @@ impl Client {
             jitter: fastrand::f64(),
         });
         let process: std::sync::Weak<Core> = Arc::downgrade(&core);
+        let idle_after = params.idle_after;
         let shared = |params: &PoolParams, first: &PoolWide| PoolShared {
             id: params.id.clone(),
             dialect: params.dialect,
             call_max: params.call_max,
+            idle_after,
             clock: clock.clone(),
             wide: Swap::new(first.clone()),
             telemetry: telemetry.clone(),

@@ -21,6 +21,9 @@ pub struct ClientParams {
     pub report_url: Option<String>,
     /// How long a request waits for admission unless the caller says otherwise.
     pub max_wait: Duration,
+    /// After how long without a request the process forgets what it kept of a tenant, once nothing that the tenant owes
+    /// would be forgotten with it.
+    pub idle_after: Duration,
 }
 
 /// One pool as a client is told of it.
@@ -59,6 +62,7 @@ impl ClientParams {
             pools,
             report_url: None,
             max_wait: Duration::from_secs(10),
+            idle_after: Duration::from_secs(60),
         }
     }
 }

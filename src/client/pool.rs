@@ -21,6 +21,8 @@ pub(super) struct PoolShared {
     pub dialect: Dialect,
     /// How long a call may last before its place in flight is given to another.
     pub call_max: Duration,
+    /// How long a tenant may not have asked before its gate is dropped, once nothing that it owes would be forgotten.
+    pub idle_after: Duration,
     pub clock: Arc<dyn ClockDebug>,
     pub wide: Swap<PoolWide>,
     pub telemetry: Arc<Telemetry>,

@@ -9,9 +9,8 @@ use crate::clock::MonoTime;
 /// A token bucket.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bucket {
-    /// Units per nanosecond, and nanoseconds per unit: a decision multiplies, and divides nothing.
+    /// Units per nanosecond.
     rate_per_ns: f64,
-    ns_per_unit: f64,
     /// Units.
     burst: f64,
     /// Units; negative is debt.
@@ -24,7 +23,7 @@ impl Bucket {
     #[must_use]
     pub fn new(rate_per_s: f64, burst: f64, now: MonoTime) -> Self {
         let level = rate_per_s.min(burst);
-        Self { rate_per_ns: rate_per_s / 1e9, ns_per_unit: 1e9 / rate_per_s, burst, level, updated: now }
+        Self { rate_per_ns: rate_per_s / 1e9, burst, level, updated: now }
     }
 
     /// The level at `now`, in units.
@@ -50,7 +49,6 @@ impl Bucket {
     pub fn retune(&mut self, rate_per_s: f64, burst: f64, now: MonoTime) {
         self.accrue(now);
         self.rate_per_ns = rate_per_s / 1e9;
-        self.ns_per_unit = 1e9 / rate_per_s;
         self.burst = burst;
         self.level = self.level.min(burst);
     }
@@ -82,7 +80,7 @@ impl Bucket {
         if missing <= slack {
             Some(now)
         } else if units <= self.burst + slack {
-            at_the_end_of(missing * self.ns_per_unit, now)
+            at_the_end_of(missing / self.rate_per_ns, now)
         } else {
             None
         }
@@ -92,7 +90,7 @@ impl Bucket {
     #[must_use]
     pub fn supplies_at(&self, units: f64, now: MonoTime) -> Option<MonoTime> {
         let missing = units - self.level_at(now);
-        if missing <= slack(units) { Some(now) } else { at_the_end_of(missing * self.ns_per_unit, now) }
+        if missing <= slack(units) { Some(now) } else { at_the_end_of(missing / self.rate_per_ns, now) }
     }
 
     /// Takes `units`, into debt if need be.

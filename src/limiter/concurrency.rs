@@ -1,7 +1,7 @@
 //! Requests in flight: a place for each, given back when it ends, or when it has been away for too long.
 //!
 //! Places are counted by the slice of time in which they were taken, not one by one: a place whose holder never comes back
-//! is free again after [`Concurrency::call_max`], at most an eighth of it later, and costs no memory meanwhile.
+//! is free again after [`Concurrency::call_max`], at most a sixth of it later, and costs no memory meanwhile.
 //!
 //! Invariant: the places taken are at most as many as the limit was when the last of them was taken.
 
@@ -10,8 +10,8 @@ use std::time::Duration;
 use crate::clock::MonoTime;
 
 /// Slices of time in which a call may have begun that has not expired, beside the current one. All fit on the ring.
-const SLICES: u32 = 8;
-const RING: usize = 16;
+const SLICES: u32 = 6;
+const RING: usize = 8;
 
 /// The slice of time in which a place was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

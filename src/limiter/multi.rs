@@ -86,38 +86,48 @@ impl Reservation {
     }
 }
 
+/// One meter. A decision reads all of it and nothing more: a line of the processor's cache.
 #[derive(Debug)]
 struct Metered {
     meter: Meter,
-    counter: Counter,
-    largest_request: f64,
     /// Up to this a request is neither larger than the burst nor than any could be.
     at_ease: f64,
-    /// The request in flight that is larger than the burst.
-    oversize: Option<Oversize>,
-    /// The first reservation that took from this counter; an older one has nothing to get back.
-    first_serial: u64,
+    largest_request: f64,
+    counter: Counter,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Oversize {
+    meter: Meter,
     serial: u64,
     slice: Slice,
+}
+
+/// What few limiters have at a time, and no admission at ease looks at.
+#[derive(Debug, Default)]
+struct Aside {
+    /// Requests in flight that are larger than a meter's burst.
+    oversize: Vec<Oversize>,
+    /// Meters that were added later: what was reserved before has nothing to get back from them.
+    first_serials: Vec<(Meter, u64)>,
+    /// Meters taken out of the limits, kept for one window: a meter that flaps must not refill.
+    removed: Vec<(Metered, MonoTime)>,
+    holds: Vec<Held>,
 }
 
 /// The limiter of one tenant in one member.
 #[derive(Debug)]
 pub struct Limiter {
-    meters: SmallVec<[Metered; 2]>,
-    /// Meters taken out of the limits, kept for one window: a meter that flaps must not refill.
-    removed: Vec<(Metered, MonoTime)>,
-    holds: Vec<Held>,
-    flights: Concurrency,
     blocked: bool,
+    /// There is a hold, or the end of one to be acted on.
+    has_holds: bool,
     admitted: u64,
+    meters: SmallVec<[Metered; 2]>,
+    flights: Concurrency,
     /// The last refusal and its cost: it stands until its end, unless something changes before. Who is refused asks again,
     /// and a refusal is to be no dearer than an admission.
     refused: Option<(Cost, MonoTime, Bound)>,
+    aside: Option<Box<Aside>>,
 }
 
 impl Limiter {
@@ -127,17 +137,17 @@ impl Limiter {
         Self::with_call_max(limits, CALL_MAX, now)
     }
 
-    /// The same, with reservations that expire when they were not settled for `call_max` (up to an eighth longer).
+    /// The same, with reservations that expire when they were not settled for `call_max` (up to a sixth longer).
     #[must_use]
     pub fn with_call_max(limits: &Limits, call_max: Duration, now: MonoTime) -> Self {
         let mut limiter = Self {
-            meters: SmallVec::new(),
-            removed: Vec::new(),
-            holds: Vec::new(),
-            flights: Concurrency::new(call_max, now),
             blocked: false,
+            has_holds: false,
             admitted: 0,
+            meters: SmallVec::new(),
+            flights: Concurrency::new(call_max, now),
             refused: None,
+            aside: None,
         };
         limiter.retune(limits, now);
         limiter
@@ -154,10 +164,14 @@ impl Limiter {
         }
     }
 
+    fn aside(&mut self) -> &mut Aside {
+        self.aside.get_or_insert_default()
+    }
+
     /// Puts new limits in force as of `since`; levels and debts stay.
     pub fn retune(&mut self, limits: &Limits, since: MonoTime) {
         self.refused = None;
-        let (known, mut gone): (SmallVec<[Metered; 2]>, SmallVec<[Metered; 2]>) = std::mem::take(&mut self.meters)
+        let (known, gone): (SmallVec<[Metered; 2]>, SmallVec<[Metered; 2]>) = std::mem::take(&mut self.meters)
             .into_iter()
             .partition(|metered| limits.meters.contains_key(&metered.meter));
         self.meters = known;
@@ -171,8 +185,6 @@ impl Limiter {
                 counter: Counter::new(*meter, limit, since),
                 largest_request: 0.0,
                 at_ease: 0.0,
-                oversize: None,
-                first_serial: self.admitted,
             });
             metered.retune(limit, since);
             // Another window for the same unit: what was counted in the old one counts in the new one.
@@ -180,31 +192,43 @@ impl Limiter {
                 metered.counter.carry(&old.counter, since);
             }
             self.meters.push(metered);
+            if self.admitted > 0 {
+                let first = (*meter, self.admitted);
+                let aside = self.aside();
+                aside.first_serials.retain(|(known, _)| known != meter);
+                aside.first_serials.push(first);
+            }
         }
-        for metered in &mut gone {
+        if let Some(aside) = &mut self.aside {
+            aside.removed.retain(|(metered, at)| since.seconds_since(*at) < metered.meter.window.seconds());
+        }
+        for mut metered in gone {
             metered.counter.pause(since);
+            self.aside().removed.push((metered, since));
         }
-        self.removed.retain(|(metered, at)| since.seconds_since(*at) < metered.meter.window.seconds());
-        self.removed.extend(gone.into_iter().map(|metered| (metered, since)));
         self.flights.retune(limits.concurrency);
         self.blocked = limits.blocked;
     }
 
     fn recall(&mut self, meter: Meter, since: MonoTime) -> Option<Metered> {
-        let place = self.removed.iter().position(|(metered, _)| metered.meter == meter)?;
-        let (mut metered, removed_at) = self.removed.swap_remove(place);
+        let removed = &mut self.aside.as_mut()?.removed;
+        let place = removed.iter().position(|(metered, _)| metered.meter == meter)?;
+        let (mut metered, removed_at) = removed.swap_remove(place);
         metered.counter.resume(since);
-        metered.first_serial = self.admitted;
         (since.seconds_since(removed_at) < meter.window.seconds()).then_some(metered)
     }
 
     /// Puts these holds in force as of `now`, and no others. A unit whose hold ends starts slowly: what was stored while
     /// nobody could send is not let go at once.
     pub fn hold(&mut self, holds: &[Hold], now: MonoTime) {
+        if holds.is_empty() && !self.has_holds {
+            return;
+        }
         self.refused = None;
-        let ended = std::mem::replace(&mut self.holds, holds.iter().copied().map(Held::new).collect());
+        let told = holds.iter().copied().map(Held::new).collect();
+        let ended = std::mem::replace(&mut self.aside().holds, told);
         for mut old in ended {
-            match self.holds.iter_mut().find(|held| held.meter == old.meter) {
+            match self.aside().holds.iter_mut().find(|held| held.meter == old.meter) {
                 // Told again: what was released stays released.
                 Some(held) if held.until == old.until => held.released = old.released,
                 // Longer or shorter: it ends when it ends.
@@ -215,6 +239,7 @@ impl Limiter {
                 }
             }
         }
+        self.has_holds = !holds.is_empty();
     }
 
     fn release(&mut self, held: &mut Held) {
@@ -225,15 +250,21 @@ impl Limiter {
         }
     }
 
+    fn holds(&self) -> &[Held] {
+        self.aside.as_ref().map_or(&[], |aside| &aside.holds)
+    }
+
     /// Until when a request of this cost is held, and on which meter. Holds that have ended are released.
     fn held(&mut self, cost: &Cost, now: MonoTime) -> Option<(MonoTime, Meter)> {
-        let mut held = std::mem::take(&mut self.holds);
-        for ended in held.iter_mut().filter(|held| held.until <= now) {
+        let mut holds = std::mem::take(&mut self.aside().holds);
+        for ended in holds.iter_mut().filter(|held| held.until <= now) {
             self.release(ended);
         }
-        self.holds = held;
-        let holds = self.holds.iter().filter(|held| held.until > now && cost.of(held.meter.unit) > 0.0);
-        holds.map(|held| (held.until, held.meter)).max()
+        self.has_holds = holds.iter().any(|held| !held.released);
+        let until = holds.iter().filter(|held| held.until > now && cost.of(held.meter.unit) > 0.0);
+        let until = until.map(|held| (held.until, held.meter)).max();
+        self.aside().holds = holds;
+        until
     }
 
     /// Requests in flight.
@@ -259,9 +290,13 @@ impl Limiter {
     #[must_use]
     pub fn is_fresh_at(&self, now: MonoTime) -> bool {
         self.flights.taken() == 0
-            && self.holds.iter().all(|held| held.until <= now)
+            && self.holds().iter().all(|held| held.until <= now)
             && self.meters.iter().all(|metered| metered.counter.is_fresh_at(now))
-            && self.removed.iter().all(|(metered, at)| now.seconds_since(*at) >= metered.meter.window.seconds())
+            && self
+                .aside
+                .iter()
+                .flat_map(|aside| &aside.removed)
+                .all(|(metered, removed_at)| now.seconds_since(*removed_at) >= metered.meter.window.seconds())
     }
 
     /// Frees the places of calls that began longer ago than any call takes.
@@ -313,7 +348,7 @@ impl Limiter {
             let needed = cost.of(metered.meter.unit);
             needed <= 0.0 || (needed <= metered.at_ease && metered.counter.has(needed, now))
         });
-        if room && !self.blocked && self.flights.has_room() && self.holds.is_empty() {
+        if room && !self.blocked && self.flights.has_room() && !self.has_holds {
             return Ok(());
         }
         self.look_closely(cost, now)
@@ -321,7 +356,7 @@ impl Limiter {
 
     fn look_closely(&mut self, cost: &Cost, now: MonoTime) -> Result<(), Denial> {
         // First: a hold that has ended changes levels.
-        let held = if self.holds.is_empty() { None } else { self.held(cost, now) };
+        let held = if self.has_holds { self.held(cost, now) } else { None };
         let mut wait = Wait { at: held.map_or(Some(now), |(until, _)| Some(until)), by: Bound::Concurrency };
         if let Some((_, meter)) = held {
             wait.by = Bound::Hold(meter);
@@ -335,8 +370,8 @@ impl Limiter {
                 metered.counter.reaches_at(needed, now)
             } else if needed > metered.largest_request {
                 return Err(Denial::Never(metered.never(needed)));
-            } else if metered.oversize.is_some_and(|oversize| self.flights.lives(oversize.slice))
-                || metered.counter.burst() <= 0.0
+            } else if metered.counter.burst() <= 0.0
+                || oversize_flies(self.aside.as_deref(), &self.flights, metered.meter)
             {
                 // A bucket that holds nothing is not full, it is no bucket: a member without a share admits nothing.
                 None
@@ -379,8 +414,9 @@ impl Limiter {
         for metered in &mut self.meters {
             let needed = cost.of(metered.meter.unit);
             if needed > 0.0 {
-                if needed > metered.counter.burst() {
-                    metered.oversize = Some(Oversize { serial, slice });
+                if needed > metered.at_ease {
+                    let oversize = Oversize { meter: metered.meter, serial, slice };
+                    self.aside.get_or_insert_default().oversize.push(oversize);
                 }
                 metered.counter.take(needed, now);
             }
@@ -395,7 +431,7 @@ impl Limiter {
         if self.blocked {
             return Wait { at: None, by: Bound::Block };
         }
-        let holds = self.holds.iter().filter(|held| held.until > now && cost.of(held.meter.unit) > 0.0);
+        let holds = self.holds().iter().filter(|held| held.until > now && cost.of(held.meter.unit) > 0.0);
         let held = holds.map(|held| Wait { at: Some(held.until), by: Bound::Hold(held.meter) });
         let metered = self.meters.iter().filter(|metered| cost.of(metered.meter.unit) > 0.0).map(|metered| {
             // As in `room`: what is above the member's burst is admitted from a full bucket.
@@ -415,20 +451,26 @@ impl Limiter {
         let Reservation { cost, at, serial, slice } = reservation;
         self.flights.advance(now);
         self.flights.give_back(slice);
-        let away = self.removed.iter_mut().map(|(metered, _)| metered);
-        for metered in self.meters.iter_mut().chain(away) {
-            if metered.oversize.is_some_and(|oversize| oversize.serial == serial) {
-                metered.oversize = None;
-            }
+        let mut first_serials: &[(Meter, u64)] = &[];
+        if let Some(aside) = &mut self.aside {
+            aside.oversize.retain(|oversize| oversize.serial != serial && self.flights.lives(oversize.slice));
+            first_serials = &aside.first_serials;
         }
         let Some(charged) = charged else { return };
-        for metered in self.meters.iter_mut().filter(|metered| serial >= metered.first_serial) {
+        for metered in &mut self.meters {
             let unused = cost.of(metered.meter.unit) - charged.of(metered.meter.unit);
-            if unused != 0.0 {
+            let older = |(meter, first): &(Meter, u64)| *meter == metered.meter && serial < *first;
+            if unused != 0.0 && !first_serials.iter().any(older) {
                 metered.counter.give_back(unused, at, now);
             }
         }
     }
+}
+
+/// Whether a request larger than the meter's burst is in flight.
+fn oversize_flies(aside: Option<&Aside>, flights: &Concurrency, meter: Meter) -> bool {
+    let oversize = aside.map_or(&[][..], |aside| &aside.oversize);
+    oversize.iter().any(|oversize| oversize.meter == meter && flights.lives(oversize.slice))
 }
 
 impl Metered {

@@ -4,6 +4,8 @@ use std::sync::LazyLock;
 
 use super::names::Names;
 use super::spec::{Absent, Key, Shape, Table, homes};
+use crate::limiter::ENTRIES_MAX;
+use crate::plan::Algorithm;
 use crate::provider::Dialect;
 
 /// No provider counts this high; the bound keeps sums exact.
@@ -13,6 +15,9 @@ const UNITS_MAX: f64 = 1e12;
 pub(super) const BURST_SECONDS: f64 = 3.0;
 /// Longest name of a controller.
 pub(super) const NAME_CHARS_MAX: usize = 128;
+/// Largest rate of a meter that is counted by an exact log: an entry for each request.
+#[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
+pub(super) const LOG_RATE_MAX: f64 = ENTRIES_MAX as f64;
 /// An absent table is read as an empty one.
 const EMPTY: Absent = Absent::Reads("{}");
 
@@ -21,6 +26,16 @@ static DIALECTS: [&str; Dialect::ALL.len()] = {
     let mut n = 0;
     while n < names.len() {
         names[n] = Dialect::ALL[n].as_str();
+        n += 1;
+    }
+    names
+};
+
+static ALGORITHMS: [&str; Algorithm::ALL.len()] = {
+    let mut names = [""; Algorithm::ALL.len()];
+    let mut n = 0;
+    while n < names.len() {
+        names[n] = Algorithm::ALL[n].as_str();
         n += 1;
     }
     names
@@ -167,7 +182,7 @@ pub(super) static CAPACITY: Key = Key {
     shape: Shape::Entries {
         expected: "at least one meter",
         names: Names::Meters,
-        entry: &Shape::KeyOr(&RATE, &Table { keys: &[&RATE, &BURST] }),
+        entry: &Shape::KeyOr(&RATE, &Table { keys: &[&RATE, &BURST, &ALGORITHM, &ALIGNMENT] }),
         least: 1,
     },
     absent: Absent::Refused,
@@ -189,6 +204,28 @@ pub(super) static BURST: Key = Key {
     shape: Shape::Number { min: 1.0, max: UNITS_MAX, unit: "units" },
     absent: Absent::Means("what the rate gives in 3 seconds, at least 1"),
     example: "30",
+};
+
+pub(super) static ALGORITHM: Key = Key {
+    name: "algorithm",
+    doc: "How the meter counts: refilled all the time; in windows of which each begins with the whole limit; in a window \
+          that slides, estimated from two counts; or in one that slides, exactly, which is for rates up to 1000.",
+    shape: Shape::OneOf(&ALGORITHMS),
+    absent: Absent::Reads("\"token_bucket\""),
+    example: "\"fixed_window\"",
+};
+
+pub(super) static ALIGNMENT: Key = Key {
+    name: "alignment",
+    doc: "When a fixed_window begins: first_use is with the first request after the last one ended; clock is with each \
+          second, minute, hour, day or month of UTC; a time zone is with those of its clocks. Windows of <n>s begin at \
+          multiples of n seconds since 1970.",
+    shape: Shape::Text {
+        expected: "\"first_use\", \"clock\" or a time zone of the IANA database, such as \"America/Los_Angeles\"",
+        pattern: "^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$",
+    },
+    absent: Absent::Means("first_use"),
+    example: "\"America/Los_Angeles\"",
 };
 
 pub(super) static TENANTS: Key = Key {

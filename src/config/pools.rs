@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use jiff::tz::TimeZone;
+
 use super::keys;
 use super::names::Names;
 use super::section::{Field, Place, Section};
 use crate::controller::{PoolParams, TenantParams};
-use crate::plan::Rate;
+use crate::plan::{Algorithm, Rate};
 use crate::quota::{Meter, PoolId, QuotaError, TenantId};
 
 /// What is written per meter, and where.
@@ -44,6 +46,8 @@ fn pool(name: &str, at: &Place<'_>, field: Field<'_>) -> Option<PoolParams> {
     Some(PoolParams {
         id: id?,
         dialect: dialect?,
+        algorithms: capacity.algorithms,
+        zones: capacity.zones,
         capacity: capacity.rates.into_iter().map(|(meter, (rate, _))| (meter, rate)).collect(),
         concurrency: concurrency.and_then(|(places, _)| places),
         tenants: declared,
@@ -64,23 +68,31 @@ fn floors_fit(rates: &PerMeter<'_, Rate>, tenants: &[&TenantParams]) {
 /// What a pool's `capacity` says.
 struct Capacity<'a> {
     rates: PerMeter<'a, Rate>,
+    /// Those that are no token buckets.
+    algorithms: BTreeMap<Meter, Algorithm>,
+    /// Of fixed windows that do not begin with their first use.
+    zones: BTreeMap<Meter, TimeZone>,
     /// The meters named, with a good value or not; `None` when a name could not be read.
     meters: Option<Vec<Meter>>,
 }
 
 fn capacity<'a>(entries: Vec<(String, Place<'a>, Field<'a>)>) -> Capacity<'a> {
-    let mut rates = PerMeter::new();
+    let (mut rates, mut algorithms, mut zones) = (PerMeter::new(), BTreeMap::new(), BTreeMap::new());
     let named = entries.len();
     let mut meters: Vec<Meter> = Vec::new();
     for_each_meter(entries, |meter, _, field| {
         meters.push(meter);
         let place = field.place.clone();
-        if let Some(rate) = rate(meter, field) {
-            rates.insert(meter, (rate, place));
+        if let Some(counted) = counted(meter, field) {
+            rates.insert(meter, (counted.rate, place));
+            if counted.algorithm != Algorithm::default() {
+                algorithms.insert(meter, counted.algorithm);
+            }
+            zones.extend(counted.zone.map(|zone| (meter, zone)));
         }
     });
     let meters = (meters.len() == named).then_some(meters);
-    Capacity { rates, meters }
+    Capacity { rates, algorithms, zones, meters }
 }
 
 /// Reads the names of entries whose keys are meters. Mistakes are noted: what is no meter, and what is given twice.
@@ -107,19 +119,59 @@ fn for_each_meter<'a>(
     }
 }
 
-/// `600`, or `{ rate = 600, burst = 30 }`.
-fn rate(meter: Meter, field: Field<'_>) -> Option<Rate> {
+/// What is said of a meter.
+struct Counted {
+    rate: Rate,
+    algorithm: Algorithm,
+    zone: Option<TimeZone>,
+}
+
+/// `600`, or `{ rate = 600, burst = 30 }`, or `{ rate = 600, algorithm = "fixed_window", alignment = "clock" }`.
+fn counted(meter: Meter, field: Field<'_>) -> Option<Counted> {
     let default_burst = |rate| (meter.per_second(rate) * keys::BURST_SECONDS).max(1.0);
     if !field.is_table() {
         let rate = field.number()?;
-        return Some(Rate { rate, burst: default_burst(rate) });
+        let rate = Rate { rate, burst: default_burst(rate) };
+        return Some(Counted { rate, algorithm: Algorithm::default(), zone: None });
     }
     let mut section = field.section()?;
-    let rate = section.take(&keys::RATE).and_then(|field| field.number());
+    let rate = section.take(&keys::RATE).map(|field| (field.number(), field.place));
     let burst = section.take(&keys::BURST).map(|field| field.number());
+    let known = |name: &str| Algorithm::ALL.into_iter().find(|algorithm| algorithm.as_str() == name);
+    let algorithm = section.take(&keys::ALGORITHM).and_then(|field| field.text(known));
+    let alignment = section.take(&keys::ALIGNMENT).map(|field| (field.text(begin), field.place));
     section.end();
+    if let (Some((_, at)), Some(algorithm)) = (&alignment, algorithm)
+        && algorithm != Algorithm::FixedWindow
+    {
+        at.expected(&format!("no alignment for a {}: only a fixed_window has one", algorithm.as_str()));
+    }
+    let (rate, at) = rate?;
+    if algorithm == Some(Algorithm::SlidingLog) && rate.is_some_and(|rate| rate > keys::LOG_RATE_MAX) {
+        let most = keys::LOG_RATE_MAX;
+        at.expected(&format!("at most {most} (units per window) for a sliding_log, which remembers each request"));
+    }
     let rate = rate?;
-    Some(Rate { rate, burst: burst.unwrap_or_else(|| Some(default_burst(rate)))? })
+    let rate = Rate { rate, burst: burst.unwrap_or_else(|| Some(default_burst(rate)))? };
+    let zone = match alignment.map_or(Some(Begin::FirstUse), |(begin, _)| begin)? {
+        Begin::FirstUse => None,
+        Begin::Clock(zone) => Some(zone),
+    };
+    Some(Counted { rate, algorithm: algorithm?, zone })
+}
+
+/// When fixed windows begin.
+enum Begin {
+    FirstUse,
+    Clock(TimeZone),
+}
+
+fn begin(text: &str) -> Option<Begin> {
+    match text {
+        "first_use" => Some(Begin::FirstUse),
+        "clock" => Some(Begin::Clock(TimeZone::UTC)),
+        zone => TimeZone::get(zone).ok().filter(|zone| !zone.is_unknown()).map(Begin::Clock),
+    }
 }
 
 /// Every tenant, those with mistakes too, so that they can be counted.

@@ -6,9 +6,10 @@
 //! ```
 //!
 //! `signal` turns reports into rates and readings, `law` estimates what each meter can take, `apportion` divides it,
-//! `shares` splits it over members. These and the planner are pure; `lead`, `overseer` (operators'
+//! `shares` splits it over members, `alignment` knows where windows end. These and the planner are pure; `lead`, `overseer` (operators'
 //! overrides, members' presence), `publish` and `serve` do the I/O.
 
+pub mod alignment;
 pub mod apportion;
 mod desk;
 pub mod law;

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use crate::plan::Rate;
+use jiff::tz::TimeZone;
+
 use crate::plan::keyspace::Keyspace;
+use crate::plan::{Algorithm, Rate};
 use crate::provider::Dialect;
 use crate::quota::{Meter, PoolId, TenantId};
 
@@ -32,6 +34,10 @@ pub struct PoolParams {
     pub dialect: Dialect,
     /// The static capacity per meter: what is assumed before anything is seen.
     pub capacity: BTreeMap<Meter, Rate>,
+    /// How meters count, those that are no token buckets.
+    pub algorithms: BTreeMap<Meter, Algorithm>,
+    /// By which zone's clock fixed windows end; those not named begin with their first use.
+    pub zones: BTreeMap<Meter, TimeZone>,
     /// Requests in flight at a time, over all tenants; `None` is no limit.
     pub concurrency: Option<u32>,
     /// The declared tenants.

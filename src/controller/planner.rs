@@ -6,6 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
+
+use super::alignment::window_left;
 use super::apportion::{Claim, divide, divide_places};
 use super::law::{Inputs, MeterLaw, Mode, Step};
 use super::params::{PoolParams, TenantParams};
@@ -220,10 +223,18 @@ impl PoolPlanner {
             scale_epoch: (!scale.is_empty()).then_some(pulse_stamp.epoch),
             scale,
             hold_ms: self.signal.holds_ms(now),
-            window_left_ms: BTreeMap::new(),
+            window_left_ms: self.window_left_ms(wall),
             unix_ms: wall,
         };
         Publication { pulse, grants, removed: if due { removed } else { Vec::new() } }
+    }
+
+    /// What is left of the windows that end by a clock.
+    fn window_left_ms(&self, wall: UnixMillis) -> BTreeMap<Meter, u64> {
+        let left = |(meter, zone): (&Meter, &TimeZone)| {
+            (*meter, u64::try_from(window_left(zone, meter.window, wall).as_millis()).unwrap_or(u64::MAX))
+        };
+        self.params.zones.iter().map(left).collect()
     }
 
     /// The publication was written.
@@ -283,7 +294,8 @@ impl PoolPlanner {
                 }
                 let safe = self.safe(&thresholds, tenant.weight / weight_sum);
                 let stamp = Stamp { term: self.term, epoch: 0 };
-                (grantee, Grant { schema: GRANT_SCHEMA, stamp, thresholds, safe, members, reason: reason.clone() })
+                let (algorithms, reason) = (self.params.algorithms.clone(), reason.clone());
+                (grantee, Grant { schema: GRANT_SCHEMA, stamp, thresholds, safe, algorithms, members, reason })
             })
             .collect()
     }

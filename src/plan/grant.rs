@@ -1,8 +1,11 @@
 //! The grant: `limits/<pool>/<tenant>`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use super::{RecordError, Stamp, Thresholds};
+use super::{Algorithm, RecordError, Stamp, Thresholds};
+use crate::quota::Meter;
 
 /// The grant format written and read here.
 pub const GRANT_SCHEMA: u32 = 1;
@@ -22,6 +25,9 @@ pub struct Grant {
     pub thresholds: Thresholds,
     /// What holds without a leader.
     pub safe: Thresholds,
+    /// How meters count, those that are no token buckets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub algorithms: BTreeMap<Meter, Algorithm>,
     /// Live members when it was written.
     pub members: u32,
     /// Why.
@@ -53,7 +59,7 @@ impl Grant {
         Ok(grant)
     }
 
-    /// Whether the numbers differ from `other` by more than `tolerance` (a fraction of the larger).
+    /// Whether it counts otherwise than `other`, or its numbers differ by more than `tolerance` (a fraction of the larger).
     #[must_use]
     pub fn differs_from(&self, other: &Self, tolerance: f64) -> bool {
         let moved = |x: f64, y: f64| (x - y).abs() > tolerance * x.abs().max(y.abs());
@@ -65,6 +71,7 @@ impl Grant {
                 })
         };
         self.reason.code != other.reason.code
+            || self.algorithms != other.algorithms
             || self.members != other.members
             || differ(&self.thresholds, &other.thresholds)
             || differ(&self.safe, &other.safe)

@@ -28,6 +28,7 @@
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 
+mod algorithm;
 mod book;
 mod effective;
 mod grant;
@@ -38,6 +39,7 @@ mod reply;
 mod stamp;
 mod thresholds;
 
+pub use algorithm::Algorithm;
 pub use book::OverrideBook;
 pub use effective::{Effective, capacity_factor, effective};
 pub use grant::{GRANT_SCHEMA, Grant, Reason};

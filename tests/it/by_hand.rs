@@ -42,7 +42,7 @@ pub fn rates(rates: &[(Meter, f64, f64)]) -> Thresholds {
 pub fn grant(stamp: Stamp, thresholds: Thresholds) -> Grant {
     let safe = thresholds.scaled(0.5);
     let reason = Reason { code: "test".to_owned(), text: "by hand".to_owned() };
-    Grant { schema: GRANT_SCHEMA, stamp, thresholds, safe, members: 2, reason }
+    Grant { schema: GRANT_SCHEMA, stamp, thresholds, safe, algorithms: BTreeMap::new(), members: 2, reason }
 }
 
 /// A pulse valid for 15 s that tells of 600 requests/minute.

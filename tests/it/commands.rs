@@ -49,7 +49,7 @@ const WRONG: &[(&str, &str, &[&str])] = &[
         "[pools.a]\ndialect = \"openai\"\ncapacity = { \"requests/minute\" = -600 }\n",
         &[
             "t.toml:3:34: pools.a.capacity.\"requests/minute\": found -600, expected a number from 0.001 to 1e12 (units \
-           per window), or { rate, burst }",
+           per window), or { rate, burst, algorithm, alignment }",
         ],
     ),
     (

@@ -207,12 +207,73 @@ fn values_of_another_type_are_refused_as_written() {
     assert_eq!(
         mistakes(&POOL.replace("600", "\"many\"")),
         ["t.toml:3:34: pools.a.capacity.\"requests/minute\": found \"many\", expected a number from 0.001 to 1e12 \
-          (units per window), or { rate, burst }"]
+          (units per window), or { rate, burst, algorithm, alignment }"]
     );
     assert_eq!(after_pool("[pools]\nb = 5\n"), "t.toml:5:5: pools.b: found 5, expected a table");
     assert_eq!(
         after_pool("[pools.a.default]\nweight = \"2\"\n"),
         "t.toml:5:10: pools.a.default.weight: found \"2\", expected a number from 0.001 to 1000; did you mean 2?"
+    );
+}
+
+#[test]
+fn a_meter_counts_as_it_is_told() {
+    let text = "[pools.a]\ndialect = \"openai\"\n[pools.a.capacity]\n\"requests/second\" = 5\n\
+                \"requests/minute\" = { rate = 600, algorithm = \"token_bucket\" }\n\
+                \"requests/hour\" = { rate = 1000, algorithm = \"sliding_log\" }\n\
+                \"tokens/minute\" = { rate = 1e6, algorithm = \"sliding_window\" }\n\
+                \"tokens/hour\" = { rate = 1e6, algorithm = \"fixed_window\" }\n\
+                \"tokens/10s\" = { rate = 1e6, algorithm = \"fixed_window\", alignment = \"first_use\" }\n\
+                \"tokens/month\" = { rate = 1e6, algorithm = \"fixed_window\", alignment = \"clock\" }\n\
+                \"requests/day\" = { rate = 1e4, algorithm = \"fixed_window\", alignment = \"America/Los_Angeles\" }\n";
+    let pool = parse(text).expect("good").controller.pools.remove(0);
+    let algorithms: Vec<_> = pool.algorithms.iter().map(|(meter, how)| (meter.to_string(), how.as_str())).collect();
+    let expected = [
+        ("requests/hour", "sliding_log"),
+        ("requests/day", "fixed_window"),
+        ("tokens/10s", "fixed_window"),
+        ("tokens/minute", "sliding_window"),
+        ("tokens/hour", "fixed_window"),
+        ("tokens/month", "fixed_window"),
+    ];
+    assert_eq!(algorithms, expected.map(|(meter, how)| (meter.to_owned(), how)));
+    let zones: Vec<_> = pool.zones.iter().map(|(meter, zone)| (meter.to_string(), zone.iana_name())).collect();
+    let expected = [("requests/day", Some("America/Los_Angeles")), ("tokens/month", Some("UTC"))];
+    assert_eq!(zones, expected.map(|(meter, zone)| (meter.to_owned(), zone)));
+}
+
+#[test]
+fn mistakes_in_how_a_meter_counts_are_told() {
+    let told = |table: &str| mistakes(&POOL.replace("600", &format!("{{ {table} }}")));
+    let key = "pools.a.capacity.\"requests/minute\"";
+    assert_eq!(
+        told("rate = 6, algorithm = \"fixed_windw\""),
+        [format!(
+            "t.toml:3:58: {key}.algorithm: found \"fixed_windw\", expected \"token_bucket\", \"fixed_window\", \
+             \"sliding_window\" or \"sliding_log\"; did you mean \"fixed_window\"?"
+        )]
+    );
+    for zone in ["America/Los_Angelos", "", "Etc/Unknown", "local", "UTC+1"] {
+        let found = told(&format!("rate = 6, algorithm = \"fixed_window\", alignment = \"{zone}\""));
+        let expected = "\"first_use\", \"clock\" or a time zone of the IANA database, such as \"America/Los_Angeles\"";
+        assert_eq!(found, [format!("t.toml:3:86: {key}.alignment: found \"{zone}\", expected {expected}")]);
+    }
+    for (algorithm, column, written) in [("token_bucket", 58, ""), ("sliding_log", 85, ", algorithm = \"sliding_log\"")]
+    {
+        assert_eq!(
+            told(&format!("rate = 6{written}, alignment = \"clock\"")),
+            [format!(
+                "t.toml:3:{column}: {key}.alignment: found \"clock\", expected no alignment for a {algorithm}: only a \
+                 fixed_window has one"
+            )]
+        );
+    }
+    assert_eq!(
+        told("rate = 1000.5, algorithm = \"sliding_log\""),
+        [format!(
+            "t.toml:3:43: {key}.rate: found 1000.5, expected at most 1000 (units per window) for a sliding_log, which \
+             remembers each request"
+        )]
     );
 }
 
@@ -230,7 +291,7 @@ fn an_unknown_dialect_is_refused_with_those_there_are() {
 
 #[test]
 fn a_pool_without_dialect_or_capacity_is_refused() {
-    let meters = "at least one meter, for each a number from 0.001 to 1e12 (units per window), or { rate, burst }";
+    let meters = "at least one meter, for each a number from 0.001 to 1e12 (units per window), or { rate, burst, algorithm, alignment }";
     assert_eq!(
         mistakes("\n[pools.a]\n"),
         [

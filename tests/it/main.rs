@@ -41,4 +41,5 @@ mod streams;
 mod telemetry;
 mod usage;
 mod windows;
+mod windows_by_clock;
 mod world;

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
+
 use tidegate::clock::{MonoTime, UnixMillis};
 use tidegate::controller::planner::{PoolPlanner, Publication};
 use tidegate::controller::signal::{PoolSignal, SmoothRate};
 use tidegate::controller::{PoolParams, TenantParams};
 use tidegate::limiter::{Counting, Limiter, Limits, MeterLimit};
 use tidegate::observation::{Counters, MeterReport, PoolReport, Reading, TenantReport, ThrottleKind, UnitCounts};
-use tidegate::plan::{Grant, OverrideBook, Rate, Share, Target, capacity_factor, effective};
+use tidegate::plan::{Algorithm, Grant, OverrideBook, Rate, Share, Target, capacity_factor, effective};
 use tidegate::provider::Dialect;
 use tidegate::quota::{Cost, Grantee, Meter, Unit, Window};
 
@@ -29,6 +31,8 @@ fn pool(per_minute: f64, names: &[&str]) -> PoolParams {
         id: "pool".parse().unwrap(),
         dialect: Dialect::OpenAi,
         capacity: BTreeMap::from([(RPM, Rate { rate: per_minute, burst: per_minute })]),
+        algorithms: BTreeMap::new(),
+        zones: BTreeMap::new(),
         concurrency: None,
         tenants: names.iter().map(|name| (name.parse().unwrap(), TenantParams::default())).collect(),
         default_tenant: TenantParams::default(),
@@ -610,4 +614,25 @@ fn holds_are_told_to_all_and_end() {
     assert_eq!(tick(&mut planner, 1_000).pulse.hold_ms[&RPM], 89_000);
     assert!(tick(&mut planner, 90_000).pulse.hold_ms.is_empty());
     assert_eq!(Duration::from_millis(tick(&mut planner, 91_000).pulse.valid_for_ms), Duration::from_secs(15));
+}
+
+#[test]
+fn grants_say_how_meters_count_and_the_pulse_when_their_windows_end() {
+    let mut params = pool(600.0, &["a"]);
+    let day = Meter { unit: Unit::Requests, window: Window::Day };
+    params.capacity.insert(day, Rate { rate: 10_000.0, burst: 10.0 });
+    params.algorithms = BTreeMap::from([(RPM, Algorithm::SlidingWindow), (day, Algorithm::FixedWindow)]);
+    params.zones = BTreeMap::from([(day, TimeZone::get("America/Los_Angeles").unwrap())]);
+    let mut planner = PoolPlanner::new(params.clone(), 7, BTreeMap::new(), None, ms(0));
+    let first = tick(&mut planner, 0);
+    assert_eq!(first.grants.len(), 2);
+    assert!(first.grants.values().all(|grant| grant.algorithms == params.algorithms));
+    // 2026-11-23T20:00:00Z is noon in Los Angeles.
+    assert_eq!(WALL, UnixMillis(1_795_464_000_000));
+    assert_eq!(first.pulse.window_left_ms, BTreeMap::from([(day, 12 * 3_600_000)]));
+    // Another policy is a reason to rewrite the grants, though no number moves.
+    params.algorithms.remove(&RPM);
+    let left = planner.published().clone();
+    let mut next = PoolPlanner::new(params.clone(), 8, left, None, ms(1_000));
+    assert!(tick(&mut next, 1_000).grants.values().all(|grant| grant.algorithms == params.algorithms));
 }

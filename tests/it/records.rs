@@ -13,8 +13,8 @@ use tidegate::clock::UnixMillis;
 use tidegate::observation::{Counters, Ending, Report, ReportError, ThrottleKind, UnitCounts};
 use tidegate::plan::keyspace::{DEFAULT_PREFIX, Key, Keyspace, LeaderRecord};
 use tidegate::plan::{
-    Action, Effective, Grant, Override, OverrideStatus, Pulse, Rate, RecordError, Reply, Stamp, Target, Thresholds,
-    capacity_factor, effective,
+    Action, Algorithm, Effective, Grant, Override, OverrideStatus, Pulse, Rate, RecordError, Reply, Stamp, Target,
+    Thresholds, capacity_factor, effective,
 };
 use tidegate::quota::{Cost, Grantee, Meter, TenantId, Unit, Window};
 
@@ -54,6 +54,20 @@ fn a_grant_is_written_as_it_was_read() {
     assert_eq!(grant.thresholds.concurrency, Some(8));
     assert_eq!(grant.safe, grant.thresholds.scaled(0.5));
     assert_eq!((grant.members, grant.reason.code.as_str()), (4, "headers_capacity"));
+}
+
+#[test]
+fn a_grant_says_how_meters_count_and_those_not_named_are_token_buckets() {
+    assert_eq!(Grant::parse(&golden("grant")).unwrap().algorithms, BTreeMap::new());
+    let grant = round_trip("grant_windows", Grant::parse);
+    let expected = [(RPM, Algorithm::FixedWindow), (TPM, Algorithm::SlidingWindow)];
+    assert_eq!(grant.algorithms, BTreeMap::from(expected));
+    for algorithm in Algorithm::ALL {
+        assert_eq!(serde_json::to_value(algorithm).unwrap(), algorithm.as_str());
+    }
+    let unknown = String::from_utf8(golden("grant_windows")).unwrap().replace("sliding_window", "leaky_bucket");
+    let refused = Grant::parse(unknown.as_bytes()).unwrap_err().to_string();
+    assert!(refused.starts_with("not valid: unknown variant `leaky_bucket`"), "{refused}");
 }
 
 #[test]
@@ -537,6 +551,9 @@ fn a_grant_differs_when_any_of_its_numbers_moved() {
     assert!(changed(|g| g.thresholds.concurrency = None));
     assert!(changed(|g| g.safe.rates.get_mut(&RPM).unwrap().rate = 10.0));
     assert!(changed(|g| g.members = 5));
+    assert!(changed(|g| {
+        g.algorithms.insert(RPM, Algorithm::FixedWindow);
+    }));
 }
 
 // === overrides written from code ===

@@ -293,7 +293,7 @@ fn play<T: Windowed>(rng: &mut Rng, make: impl Fn(f64) -> T, twin: impl Fn(f64) 
             }
             1..3 if !taken.is_empty() => {
                 let (units, taken_at) = taken.swap_remove(rng.usize(..taken.len()));
-                let units = if play.whole { units } else { units * rng.u8(1..=8) as f64 / 8.0 };
+                let units = if play.whole { units } else { units * f64::from(rng.u8(1..=8)) / 8.0 };
                 window.give_back(units, at(taken_at), at(now));
                 Some(Event::GiveBack { units, taken_at, at: now })
             }
@@ -309,7 +309,9 @@ fn play<T: Windowed>(rng: &mut Rng, make: impl Fn(f64) -> T, twin: impl Fn(f64) 
                 })
             }
         };
-        event.into_iter().for_each(|event| twin.happens(event));
+        if let Some(event) = event {
+            twin.happens(event);
+        }
         let (level, slow) = (window.level_at(at(now)), twin.level(now));
         assert!((level - slow).abs() < NEAR, "{level}, recounted {slow} at {now}, after {event:?}");
         let later = now + span(rng);
@@ -554,6 +556,10 @@ fn a_refund_within_its_window_is_all_there() {
         assert!((window.level_at(at(W / 2)) - 9.0).abs() < NEAR);
         window.give_back(-4.0, at(W / 4), at(W / 2));
         assert!((window.level_at(at(W / 2)) - 5.0).abs() < NEAR, "and used beyond it counts");
+        window.give_back(100.0, at(W / 2), at(W / 2));
+        assert!(window.level_at(at(W / 2)) <= 10.0, "and nothing is there that was not");
+        window.take(10.0, at(W / 2));
+        assert!(window.level_at(at(3 * W / 4)) <= NEAR);
     }
     check(fixed(10.0, Alignment::FirstUse, 0));
     check(fixed(10.0, Alignment::EndsAt(at(W)), 0));
@@ -775,14 +781,19 @@ fn never_is_never_and_what_is_there_is_there_now() {
 #[test]
 fn time_does_not_go_back() {
     fn check<T: Windowed>(mut window: T) {
-        window.take(1.0, at(5 * W));
-        let level = window.level_at(at(5 * W));
-        assert_eq!(window.level_at(at(0)), level);
-        window.take(1.0, at(0));
-        window.set_limit(8.0, at(0));
-        assert_eq!(window.level_at(at(5 * W)), level - 1.0);
-        assert_eq!(window.reaches_at(8.0, at(0)), window.reaches_at(8.0, at(5 * W)));
-        assert!(!window.is_fresh_at(at(0)) && window.is_fresh_at(at(8 * W)));
+        window.take(1.0, at(5 * W + W / 4));
+        assert!(!window.is_fresh_at(at(0)));
+        let mut late = window.clone();
+        for (window, now) in [(&mut window, at(0)), (&mut late, at(5 * W + W / 4))] {
+            assert_eq!(window.level_at(now), 7.0);
+            window.take(1.0, now);
+            window.set_limit(4.0, now);
+            window.give_back(0.5, at(5 * W + W / 4), now);
+        }
+        for later in (0..30).map(|n| at(5 * W + W / 4 + n * W / 10)) {
+            assert_eq!(window.level_at(later), late.level_at(later));
+        }
+        assert!(window.is_fresh_at(at(8 * W)));
     }
     check(fixed(8.0, Alignment::FirstUse, 0));
     check(fixed(8.0, Alignment::EndsAt(at(W / 2)), 0));
@@ -790,12 +801,39 @@ fn time_does_not_go_back() {
     check(log(8.0));
 }
 
+/// The worst that corrections can be made to do: to move a window's end to and fro while its limit flaps, and to cut short
+/// windows shorter still.
+#[test]
+fn corrections_create_nothing() {
+    let mut window = FixedWindow::new(8.0, SECONDS, Alignment::EndsAt(at(W)), at(0));
+    window.take(8.0, at(0));
+    for _ in 0..20 {
+        window.retune(8.0, Alignment::EndsAt(at(W - W / 16)), at(W / 2));
+        window.retune(0.0, Alignment::EndsAt(at(W + W / 16)), at(W / 2));
+        window.retune(0.0, Alignment::EndsAt(at(W + W / 16)), at(W / 2));
+        window.retune(8.0, Alignment::EndsAt(at(W - W / 16)), at(W / 2));
+    }
+    assert!(window.level_at(at(W / 2)) <= NEAR);
+
+    let mut window = FixedWindow::new(8.0, SECONDS, Alignment::EndsAt(at(W)), at(0));
+    let mut used = 0.0;
+    for now in 0..60 {
+        let left = window.level_at(at(now)).max(0.0);
+        window.take(left, at(now));
+        used += left;
+        for ahead in [W / 6, W / 14, 1] {
+            window.retune(8.0, Alignment::EndsAt(at(now + ahead)), at(now));
+        }
+    }
+    assert!(used <= 16.0 + NEAR, "{used}");
+}
+
 #[test]
 fn a_log_above_its_most_entries_is_bounded_and_admits_no_more() {
     let mut window = log(1e6);
     let mut admitted = Admitted::new();
-    for n in 0..5_000 {
-        let now = n * W / 1_000;
+    for n in 0..9_000 {
+        let now = n * W / 3_000;
         let units = 400.0;
         if admit(&mut window, units, now) {
             admitted.push((now, units));

@@ -12,9 +12,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use crate::clock::{MonoTime, UnixMillis};
-use crate::limiter::{Counting, Limits, MeterLimit};
+use crate::limiter::{Alignment, Counting, ENTRIES_MAX, Limits, MeterLimit};
 use crate::plan::{
-    Action, Grant, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds, capacity_factor, effective,
+    Action, Algorithm, Grant, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds,
+    capacity_factor, effective,
 };
 use crate::quota::{Grantee, Meter, Unit};
 
@@ -27,6 +28,8 @@ const BRAKE_MIN: f64 = 0.05;
 const RELEASE_PER_S: f64 = 0.01;
 const CLEAN_BEFORE_RELEASE_S: f64 = 8.0;
 const LAPSE_TAU_S: f64 = 30.0;
+/// Ends of a window that are told no further apart than this are one: pulses travel.
+const SAME_WINDOW_END: Duration = Duration::from_millis(500);
 
 /// How a member stands to its pool's leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,14 +73,21 @@ struct GrantedMeter {
     rate: Rate,
     /// What part of it holds without a leader, 0–1.
     safe: f64,
+    algorithm: Algorithm,
 }
 
 impl From<Grant> for Granted {
     fn from(grant: Grant) -> Self {
-        let Grant { stamp, members, thresholds, safe, .. } = grant;
+        let Grant { stamp, members, thresholds, safe, algorithms, .. } = grant;
         let meters = thresholds.rates.iter().map(|(meter, rate)| {
             let kept = safe.rates.get(meter).filter(|_| rate.rate > 0.0);
-            GrantedMeter { meter: *meter, rate: *rate, safe: kept.map_or(0.0, |safe| (safe.rate / rate.rate).min(1.0)) }
+            let safe = kept.map_or(0.0, |safe| (safe.rate / rate.rate).min(1.0));
+            GrantedMeter {
+                meter: *meter,
+                rate: *rate,
+                safe,
+                algorithm: algorithms.get(meter).copied().unwrap_or_default(),
+            }
         });
         let meters = meters.collect();
         Self { stamp, members, concurrency: thresholds.concurrency, safe_concurrency: safe.concurrency, meters }
@@ -85,10 +95,18 @@ impl From<Grant> for Granted {
 }
 
 impl Granted {
+    fn of(&self, meter: Meter) -> Option<&GrantedMeter> {
+        self.meters.iter().find(|granted| granted.meter == meter)
+    }
+
     /// What part of its threshold a meter keeps without a leader.
     fn safe_part(&self, meter: Meter) -> f64 {
         // Only an operator limits one that is not granted: nothing that the leader decided can lapse.
-        self.meters.iter().find(|granted| granted.meter == meter).map_or(1.0, |granted| granted.safe)
+        self.of(meter).map_or(1.0, |granted| granted.safe)
+    }
+
+    fn algorithm(&self, meter: Meter) -> Algorithm {
+        self.of(meter).map(|granted| granted.algorithm).unwrap_or_default()
     }
 }
 
@@ -126,6 +144,8 @@ pub struct PoolView {
     newest: Stamp,
     /// The most that each meter's pool was ever said to take, in units per window.
     roomiest: BTreeMap<Meter, f64>,
+    /// When the running windows end that have an alignment.
+    window_ends: BTreeMap<Meter, MonoTime>,
     leases: BTreeMap<Grantee, Lease>,
     brake: f64,
     braked_at: MonoTime,
@@ -146,6 +166,7 @@ impl PoolView {
             pulse: None,
             newest: Stamp::default(),
             roomiest: BTreeMap::new(),
+            window_ends: BTreeMap::new(),
             leases: BTreeMap::new(),
             brake: 1.0,
             braked_at: now,
@@ -212,9 +233,44 @@ impl PoolView {
                 }
                 None => true,
             };
+            if live {
+                self.on_window_left(&pulse, now);
+            }
             // One without a living leader says what was last decided, but renews nothing.
             let counted_at = if live { Some(now) } else { self.pulse_at() };
             self.pulse = Some((pulse, counted_at));
+        }
+    }
+
+    /// Windows end when the leader last said, and each window's length after; what differs by no more than a pulse's way is
+    /// the same end.
+    fn on_window_left(&mut self, pulse: &Pulse, now: MonoTime) {
+        let before = self.window_ends.len();
+        self.window_ends.retain(|meter, _| pulse.window_left_ms.contains_key(meter));
+        self.changes.all |= self.window_ends.len() != before;
+        for (meter, left_ms) in &pulse.window_left_ms {
+            let told = now + Duration::from_millis(*left_ms);
+            let known = self.window_ends.get(meter);
+            let apart = known.map_or(Duration::MAX, |known| told.since(*known).max(known.since(told)));
+            if apart > SAME_WINDOW_END {
+                self.window_ends.insert(*meter, told);
+                self.changes.all = true;
+            }
+        }
+    }
+
+    /// How a meter that is granted so is counted here.
+    fn counting(&self, meter: Meter, algorithm: Algorithm, rate: Rate) -> Counting {
+        match algorithm {
+            Algorithm::TokenBucket => Counting::TokenBucket,
+            Algorithm::FixedWindow => {
+                let ends = self.window_ends.get(&meter);
+                Counting::FixedWindow(ends.map_or(Alignment::FirstUse, |ends| Alignment::EndsAt(*ends)))
+            }
+            // An operator may have set more than a log is kept for.
+            #[allow(clippy::cast_precision_loss, reason = "a thousand")]
+            Algorithm::SlidingLog if rate.rate <= ENTRIES_MAX as f64 => Counting::SlidingLog,
+            Algorithm::SlidingLog | Algorithm::SlidingWindow => Counting::SlidingWindow,
         }
     }
 
@@ -421,7 +477,8 @@ impl PoolView {
                 // a pool that was cut, still admits a large request, into debt that its own rate pays off.
                 let roomiest = self.roomiest.get(meter).copied().unwrap_or(0.0);
                 let largest_request = rate.burst.max(one_request).max(roomiest);
-                (*meter, MeterLimit { rate: rate_now, largest_request, counting: Counting::TokenBucket })
+                let counting = self.counting(*meter, grant.algorithm(*meter), rate_now);
+                (*meter, MeterLimit { rate: rate_now, largest_request, counting })
             })
             .collect();
         let concurrency = used.thresholds.concurrency.map(|_| {

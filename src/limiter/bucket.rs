@@ -58,10 +58,11 @@ impl Bucket {
         self.updated = self.updated.max(now);
     }
 
-    /// Lowers the level at `now` to what flows in within `seconds`: what was stored is not let go at once.
-    pub fn drain(&mut self, seconds: f64, now: MonoTime) {
+    /// Lowers the level to what would be there at `now` had there been `seconds` of the rate, no more, at `since`: what was
+    /// stored till then is not let go at once.
+    pub fn drain(&mut self, seconds: f64, since: MonoTime, now: MonoTime) {
         self.accrue(now);
-        self.level = self.level.min(self.rate_per_ns * 1e9 * seconds);
+        self.level = self.level.min(self.rate_per_ns * (seconds * 1e9 + now.nanos_since(since)));
     }
 
     /// Accrues to `now`, and says whether `units` are there then, to the billionth of a unit.

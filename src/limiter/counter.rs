@@ -35,7 +35,7 @@ impl Paced {
     fn pace_from(&mut self, at: MonoTime) {
         let rate_per_s = self.window.burst() / (self.window_s * PACE_PART).min(PACE_MAX_S);
         let mut pace = Bucket::new(rate_per_s, self.window.burst(), at);
-        pace.drain(0.0, at);
+        pace.drain(0.0, at, at);
         self.pace = Some(pace);
     }
 
@@ -130,7 +130,17 @@ impl Counter {
         }
     }
 
-    #[inline]
+    /// Out of the way of the bucket's few instructions.
+    #[inline(never)]
+    fn take_from_window(&mut self, units: f64, now: MonoTime) {
+        match self {
+            Self::Bucket(bucket) => bucket.take(units, now),
+            Self::Fixed(paced) => paced.take(units, now),
+            Self::Sliding(window) => window.take(units, now),
+            Self::Log(log) => log.take(units, now),
+        }
+    }
+
     pub(super) fn reaches_at(&mut self, units: f64, now: MonoTime) -> Option<MonoTime> {
         match self {
             Self::Bucket(bucket) => bucket.reaches_at(units, now),
@@ -155,9 +165,7 @@ impl Counter {
     pub(super) fn take(&mut self, units: f64, now: MonoTime) {
         match self {
             Self::Bucket(bucket) => bucket.take(units, now),
-            Self::Fixed(paced) => paced.take(units, now),
-            Self::Sliding(window) => window.take(units, now),
-            Self::Log(log) => log.take(units, now),
+            _ => self.take_from_window(units, now),
         }
     }
 
@@ -201,10 +209,10 @@ impl Counter {
         }
     }
 
-    /// A hold has ended. What a sliding window lets go follows what was taken before: it is spread already.
-    pub(super) fn start_slowly(&mut self, at: MonoTime) {
+    /// A hold has ended, at `at`. What a sliding window lets go follows what was taken before: it is spread already.
+    pub(super) fn start_slowly(&mut self, at: MonoTime, now: MonoTime) {
         match self {
-            Self::Bucket(bucket) => bucket.drain(SLOW_START_S, at),
+            Self::Bucket(bucket) => bucket.drain(SLOW_START_S, at, now),
             Self::Fixed(paced) => paced.pace_from(at),
             Self::Sliding(_) | Self::Log(_) => {}
         }

@@ -171,6 +171,7 @@ impl Limiter {
     /// Puts new limits in force as of `since`; levels and debts stay.
     pub fn retune(&mut self, limits: &Limits, since: MonoTime) {
         self.refused = None;
+        self.release_ended(since);
         let (known, gone): (SmallVec<[Metered; 2]>, SmallVec<[Metered; 2]>) = std::mem::take(&mut self.meters)
             .into_iter()
             .partition(|metered| limits.meters.contains_key(&metered.meter));
@@ -225,6 +226,7 @@ impl Limiter {
             return;
         }
         self.refused = None;
+        self.release_ended(now);
         let told = holds.iter().copied().map(Held::new).collect();
         let ended = std::mem::replace(&mut self.aside().holds, told);
         for mut old in ended {
@@ -235,17 +237,17 @@ impl Limiter {
                 Some(held) if held.until > now => {}
                 _ => {
                     old.until = old.until.min(now);
-                    self.release(&mut old);
+                    self.release(&mut old, now);
                 }
             }
         }
         self.has_holds = !holds.is_empty();
     }
 
-    fn release(&mut self, held: &mut Held) {
+    fn release(&mut self, held: &mut Held, now: MonoTime) {
         if !std::mem::replace(&mut held.released, true) {
             for metered in self.meters.iter_mut().filter(|metered| metered.meter.unit == held.meter.unit) {
-                metered.counter.start_slowly(held.until);
+                metered.counter.start_slowly(held.until, now);
             }
         }
     }
@@ -254,17 +256,22 @@ impl Limiter {
         self.aside.as_ref().map_or(&[], |aside| &aside.holds)
     }
 
-    /// Until when a request of this cost is held, and on which meter. Holds that have ended are released.
-    fn held(&mut self, cost: &Cost, now: MonoTime) -> Option<(MonoTime, Meter)> {
-        let mut holds = std::mem::take(&mut self.aside().holds);
-        for ended in holds.iter_mut().filter(|held| held.until <= now) {
-            self.release(ended);
+    /// Releases the holds that have ended.
+    fn release_ended(&mut self, now: MonoTime) {
+        if self.has_holds {
+            let mut holds = std::mem::take(&mut self.aside().holds);
+            for ended in holds.iter_mut().filter(|held| held.until <= now) {
+                self.release(ended, now);
+            }
+            self.has_holds = holds.iter().any(|held| !held.released);
+            self.aside().holds = holds;
         }
-        self.has_holds = holds.iter().any(|held| !held.released);
-        let until = holds.iter().filter(|held| held.until > now && cost.of(held.meter.unit) > 0.0);
-        let until = until.map(|held| (held.until, held.meter)).max();
-        self.aside().holds = holds;
-        until
+    }
+
+    /// Until when a request of this cost is held, and on which meter.
+    fn held(&self, cost: &Cost, now: MonoTime) -> Option<(MonoTime, Meter)> {
+        let holds = self.holds().iter().filter(|held| held.until > now && cost.of(held.meter.unit) > 0.0);
+        holds.map(|held| (held.until, held.meter)).max()
     }
 
     /// Requests in flight.
@@ -356,7 +363,8 @@ impl Limiter {
 
     fn look_closely(&mut self, cost: &Cost, now: MonoTime) -> Result<(), Denial> {
         // First: a hold that has ended changes levels.
-        let held = if self.has_holds { self.held(cost, now) } else { None };
+        self.release_ended(now);
+        let held = self.held(cost, now);
         let mut wait = Wait { at: held.map_or(Some(now), |(until, _)| Some(until)), by: Bound::Concurrency };
         if let Some((_, meter)) = held {
             wait.by = Bound::Hold(meter);
@@ -395,7 +403,10 @@ impl Limiter {
         if wait.at == Some(now) {
             return Ok(());
         }
-        self.refused = wait.at.map(|at| (*cost, at, wait.by));
+        // The end of a hold lowers levels: what is told of the time after it is not the last word.
+        if !self.has_holds {
+            self.refused = wait.at.map(|at| (*cost, at, wait.by));
+        }
         Err(Denial::WaitUntil(wait))
     }
 
@@ -448,6 +459,7 @@ impl Limiter {
     #[allow(clippy::needless_pass_by_value, reason = "a reservation is settled once")]
     pub fn settle(&mut self, reservation: Reservation, charged: Option<Cost>, now: MonoTime) {
         self.refused = None;
+        self.release_ended(now);
         let Reservation { cost, at, serial, slice } = reservation;
         self.flights.advance(now);
         self.flights.give_back(slice);

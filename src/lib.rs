@@ -17,7 +17,7 @@
 //! | limit something with `now` as an argument | [`limiter`] |
 //! | know what is counted | [`telemetry::Metric`] |
 //!
-//! `examples/` has whole programs: the reqwest middleware, the tower layer, a call by hand, an override from code.
+//! `examples/` has whole programs: the reqwest middleware, the tower layer, fallbacks, a call by hand, an override from code.
 //!
 //! # How it works
 //!

@@ -207,7 +207,7 @@ impl<R: HttpBody<Data = Bytes>> HttpBody for Attached<R> {
 }
 
 /// A response with its URL, which the conversion would lose.
-fn rebuilt(response: http::Response<Body>, url: &Url) -> Response {
+pub(super) fn rebuilt(response: http::Response<Body>, url: &Url) -> Response {
     use reqwest::ResponseBuilderExt;
     let (parts, body) = response.into_parts();
     let mut rebuilt = http::Response::builder().url(url.clone()).body(body);

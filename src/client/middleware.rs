@@ -5,11 +5,14 @@
 //! tenant and the cost come from the request's extensions when the caller put a [`TenantId`] or a [`Cost`] there; else
 //! the cost is what the dialect makes of the body's length and of the output it allows.
 
+use std::collections::HashMap;
+
 use http::{Extensions, HeaderMap};
 use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next};
 
-use super::Pool;
+use super::fallback::Refused;
+use super::{CacheKey, Fallbacks, Pool};
 use crate::quota::{Cost, TenantId};
 
 /// What a streamed request body of unknown length is taken for, in bytes: about 500 LLM tokens. A caller that streams
@@ -21,13 +24,29 @@ pub(super) const STREAMED_BYTES: usize = 2_000;
 pub struct Limited {
     pool: Pool,
     tenant: TenantId,
+    fallbacks: Fallbacks,
+    tenant_fallbacks: HashMap<TenantId, Fallbacks>,
 }
 
 impl Limited {
     /// A middleware for one pool; `tenant` is whose traffic it is unless a request says otherwise.
     #[must_use]
     pub fn new(pool: Pool, tenant: TenantId) -> Self {
-        Self { pool, tenant }
+        Self { pool, tenant, fallbacks: Fallbacks::new(), tenant_fallbacks: HashMap::new() }
+    }
+
+    /// What is tried when a request is refused, unless its tenant has fallbacks of its own or the request's extensions
+    /// have [`Fallbacks`].
+    #[must_use]
+    pub fn with_fallbacks(self, fallbacks: Fallbacks) -> Self {
+        Self { fallbacks, ..self }
+    }
+
+    /// What is tried instead when a request of this tenant is refused.
+    #[must_use]
+    pub fn with_tenant_fallbacks(mut self, tenant: TenantId, fallbacks: Fallbacks) -> Self {
+        self.tenant_fallbacks.insert(tenant, fallbacks);
+        self
     }
 }
 
@@ -39,11 +58,24 @@ impl Middleware for Limited {
         extensions: &mut Extensions,
         next: Next<'_>,
     ) -> reqwest_middleware::Result<Response> {
-        let (tenant, cost) = whose(extensions, &self.tenant);
-        let cost = cost.unwrap_or_else(|| self.pool.cost_of(&request));
-        let permit = self.pool.admit(&tenant, cost).await.map_err(reqwest_middleware::Error::middleware)?;
-        // Dropped without an answer, the permit counts as sent and says nothing of capacity.
-        Ok(permit.attach(next.run(request, extensions).await?).await)
+        let (tenant, told_cost) = whose(extensions, &self.tenant);
+        let of_call = extensions.get::<Fallbacks>().cloned();
+        let fallbacks = of_call.as_ref().or_else(|| self.tenant_fallbacks.get(&tenant)).unwrap_or(&self.fallbacks);
+        let cost = told_cost.unwrap_or_else(|| self.pool.cost_of(&request));
+        let asked_at = self.pool.shared.clock.now();
+        match self.pool.admit(&tenant, cost).await {
+            Ok(permit) => {
+                let key = extensions.get::<CacheKey>().cloned();
+                // Dropped without an answer, the permit counts as sent and says nothing of capacity.
+                let answer = permit.attach(next.run(request, extensions).await?).await;
+                Ok(fallbacks.keep(&tenant, key, answer))
+            }
+            Err(refusal) => {
+                let refused = Refused { pool: &self.pool, tenant: &tenant, cost, told_cost, refusal, asked_at, next };
+                let served = fallbacks.serve(&refused, request, extensions).await;
+                served.ok_or_else(|| reqwest_middleware::Error::middleware(refusal))
+            }
+        }
     }
 }
 

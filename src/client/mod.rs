@@ -41,9 +41,12 @@
 //! # Ok(()) }
 //! ```
 //!
+//! [`Fallbacks`] give a refused call an answer all the same: one from before, a receipt for a queue, another pool's.
+//!
 //! # With tower
 //!
-//! [`LimitLayer`] does the same for tower services, reqwest's or of another HTTP library.
+//! [`LimitLayer`] does the same for tower services, reqwest's or of another HTTP library. It has no fallbacks: tower's own
+//! layers turn a refusal into something else.
 //!
 //! # By hand
 //!
@@ -78,6 +81,7 @@ mod admission;
 mod answer;
 pub mod cells;
 mod drive;
+mod fallback;
 pub mod gate;
 mod gates;
 mod layer;
@@ -105,6 +109,7 @@ use swap::{PoolWide, Swap};
 
 pub use admission::{Admission, Ask, Place, Refusal, Why};
 pub use answer::Attached;
+pub use fallback::{AnswerCache, CacheKey, CacheParams, FALLBACK_HEADER, Fallbacks, NotQueued, Requeue, Requeued};
 pub use gate::{LINE_MAX, Traffic};
 pub use layer::{BoxError, Limit, LimitLayer};
 pub use member::{Changes, MemberState, PULSE_QUIET, PoolView};

@@ -24,7 +24,7 @@ pub fn window_left(zone: &TimeZone, window: Window, wall: UnixMillis) -> Duratio
         Window::Minute | Window::Hour => local_ms(zone, wall).map(|local| left_of(nominal, local)),
         Window::Day | Window::Month => left_of_days(zone, window, wall),
     };
-    by_clock.filter(|left| !left.is_zero()).unwrap_or(nominal)
+    by_clock.unwrap_or(nominal)
 }
 
 /// What is left of a window of fixed length, those before it having begun at zero.

@@ -70,6 +70,7 @@ metrics! {
     Swaps Counter "swaps_total" ["pool"] "Changes of thresholds that were put into force.";
     Admitted Counter "admitted_total" ["pool", "tenant"] "Calls that were admitted.";
     Refused Counter "refused_total" ["pool", "tenant"] "Calls that were refused before they were sent.";
+    Fallbacks Counter "fallbacks_total" ["pool", "kind", "outcome"] "Fallbacks that were tried when a call was refused.";
     Waiting Gauge "waiting" ["pool"] "Calls that wait to be admitted.";
     ReservationsExpired Counter "reservations_expired_total" ["pool"] "Calls that were never settled and whose places were given to others.";
     Throttled Counter "throttled_total" ["pool", "kind"] "Calls that the provider throttled.";

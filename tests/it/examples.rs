@@ -79,6 +79,20 @@ async fn the_tower_example_sends_two_in_turn_and_refuses_the_one_that_is_too_lar
 }
 
 #[tokio::test]
+async fn the_fallback_example_answers_from_its_cache_from_another_pool_and_from_its_queue() {
+    let (lines, state) = run("fallback", None).await;
+    let expected = [
+        "hello: 200 OK by a provider, large",
+        "hello: 200 OK by cached, large",
+        "good day: 200 OK by a provider, small",
+        "good night: 202 Accepted by requeued, not answered yet",
+        "from the queue: 200 OK",
+    ];
+    assert_eq!(lines, expected);
+    assert_eq!(counted(&state), (vec![("acme", 3)], 0));
+}
+
+#[tokio::test]
 async fn the_example_by_hand_settles_requeues_and_answers_from_its_cache() {
     let (lines, state) = run("by_hand", None).await;
     let has = |part: &str| lines.iter().any(|line| line.contains(part));

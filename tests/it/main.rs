@@ -22,6 +22,7 @@ mod config;
 mod demo;
 mod emulator;
 mod examples;
+mod fallback;
 mod gate_model;
 mod law;
 mod layer;

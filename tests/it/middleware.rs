@@ -31,7 +31,7 @@ fn wide() -> Thresholds {
     Thresholds { concurrency: Some(100), ..rates(&[(RPM, 60e6, 60e6), (TPM, 60e9, 60e9)]) }
 }
 
-fn http() -> reqwest::Client {
+pub fn http() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().expect("an HTTP client")
 }
 
@@ -49,7 +49,7 @@ async fn emulator(requests_per_minute: u64) -> String {
     url
 }
 
-async fn serve(router: Router) -> String {
+pub async fn serve(router: Router) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     tokio::spawn(async move { axum::serve(listener, router).await });
@@ -126,7 +126,7 @@ async fn the_permit_lives_until_the_body_has_been_read() {
 }
 
 /// A body from a poll function: no crate for streams is needed.
-fn futures_stream(
+pub fn futures_stream(
     poll: impl FnMut(&mut std::task::Context<'_>) -> std::task::Poll<Option<Result<Bytes, std::io::Error>>> + Unpin,
 ) -> impl http_body::Body<Data = Bytes, Error = std::io::Error> {
     struct Polled<P>(P);

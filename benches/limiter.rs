@@ -199,7 +199,8 @@ async fn store(tenants: &[TenantId]) -> (MemoryStore, Keyspace) {
     let thresholds = Thresholds { rates, concurrency: None };
     let reason = Reason { code: "bench".into(), text: "ample".into() };
     let stamp = Stamp { term: 1, epoch: 1 };
-    let grant = Grant { schema: 1, stamp, safe: thresholds.clone(), thresholds, members: 1, reason };
+    let algorithms = BTreeMap::new();
+    let grant = Grant { schema: 1, stamp, safe: thresholds.clone(), thresholds, algorithms, members: 1, reason };
     let value = serde_json::to_vec(&grant).expect("JSON");
     for batch in tenants.chunks(100) {
         let key =

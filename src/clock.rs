@@ -129,6 +129,7 @@ impl Default for SystemClock {
 const START_OFFSET_NS: u64 = 3_600_000_000_000;
 
 impl Clock for SystemClock {
+    #[inline]
     fn now(&self) -> MonoTime {
         MonoTime(START_OFFSET_NS + self.clock.delta_as_nanos(self.start, self.clock.raw()))
     }

@@ -6,26 +6,26 @@
 use std::process::ExitCode;
 
 /// How often each side is measured.
-pub const ROUNDS: usize = 15;
+pub(crate) const ROUNDS: usize = 15;
 
 /// What a goal is measured in.
 #[derive(Debug, Clone, Copy)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// A ratio that is aimed at.
-    pub goal: f64,
+    pub(crate) goal: f64,
     /// A ratio above which the benchmark fails.
-    pub must: f64,
+    pub(crate) must: f64,
 }
 
 /// The goals of one benchmark, and whether each was kept.
 #[derive(Debug, Default)]
-pub struct Goals {
+pub(crate) struct Goals {
     missed: Vec<String>,
 }
 
 impl Goals {
     /// Measures both sides in turn and prints the line. Each gives what one operation takes, in `unit`.
-    pub fn compare(
+    pub(crate) fn compare(
         &mut self,
         name: &str,
         unit: &str,
@@ -62,7 +62,7 @@ impl Goals {
     }
 
     /// Prints a figure that has a bound of its own and no peer.
-    pub fn at_most(&mut self, name: &str, unit: &str, ours: f64, most: f64) {
+    pub(crate) fn at_most(&mut self, name: &str, unit: &str, ours: f64, most: f64) {
         println!("{name} ours={ours:.1}{unit} goal<={most}{unit}");
         self.keep(name, ours, Bounds { goal: most, must: most });
     }
@@ -76,7 +76,7 @@ impl Goals {
     }
 
     /// Fails when one was missed, and says which.
-    pub fn verdict(self) -> ExitCode {
+    pub(crate) fn verdict(self) -> ExitCode {
         for missed in &self.missed {
             eprintln!("missed: {missed}");
         }

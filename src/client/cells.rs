@@ -62,6 +62,8 @@ impl<T: fmt::Debug> Lock<T> for Mutex<T> {
         Self::new(value)
     }
 
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "a decision's few nanoseconds: measured")]
     fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
         work(&mut self.lock())
     }
@@ -86,6 +88,7 @@ impl Number for AtomicU64 {
         Self::new(value)
     }
 
+    #[inline]
     fn get(&self) -> u64 {
         self.load(Ordering::Acquire)
     }

@@ -124,19 +124,16 @@ impl Core {
         }
     }
 
-    /// The gates' own counts, shown as metrics: the hot path counts once.
-    fn count_gates(&self, gates: &Gates) {
+    /// Looks after the gates; their own counts are shown as metrics: the hot path counts once.
+    fn look_after(&self, gates: &Gates, now: MonoTime) {
         #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
         let precise = |n: u64| n as f64;
         let id = gates.pool.id.as_str();
-        let (mut waiting, mut expired) = (0, 0);
-        for (grantee, traffic) in gates.traffic() {
+        let (waiting, expired) = gates.look_after(now, |grantee, glance| {
             let tenant = grantee.to_string();
-            self.telemetry.set(Metric::Admitted, &[id, &tenant], precise(traffic.counters.admitted));
-            self.telemetry.set(Metric::Refused, &[id, &tenant], precise(traffic.counters.refused));
-            waiting += traffic.waiting as u64;
-            expired += traffic.expired;
-        }
+            self.telemetry.set(Metric::Admitted, &[id, &tenant], precise(glance.admitted));
+            self.telemetry.set(Metric::Refused, &[id, &tenant], precise(glance.refused));
+        });
         self.telemetry.set(Metric::Waiting, &[id], precise(waiting));
         self.telemetry.set(Metric::ReservationsExpired, &[id], precise(expired));
     }
@@ -251,11 +248,7 @@ pub(super) async fn housekeeping(core: Arc<Core>) {
         core.retune(&mut views, now);
         drop(views);
         for gates in core.pools() {
-            for (_, account) in gates.accounts() {
-                account.gate.expire(now);
-            }
-            core.count_gates(gates);
-            gates.drop_idle(now);
+            core.look_after(gates, now);
         }
     }
 }

@@ -12,7 +12,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
-use super::gate::{Gate, Traffic, Wake};
+use super::gate::{Gate, Glance, Traffic, Wake};
 use super::member::{Changes, MemberState, PoolView};
 use super::pool::PoolShared;
 use super::swap::Tuning;
@@ -24,8 +24,10 @@ use crate::quota::{Grantee, PoolId, TenantId};
 pub(super) type Views = Arc<Mutex<BTreeMap<PoolId, PoolView>>>;
 
 const SHARDS: usize = 64;
-/// How many shards are looked through for idle gates at a time.
+/// How many shards are looked after at a time, when there are more gates than these: nobody's caches are emptied four times a
+/// second for the sake of counts.
 const SHARDS_SWEPT: usize = 4;
+const FEW_GATES: usize = 2_000;
 
 /// How a caller is woken: the permit of a [`Notify`] waits for one who does not listen yet.
 pub(super) type Waker = Arc<Notify>;
@@ -65,8 +67,10 @@ pub(super) struct Gates {
     declared: AtomicU64,
     /// How often limits changed.
     generation: AtomicU64,
-    /// Which shard is looked through next for idle gates.
-    swept: AtomicUsize,
+    /// How many gates there are.
+    live: AtomicUsize,
+    /// Which shard is looked after next, and how many wait and have expired in each, the shared gate's being the last.
+    sweep: Mutex<(usize, Vec<(u64, u64)>)>,
 }
 
 impl Gates {
@@ -88,7 +92,8 @@ impl Gates {
             default,
             declared: AtomicU64::new(0),
             generation: AtomicU64::new(1),
-            swept: AtomicUsize::new(0),
+            live: AtomicUsize::new(0),
+            sweep: Mutex::new((0, vec![(0, 0); SHARDS + 1])),
         }
     }
 
@@ -132,6 +137,7 @@ impl Gates {
         let limiter = Limiter::with_call_max(&limits, self.pool.call_max, now);
         let account = Arc::new(Account { pool: self.pool.clone(), gate: Gate::new(limiter, now) });
         entry.account = Some(account.clone());
+        self.live.fetch_add(1, Ordering::Relaxed);
         account
     }
 
@@ -209,22 +215,50 @@ impl Gates {
         self.accounts().iter().for_each(|(_, account)| account.gate.wake_head());
     }
 
-    /// Drops gates that nobody uses and that remember nothing: a part of them at a call.
-    pub(super) fn drop_idle(&self, now: MonoTime) {
-        let next = self.swept.fetch_add(SHARDS_SWEPT, Ordering::Relaxed) % SHARDS;
-        let since = now.before(self.pool.idle_after);
-        for shard in &self.shards[next..next + SHARDS_SWEPT] {
-            Self::sweep(&mut shard.write(), since, now);
+    /// Looks after the gates, a part of them when they are many: frees what has expired, drops gates that nobody uses and that
+    /// remember nothing, and tells what the others count. Returns how many wait and how many have expired, of all.
+    pub(super) fn look_after(&self, now: MonoTime, mut tell: impl FnMut(&Grantee, Glance)) -> (u64, u64) {
+        let mut sweep = self.sweep.lock();
+        let (next, sums) = &mut *sweep;
+        let few = self.live.load(Ordering::Relaxed) <= FEW_GATES;
+        let swept = if few { SHARDS } else { SHARDS_SWEPT };
+        for _ in 0..swept {
+            sums[*next] = self.sweep_shard(*next, now, &mut tell);
+            *next = (*next + 1) % SHARDS;
         }
+        self.default.gate.expire(now);
+        let glance = self.default.gate.glance();
+        tell(&Grantee::Default, glance);
+        sums[SHARDS] = (glance.waiting as u64, glance.expired);
+        sums.iter().fold((0, 0), |sum, shard| (sum.0 + shard.0, sum.1 + shard.1))
     }
 
-    fn sweep(shard: &mut HashTable<Entry>, since: MonoTime, now: MonoTime) {
-        shard.retain(|entry| {
-            // Nobody can get at it while the shard is locked: who has it already is counted.
-            let idle = |account: &mut Arc<Account>| Arc::strong_count(account) == 1 && account.gate.is_idle(since, now);
-            let _ = entry.account.take_if(idle);
-            entry.declared || entry.account.is_some()
-        });
+    fn sweep_shard(&self, shard: usize, now: MonoTime, tell: &mut impl FnMut(&Grantee, Glance)) -> (u64, u64) {
+        let since = now.before(self.pool.idle_after);
+        let (mut sum, mut idle) = ((0, 0), false);
+        for entry in self.shards[shard].read().iter() {
+            let Some(account) = &entry.account else {
+                idle |= !entry.declared;
+                continue;
+            };
+            account.gate.expire(now);
+            let glance = account.gate.glance();
+            sum = (sum.0 + glance.waiting as u64, sum.1 + glance.expired);
+            tell(&Grantee::Tenant(entry.tenant.clone()), glance);
+            idle |= account.gate.is_idle(since, now);
+        }
+        if idle {
+            self.shards[shard].write().retain(|entry| {
+                // Nobody can get at it while the shard is locked: who has it already is counted.
+                let idle =
+                    |account: &mut Arc<Account>| Arc::strong_count(account) == 1 && account.gate.is_idle(since, now);
+                if entry.account.take_if(idle).is_some() {
+                    self.live.fetch_sub(1, Ordering::Relaxed);
+                }
+                entry.declared || entry.account.is_some()
+            });
+        }
+        sum
     }
 
     /// What is enforced now.

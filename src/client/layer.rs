@@ -34,7 +34,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::middleware::{STREAMED_BYTES, told_length, whose};
-use super::{Attached, Pool, Refusal};
+use super::{Ask, Attached, Pool, Refusal};
 use crate::quota::{Cost, TenantId};
 
 /// Any error, as tower's own layers box them.
@@ -44,8 +44,8 @@ type Answer<R> = Pin<Box<dyn Future<Output = Result<R, BoxError>> + Send>>;
 
 /// Limits services to a pool's thresholds.
 ///
-/// With `http` requests, tenant and cost are what the request's extensions have as [`TenantId`] and [`Cost`], else the
-/// layer's tenant and what can be told from the length of the body: a generic body cannot be read. The output that a
+/// With `http` requests, tenant, cost and priority are what the request's extensions have as [`TenantId`], [`Cost`] and
+/// [`Priority`](super::Priority), else the layer's tenant, an interactive request, and what can be told from the length of the body: a generic body cannot be read. The output that a
 /// request allows stands in its body, so where the provider charges that at once, as Anthropic does, put a [`Cost`] there:
 /// [`Dialect::estimate`](crate::provider::Dialect::estimate) makes one.
 ///
@@ -107,10 +107,10 @@ where
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let mut inner = self.take_ready();
         let pool = self.layer.pool.clone();
-        let (tenant, cost) = whose(request.extensions(), &self.layer.tenant);
+        let (tenant, cost, priority) = whose(request.extensions(), &self.layer.tenant);
         let cost = cost.unwrap_or_else(|| cost_by_length(&pool, &request));
         Box::pin(async move {
-            let permit = pool.admit(&tenant, cost).await?;
+            let permit = pool.request(&tenant, &Ask { priority, ..pool.asking(cost) }).admitted().await?;
             // Dropped without an answer, the permit counts as sent and says nothing of capacity.
             Ok(permit.attach_to(inner.call(request).await.map_err(Into::into)?).await)
         })

@@ -2,8 +2,8 @@
 //! ([`Permit::attach`](super::Permit::attach)).
 //!
 //! A refusal surfaces as [`reqwest_middleware::Error::Middleware`]; [`Refusal::of`](super::Refusal::of) takes it out. The
-//! tenant and the cost come from the request's extensions when the caller put a [`TenantId`] or a [`Cost`] there; else
-//! the cost is what the dialect makes of the body's length and of the output it allows.
+//! tenant, the cost and the priority come from the request's extensions when the caller put a [`TenantId`], a [`Cost`] or a
+//! [`Priority`] there; else the cost is what the dialect makes of the body's length and of the output it allows.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next};
 
 use super::fallback::Refused;
-use super::{CacheKey, Fallbacks, Pool};
+use super::{Ask, CacheKey, Fallbacks, Pool, Priority};
 use crate::quota::{Cost, TenantId};
 
 /// What a streamed request body of unknown length is taken for, in bytes: about 500 LLM tokens. A caller that streams
@@ -58,12 +58,12 @@ impl Middleware for Limited {
         extensions: &mut Extensions,
         next: Next<'_>,
     ) -> reqwest_middleware::Result<Response> {
-        let (tenant, told_cost) = whose(extensions, &self.tenant);
+        let (tenant, told_cost, priority) = whose(extensions, &self.tenant);
         let of_call = extensions.get::<Fallbacks>().cloned();
         let fallbacks = of_call.as_ref().or_else(|| self.tenant_fallbacks.get(&tenant)).unwrap_or(&self.fallbacks);
         let cost = told_cost.unwrap_or_else(|| self.pool.cost_of(&request));
-        let asked_at = self.pool.shared.clock.now();
-        match self.pool.admit(&tenant, cost).await {
+        let asked_at = self.pool.gates.pool.clock.now();
+        match self.pool.request(&tenant, &Ask { priority, ..self.pool.asking(cost) }).admitted().await {
             Ok(permit) => {
                 let key = extensions.get::<CacheKey>().cloned();
                 // Dropped without an answer, the permit counts as sent and says nothing of capacity.
@@ -79,9 +79,10 @@ impl Middleware for Limited {
     }
 }
 
-/// Whose a request is and what it costs, as far as the caller has said.
-pub(super) fn whose(extensions: &Extensions, tenant: &TenantId) -> (TenantId, Option<Cost>) {
-    (extensions.get().unwrap_or(tenant).clone(), extensions.get().copied())
+/// Whose a request is, what it costs and how urgent it is, as far as the caller has said.
+pub(super) fn whose(extensions: &Extensions, tenant: &TenantId) -> (TenantId, Option<Cost>, Priority) {
+    let priority = extensions.get().copied().unwrap_or_default();
+    (extensions.get().unwrap_or(tenant).clone(), extensions.get().copied(), priority)
 }
 
 /// What a request's headers say of its length.

@@ -26,7 +26,7 @@ pub struct Permit {
     account: Arc<Account>,
     reservation: Option<Reservation>,
     /// The same taken from the parent pool.
-    parent: Option<(Arc<Account>, Reservation)>,
+    parent: Option<Box<(Arc<Account>, Reservation)>>,
     sent_at: MonoTime,
     first_byte_at: Option<MonoTime>,
     concluded: bool,
@@ -41,7 +41,7 @@ impl Permit {
         parent: Option<(Arc<Account>, Reservation)>,
         now: MonoTime,
     ) -> Self {
-        let reservation = Some(reservation);
+        let (reservation, parent) = (Some(reservation), parent.map(Box::new));
         Self { account, reservation, parent, sent_at: now, first_byte_at: None, concluded: false, refused: false }
     }
 
@@ -172,7 +172,7 @@ impl Permit {
         let used = used.unwrap_or(reserved);
         let now = self.account.pool.clock.now();
         self.account.gate.settle(reservation, charged, &used, now);
-        if let Some((account, reservation)) = self.parent.take() {
+        if let Some((account, reservation)) = self.parent.take().map(|parent| *parent) {
             account.gate.settle(reservation, charged, &used, now);
         }
     }

@@ -93,6 +93,7 @@ impl<T: Send + Sync + fmt::Debug, C: Cells> Swap<T, C> {
 
     /// How often the value was replaced. Who reads a version, then loads, has that version's value or a later one.
     #[must_use]
+    #[inline]
     pub fn version(&self) -> u64 {
         self.version.get()
     }

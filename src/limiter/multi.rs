@@ -88,6 +88,7 @@ impl Reservation {
 
 /// One meter. A decision reads all of it and nothing more: a line of the processor's cache.
 #[derive(Debug)]
+#[repr(C)]
 struct Metered {
     meter: Meter,
     /// Up to this a request is neither larger than the burst nor than any could be.
@@ -116,17 +117,20 @@ struct Aside {
 }
 
 /// The limiter of one tenant in one member.
+// In this order: what an admission reads and writes stands together, in few lines of the processor's cache.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Limiter {
     blocked: bool,
     /// There is a hold, or the end of one to be acted on.
     has_holds: bool,
     admitted: u64,
-    meters: SmallVec<[Metered; 2]>,
+    /// Until when the last refusal stands; zero when something has changed since.
+    refused_until: MonoTime,
     flights: Concurrency,
-    /// The last refusal and its cost: it stands until its end, unless something changes before. Who is refused asks again,
-    /// and a refusal is to be no dearer than an admission.
-    refused: Option<(Cost, MonoTime, Bound)>,
+    meters: SmallVec<[Metered; 2]>,
+    /// The last refusal, while it stands. Who is refused asks again, and a refusal is to be no dearer than an admission.
+    refused: (Cost, Bound),
     aside: Option<Box<Aside>>,
 }
 
@@ -144,9 +148,10 @@ impl Limiter {
             blocked: false,
             has_holds: false,
             admitted: 0,
-            meters: SmallVec::new(),
+            refused_until: MonoTime::default(),
             flights: Concurrency::new(call_max, now),
-            refused: None,
+            meters: SmallVec::new(),
+            refused: (Cost::default(), Bound::Concurrency),
             aside: None,
         };
         limiter.retune(limits, now);
@@ -156,7 +161,7 @@ impl Limiter {
     /// Lets one request go at once, as far as the rates allow any: for a process that knows of no grant yet, and whose first
     /// call would otherwise wait for what nobody else is sending.
     pub fn top_up_to_one_request(&mut self, now: MonoTime) {
-        self.refused = None;
+        self.refused_until = MonoTime::default();
         for metered in &mut self.meters {
             if metered.meter.unit == Unit::Requests {
                 metered.counter.top_up(1.0, now);
@@ -170,7 +175,7 @@ impl Limiter {
 
     /// Puts new limits in force as of `since`; levels and debts stay.
     pub fn retune(&mut self, limits: &Limits, since: MonoTime) {
-        self.refused = None;
+        self.refused_until = MonoTime::default();
         self.release_ended(since);
         let (known, gone): (SmallVec<[Metered; 2]>, SmallVec<[Metered; 2]>) = std::mem::take(&mut self.meters)
             .into_iter()
@@ -225,7 +230,7 @@ impl Limiter {
         if holds.is_empty() && !self.has_holds {
             return;
         }
-        self.refused = None;
+        self.refused_until = MonoTime::default();
         self.release_ended(now);
         let told = holds.iter().copied().map(Held::new).collect();
         let ended = std::mem::replace(&mut self.aside().holds, told);
@@ -315,8 +320,13 @@ impl Limiter {
     ///
     /// # Errors
     /// What stands in the way; then nothing was taken.
+    #[inline]
     pub fn decide(&mut self, cost: &Cost, now: MonoTime) -> Decision {
-        self.room(cost, now).map(|()| self.take(cost, now))
+        let needs = Needs::of(cost);
+        if !self.has_room_at_ease(&needs, now) {
+            self.look_closely(cost, now)?;
+        }
+        Ok(self.take(cost, &needs, now))
     }
 
     /// Decides over two limiters, a pool's and its parent's: both admit, or nothing is taken from either.
@@ -330,7 +340,10 @@ impl Limiter {
         now: MonoTime,
     ) -> Result<(Reservation, Reservation), Denial> {
         match (self.room(cost, now), parent.room(cost, now)) {
-            (Ok(()), Ok(())) => Ok((self.take(cost, now), parent.take(cost, now))),
+            (Ok(()), Ok(())) => {
+                let needs = Needs::of(cost);
+                Ok((self.take(cost, &needs, now), parent.take(cost, &needs, now)))
+            }
             (Err(Denial::Never(never)), _) | (_, Err(Denial::Never(never))) => Err(Denial::Never(never)),
             (Err(Denial::WaitUntil(mine)), Err(Denial::WaitUntil(theirs))) => {
                 Err(Denial::WaitUntil(later(mine, theirs)))
@@ -343,25 +356,25 @@ impl Limiter {
     ///
     /// # Errors
     /// What stands in the way.
-    #[inline]
     pub fn room(&mut self, cost: &Cost, now: MonoTime) -> Result<(), Denial> {
-        if let Some((refused, until, by)) = &self.refused
-            && now < *until
-            && refused == cost
-        {
-            return Err(Denial::WaitUntil(Wait { at: Some(*until), by: *by }));
-        }
-        let room = self.meters.iter_mut().all(|metered| {
-            let needed = cost.of(metered.meter.unit);
-            needed <= 0.0 || (needed <= metered.at_ease && metered.counter.has(needed, now))
-        });
-        if room && !self.blocked && self.flights.has_room() && !self.has_holds {
-            return Ok(());
-        }
-        self.look_closely(cost, now)
+        if self.has_room_at_ease(&Needs::of(cost), now) { Ok(()) } else { self.look_closely(cost, now) }
     }
 
+    /// Whether there is room beyond doubt: the way that most decisions take.
+    #[inline]
+    fn has_room_at_ease(&mut self, needs: &Needs, now: MonoTime) -> bool {
+        let open = !self.blocked && !self.has_holds && self.refused_until <= now && self.flights.has_room();
+        open && self.meters.iter_mut().all(|metered| {
+            let needed = needs.of_unit(metered.meter.unit);
+            needed <= metered.at_ease && metered.counter.has(needed, now)
+        })
+    }
+
+    #[inline(never)]
     fn look_closely(&mut self, cost: &Cost, now: MonoTime) -> Result<(), Denial> {
+        if now < self.refused_until && self.refused.0 == *cost {
+            return Err(Denial::WaitUntil(Wait { at: Some(self.refused_until), by: self.refused.1 }));
+        }
         // First: a hold that has ended changes levels.
         self.release_ended(now);
         let held = self.held(cost, now);
@@ -404,8 +417,8 @@ impl Limiter {
             return Ok(());
         }
         // The end of a hold lowers levels: what is told of the time after it is not the last word.
-        if !self.has_holds {
-            self.refused = wait.at.map(|at| (*cost, at, wait.by));
+        if let Some(at) = wait.at.filter(|_| !self.has_holds) {
+            (self.refused_until, self.refused) = (at, (*cost, wait.by));
         }
         Err(Denial::WaitUntil(wait))
     }
@@ -417,20 +430,19 @@ impl Limiter {
         self.meters.iter().find(too_large).map(|metered| metered.never(cost.of(metered.meter.unit)))
     }
 
-    fn take(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
-        self.refused = None;
+    #[inline]
+    fn take(&mut self, cost: &Cost, needs: &Needs, now: MonoTime) -> Reservation {
+        self.refused_until = MonoTime::default();
         let serial = self.admitted;
         self.admitted += 1;
         let slice = self.flights.take(now);
         for metered in &mut self.meters {
-            let needed = cost.of(metered.meter.unit);
-            if needed > 0.0 {
-                if needed > metered.at_ease {
-                    let oversize = Oversize { meter: metered.meter, serial, slice };
-                    self.aside.get_or_insert_default().oversize.push(oversize);
-                }
-                metered.counter.take(needed, now);
+            let needed = needs.of_unit(metered.meter.unit);
+            if needed > metered.at_ease {
+                let oversize = Oversize { meter: metered.meter, serial, slice };
+                self.aside.get_or_insert_default().oversize.push(oversize);
             }
+            metered.counter.take(needed, now);
         }
         Reservation { cost: *cost, at: now, serial, slice }
     }
@@ -458,7 +470,7 @@ impl Limiter {
     /// unknown and counts as fully used. Units of a window that has ended are not given back in a later one.
     #[allow(clippy::needless_pass_by_value, reason = "a reservation is settled once")]
     pub fn settle(&mut self, reservation: Reservation, charged: Option<Cost>, now: MonoTime) {
-        self.refused = None;
+        self.refused_until = MonoTime::default();
         self.release_ended(now);
         let Reservation { cost, at, serial, slice } = reservation;
         self.flights.advance(now);
@@ -483,6 +495,21 @@ impl Limiter {
 fn oversize_flies(aside: Option<&Aside>, flights: &Concurrency, meter: Meter) -> bool {
     let oversize = aside.map_or(&[][..], |aside| &aside.oversize);
     oversize.iter().any(|oversize| oversize.meter == meter && flights.lives(oversize.slice))
+}
+
+/// What a request needs of each unit: said once, for a decision asks every meter for it, and an admission again.
+struct Needs([f64; Unit::ALL.len()]);
+
+impl Needs {
+    #[inline]
+    fn of(cost: &Cost) -> Self {
+        Self(Unit::ALL.map(|unit| cost.of(unit)))
+    }
+
+    #[inline]
+    fn of_unit(&self, unit: Unit) -> f64 {
+        self.0[unit as usize]
+    }
 }
 
 impl Metered {

@@ -11,7 +11,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use parking_lot::Mutex;
-use tidegate::client::{Client, ClientParams, LINE_MAX, MemberState, Permit, Pool, PoolParams, Refusal, Usage, Why};
+use tidegate::client::{
+    Ask, Client, ClientParams, LINE_MAX, MemberState, Permit, Pool, PoolParams, Priority, Refusal, Usage, Why,
+};
 use tidegate::observation::{Report, TenantReport};
 use tidegate::plan::keyspace::Key;
 use tidegate::plan::{Pulse, Rate, Reply, Share, Target, Thresholds};
@@ -399,6 +401,118 @@ async fn a_block_reaches_undeclared_tenants_without_any_grant() {
     stage.hand.override_of(Target::Every, r#"{"block":true}"#).await;
     eventually("blocked", || stage.pool.tuning().limits[&Grantee::Default].blocked).await;
     assert_eq!(wait_of(stage.now("anyone", one()).await).1, Why::Blocked);
+}
+
+// === urgency, place, parents, time ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interactive_goes_before_batch_and_each_sees_where_it_stands() {
+    let stage = Stage::open(&[("acme", at_a_time(1))]).await;
+    let held = stage.now("acme", one()).await.expect("free");
+    let ask = |priority| Ask { priority, max_wait: LONG, ..stage.pool.asking(one()) };
+    let acme = tenant("acme");
+    let mut batch = stage.pool.request(&acme, &ask(Priority::Batch));
+    assert_eq!(batch.place(), None, "it has not asked");
+    assert!(timeout(Duration::from_millis(1), batch.admitted()).await.is_err());
+    assert_eq!(batch.place().expect("in line").ahead, 0);
+    let mut interactive = stage.pool.request(&acme, &ask(Priority::Interactive));
+    assert!(timeout(Duration::from_millis(1), interactive.admitted()).await.is_err());
+    assert_eq!((batch.place().expect("in line").ahead, interactive.place().expect("in line").ahead), (1, 0));
+    assert_eq!(batch.place().expect("in line").why, Why::Concurrency);
+    drop(held);
+    assert!(timeout(Duration::from_millis(1), batch.admitted()).await.is_err(), "not before the interactive one");
+    let permit = within("its turn", interactive.admitted()).await.expect("admitted");
+    drop(permit);
+    drop(within("the batch's turn", batch.admitted()).await.expect("admitted"));
+    assert!(stage.pool.try_admit(&acme, one()).is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_and_its_parent_admit_both_or_neither() {
+    let hand = Hand::new();
+    let bootstrap = |concurrency| Thresholds { concurrency: Some(concurrency), ..Thresholds::default() };
+    let id = |name: &str| name.parse().expect("valid");
+    let model = |name| PoolParams {
+        bootstrap: bootstrap(10),
+        parent: Some(id("account")),
+        ..PoolParams::new(id(name), Dialect::OpenAi)
+    };
+    let account = PoolParams { bootstrap: bootstrap(2), ..PoolParams::new(id("account"), Dialect::OpenAi) };
+    let params = ClientParams::new(vec![model("large"), account, model("small")]);
+    let client = Client::start(params, Arc::new(hand.store.clone()), Arc::new(Telemetry::new())).await;
+    let [large, small, account] = ["large", "small", "account"].map(|name| client.pool(name).expect("named"));
+    let in_flight = |pool: &Pool| pool.traffic()[&Grantee::Default].in_flight;
+    let anyone = tenant("anyone");
+    let first = large.try_admit(&anyone, one()).expect("free");
+    let _second = small.try_admit(&anyone, one()).expect("free");
+    assert_eq!(wait_of(small.try_admit(&anyone, one())).1, Why::Concurrency, "the account takes two");
+    assert_eq!((in_flight(&large), in_flight(&small), in_flight(&account)), (1, 1, 2), "nothing was taken");
+    let waiter = tokio::spawn({
+        let (small, anyone) = (small.clone(), anyone.clone());
+        async move { small.admit_within(&anyone, one(), LONG).await }
+    });
+    eventually("it waits in both lines", || account.traffic()[&Grantee::Default].waiting == 1).await;
+    // A place in the account that the other model's request gives back.
+    drop(first);
+    let third = admitted("the account's place", waiter).await;
+    assert_eq!((in_flight(&large), in_flight(&small), in_flight(&account)), (0, 2, 2));
+    drop(third);
+    assert_eq!((in_flight(&small), in_flight(&account)), (1, 1));
+    let waiting = |pool: &Pool| pool.traffic()[&Grantee::Default].waiting;
+    assert_eq!((waiting(&small), waiting(&account)), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permit_that_nobody_ends_gives_its_place_back_and_is_counted() {
+    let hand = Hand::new();
+    let telemetry = Arc::new(Telemetry::new());
+    let pool = PoolParams { call_max: Duration::from_millis(60), ..PoolParams::new(pool(), Dialect::OpenAi) };
+    let bootstrap = Thresholds { concurrency: Some(1), ..Thresholds::default() };
+    let params = ClientParams::new(vec![PoolParams { bootstrap, ..pool }]);
+    let client = Client::start(params, Arc::new(hand.store.clone()), telemetry).await;
+    let pool = client.pool(POOL).expect("named");
+    let lost = pool.try_admit(&tenant("anyone"), one()).expect("free");
+    let next =
+        within("the lost one's place", pool.admit_within(&tenant("anyone"), one(), LONG)).await.expect("a place");
+    assert_eq!(pool.traffic()[&Grantee::Default].expired, 1);
+    drop(lost);
+    assert_eq!(pool.traffic()[&Grantee::Default].in_flight, 1, "it has no place to give back any more");
+    drop(next);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_tenant_is_forgotten_and_one_in_debt_is_not() {
+    let (hand, desk) = (Hand::new(), Desk::open().await);
+    // A burst as large as what a second gives: full at once, unless it is in debt.
+    for name in ["idle", "debtor"] {
+        desk.share(name, 1.0, None);
+        hand.grant(name, &grant(stamp(1, 1), rates(&[(RPM, AMPLE, 100.0), (TPM, 60_000.0, 100.0)]))).await;
+    }
+    hand.lead(&desk.url).await;
+    hand.pulse(&Pulse { valid_for_ms: 3_600_000, ..pulse(stamp(1, 1)) }).await;
+    let params = ClientParams {
+        idle_after: Duration::ZERO,
+        ..ClientParams::new(vec![PoolParams::new(pool(), Dialect::OpenAi)])
+    };
+    let client = Client::start(params, Arc::new(hand.store.clone()), Arc::new(Telemetry::new())).await;
+    let pool = client.pool(POOL).expect("named");
+    let shares =
+        || pool.tuning().limits.get(&grantee("debtor")).is_some_and(|limits| limits.meters[&TPM].rate.burst == 100.0);
+    eventually("its shares", shares).await;
+    let wait = Duration::from_secs(5);
+    drop(within("room", pool.admit_within(&tenant("idle"), one(), wait)).await.expect("room"));
+    let permit = within("room", pool.admit_within(&tenant("debtor"), Cost::request(100, 0), wait)).await.expect("room");
+    // It used a million tokens: owed for a thousand seconds.
+    permit.settle(Usage { input_tokens: 1_000_000, output_tokens: 0 });
+    // Each time all gates were looked at.
+    for _ in 0..3 {
+        eventually("the idle one is forgotten", || !pool.traffic().contains_key(&grantee("idle"))).await;
+        drop(pool.try_admit(&tenant("idle"), one()).expect("made anew"));
+    }
+    assert!(pool.traffic().contains_key(&grantee("debtor")));
+    let (after, why) = wait_of(pool.admit_within(&tenant("debtor"), Cost::request(100, 0), Duration::ZERO).await);
+    assert!(after > Duration::from_secs(900), "{after:?}");
+    assert_eq!(why, Why::Rate(TPM));
 }
 
 // === retunes ===

@@ -392,3 +392,68 @@ fn a_large_request_is_never_refused_for_being_large_while_the_pool_could_take_it
     view.on_pulse(Pulse { capacity: [(RPM, 30.0)].into(), ..pulse(stamp(7, 3)) }, true, MonoTime::from_millis(0));
     assert_eq!(largest(&view), 600.0, "a cut makes no request impossible");
 }
+
+/// What changed is told exactly: who keeps the limits of all and renews those that are told has the limits of all.
+#[test]
+fn limits_renewed_as_changes_tell_are_the_limits_of_all() {
+    for seed in 0..400 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut view = PoolView::new(Thresholds::default(), at_ms(0));
+        let mut kept = BTreeMap::new();
+        let (mut now, mut wall, mut epoch) = (1_000, 1_000_000, 1);
+        let names = ["a", "b", "c"].map(grantee);
+        for _ in 0..40 {
+            now += rng.u64(0..3_000);
+            wall += rng.u64(0..3_000);
+            epoch += 1;
+            let who = names[rng.usize(..3)].clone();
+            let target = [Target::One(who.clone()), Target::Every, Target::Capacity][rng.usize(..3)].clone();
+            match rng.u8(..9) {
+                0 | 1 => view.on_grant(who, grant(stamp(1, epoch), rates(&[(RPM, rng.f64() * 100.0, 5.0)]))),
+                2 => view.on_grant_removed(&who),
+                3 => {
+                    let scale = if rng.bool() { [(RPM, rng.f64())].into() } else { BTreeMap::new() };
+                    let capacity = [(RPM, rng.f64() * 600.0)].into();
+                    let window_left_ms = if rng.bool() { [(RPM, rng.u64(0..60_000))].into() } else { BTreeMap::new() };
+                    let told =
+                        Pulse { scale, scale_epoch: Some(epoch), capacity, window_left_ms, ..pulse(stamp(1, epoch)) };
+                    view.on_pulse(told, rng.u8(..4) > 0, at_ms(now));
+                }
+                4 => {
+                    let share = Share { share: f64::from(rng.u8(..4)) / 4.0, concurrency: None };
+                    view.on_shares([(who, share)].into(), at_ms(now + rng.u64(0..4_000)));
+                }
+                5 => {
+                    let until =
+                        jiff::Timestamp::from_millisecond(i64::try_from(wall + rng.u64(0..4_000)).expect("small"));
+                    let until = until.expect("in range");
+                    let record = format!(
+                        r#"{{"set":{{"requests/minute":{}}},"by":"x","reason":"y","expires_at":"{until}"}}"#,
+                        rng.u8(..)
+                    );
+                    let _ = view.on_override(target, Some(record.as_bytes()));
+                }
+                6 => view.on_override(target, None).expect("removing cannot fail"),
+                7 => view
+                    .on_override(Target::One(who), Some(br#"{"block":true,"by":"x","reason":"y"}"#))
+                    .expect("well formed"),
+                _ => view.on_throttled(at_ms(now)),
+            }
+            view.brake(at_ms(now));
+            let wall = UnixMillis(wall);
+            let changes = view.take_changes(at_ms(now), wall);
+            let all = view.limits(at_ms(now), wall);
+            let told = |who: &Grantee| changes.all || changes.some.contains(who);
+            for who in names.iter().chain([&Grantee::Default]).filter(|who| told(who)) {
+                match view.limits_of(who, at_ms(now), wall) {
+                    Some(limits) => drop(kept.insert(who.clone(), limits)),
+                    None => drop(kept.remove(who)),
+                }
+            }
+            assert_eq!(kept.len(), all.len(), "seed {seed}");
+            for (who, limits) in &all {
+                assert_eq!(kept.get(who), Some(limits), "seed {seed}: {who} at {now}");
+            }
+        }
+    }
+}

@@ -159,7 +159,7 @@ impl Fallbacks {
             };
             let id = refused.pool.id().as_str();
             let outcome = if served.is_some() { "served" } else { "failed" };
-            refused.pool.shared.telemetry.add(Metric::Fallbacks, &[id, step.kind(), outcome], 1.0);
+            refused.pool.gates.pool.telemetry.add(Metric::Fallbacks, &[id, step.kind(), outcome], 1.0);
             debug!(pool = id, kind = step.kind(), outcome, "a refused request's fallback");
             if served.is_some() {
                 return served;
@@ -201,7 +201,7 @@ impl Refused<'_> {
         let original = request.as_ref()?;
         let rewritten = original.try_clone().map(|copy| rewrite(copy));
         let cost = self.told_cost.unwrap_or_else(|| pool.cost_of(rewritten.as_ref().unwrap_or(original)));
-        let left = self.pool.max_wait.saturating_sub(self.pool.shared.clock.now().since(self.asked_at));
+        let left = self.pool.max_wait.saturating_sub(self.pool.gates.pool.clock.now().since(self.asked_at));
         let permit = pool.admit_within(self.tenant, cost, left).await.ok()?;
         let request = rewritten.or_else(|| request.take().map(|streamed| rewrite(streamed)))?;
         Some(permit.attach(self.next.clone().run(request, extensions).await.ok()?).await)

@@ -365,8 +365,8 @@ impl Cost {
 
 /// A count as a float.
 #[inline]
-#[allow(clippy::cast_precision_loss, clippy::cast_possible_wrap, reason = "token counts stay far below 2^53")]
+#[allow(clippy::cast_precision_loss, reason = "token counts stay far below 2^53")]
 fn precise(tokens: u64) -> f64 {
     // By way of a signed number, which the machine converts in one step: with one bit less, and twice that.
-    if tokens <= i64::MAX as u64 { tokens as i64 as f64 } else { (tokens / 2) as i64 as f64 * 2.0 }
+    tokens.try_into().map_or_else(|_| (tokens / 2).cast_signed() as f64 * 2.0, |tokens: i64| tokens as f64)
 }

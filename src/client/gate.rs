@@ -42,6 +42,7 @@ pub struct Asker<W> {
 
 impl<W: Wake> Asker<W> {
     /// A request of this cost that waits until then.
+    #[must_use]
     pub fn new(cost: Cost, priority: Priority, deadline: MonoTime) -> Self {
         let (wake, ticket, parent_ticket) = (None, None, None);
         Self { cost, priority, deadline, wake, ticket, parent_ticket, counted: false, waited: false }
@@ -52,7 +53,7 @@ impl<W: Wake> Asker<W> {
         self.wake.as_ref()
     }
 
-    fn to_be_woken(&mut self) -> W {
+    fn waker(&mut self) -> W {
         self.wake.get_or_insert_default().clone()
     }
 }
@@ -154,6 +155,7 @@ pub struct Glance {
 
 impl<W: Wake, C: Cells> Gate<W, C> {
     /// A gate with this limiter.
+    #[must_use]
     pub fn new(limiter: Limiter, now: MonoTime) -> Self {
         let (tally, line, counters) = (Tally::default(), Line::default(), Box::default());
         let state = State { limiter, tally, line, counters, version: 0, asked_at: now, closed: false };
@@ -399,7 +401,7 @@ impl<W: Wake> State<W> {
                 if !matches!(answer, Answer::Wait(_)) {
                     parent.leave_as_child(asker);
                 } else if asker.parent_ticket.is_none() {
-                    let ticket = parent.line.join(asker.cost, asker.priority, now, asker.to_be_woken());
+                    let ticket = parent.line.join(asker.cost, asker.priority, now, asker.waker());
                     asker.parent_ticket = Some(ticket);
                 }
                 answer
@@ -471,7 +473,7 @@ impl<W: Wake> State<W> {
         asker.waited = true;
         if newcomer {
             let displaced = self.line.head().map(|(_, wake)| wake.clone());
-            let ticket = self.line.join(asker.cost, asker.priority, now, asker.to_be_woken());
+            let ticket = self.line.join(asker.cost, asker.priority, now, asker.waker());
             asker.ticket = Some(ticket);
             // Who is no longer the first must leave the parent's line.
             if let Some(displaced) = displaced.filter(|_| self.line.is_head(ticket)) {

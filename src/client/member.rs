@@ -305,7 +305,9 @@ impl PoolView {
     /// Diffs against a list: what it does not hold is gone.
     pub fn retain(&mut self, has_grant: impl Fn(&Grantee) -> bool, has_override: impl Fn(&Target) -> bool) {
         let gone: Vec<Grantee> = self.grants.keys().filter(|grantee| !has_grant(grantee)).cloned().collect();
-        gone.iter().for_each(|grantee| self.on_grant_removed(grantee));
+        for grantee in &gone {
+            self.on_grant_removed(grantee);
+        }
         let gone: Vec<Target> = self.overrides.targets().filter(|target| !has_override(target)).cloned().collect();
         for target in gone {
             self.on_target(&target);

@@ -1,6 +1,8 @@
 //! The token bucket and the decision over several meters against slow, obvious twins that count in whole numbers: rates are
 //! whole units a millisecond and all happens at whole milliseconds, so there is one right answer and no rounding.
 
+#![allow(clippy::needless_range_loop, reason = "one index for all that a meter has")]
+
 use std::collections::BTreeMap;
 
 use fastrand::Rng;

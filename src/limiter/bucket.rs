@@ -73,6 +73,16 @@ impl Bucket {
         units - self.level <= EPSILON
     }
 
+    /// Takes `units` if they are there at `now`.
+    #[inline]
+    pub(super) fn take_if_there(&mut self, units: f64, now: MonoTime) -> bool {
+        let there = self.has(units, now);
+        if there {
+            self.level -= units;
+        }
+        there
+    }
+
     /// When the level will have reached `units`; `None` when it never will at this rate and burst.
     #[must_use]
     #[inline]

@@ -323,9 +323,10 @@ impl Limiter {
     #[inline]
     pub fn decide(&mut self, cost: &Cost, now: MonoTime) -> Decision {
         let needs = Needs::of(cost);
-        if !self.has_room_at_ease(&needs, now) {
-            self.look_closely(cost, now)?;
+        if self.is_open(now) && self.take_at_ease(&needs, now) {
+            return Ok(self.reservation(cost, now));
         }
+        self.look_closely(cost, now)?;
         Ok(self.take(cost, &needs, now))
     }
 
@@ -357,17 +358,42 @@ impl Limiter {
     /// # Errors
     /// What stands in the way.
     pub fn room(&mut self, cost: &Cost, now: MonoTime) -> Result<(), Denial> {
-        if self.has_room_at_ease(&Needs::of(cost), now) { Ok(()) } else { self.look_closely(cost, now) }
-    }
-
-    /// Whether there is room beyond doubt: the way that most decisions take.
-    #[inline]
-    fn has_room_at_ease(&mut self, needs: &Needs, now: MonoTime) -> bool {
-        let open = !self.blocked && !self.has_holds && self.refused_until <= now && self.flights.has_room();
-        open && self.meters.iter_mut().all(|metered| {
+        let needs = Needs::of(cost);
+        let mut meters = self.meters.iter_mut();
+        let at_ease = |metered: &mut Metered| {
             let needed = needs.of_unit(metered.meter.unit);
             needed <= metered.at_ease && metered.counter.has(needed, now)
-        })
+        };
+        if meters.all(at_ease) && self.is_open(now) { Ok(()) } else { self.look_closely(cost, now) }
+    }
+
+    /// Whether nothing but the meters could stand in the way.
+    #[inline]
+    fn is_open(&self, now: MonoTime) -> bool {
+        !self.blocked && !self.has_holds && self.refused_until <= now && self.flights.has_room()
+    }
+
+    /// Takes what is needed where every meter is a bucket that has it, in one pass: the way that most admissions take. Else
+    /// takes nothing.
+    #[inline]
+    fn take_at_ease(&mut self, needs: &Needs, now: MonoTime) -> bool {
+        for n in 0..self.meters.len() {
+            let metered = &mut self.meters[n];
+            let needed = needs.of_unit(metered.meter.unit);
+            let taken = match &mut metered.counter {
+                Counter::Bucket(bucket) => needed <= metered.at_ease && bucket.take_if_there(needed, now),
+                _ => false,
+            };
+            if !taken {
+                for metered in &mut self.meters[..n] {
+                    if let Counter::Bucket(bucket) = &mut metered.counter {
+                        bucket.give_back(needs.of_unit(metered.meter.unit), now);
+                    }
+                }
+                return false;
+            }
+        }
+        true
     }
 
     #[inline(never)]
@@ -430,12 +456,9 @@ impl Limiter {
         self.meters.iter().find(too_large).map(|metered| metered.never(cost.of(metered.meter.unit)))
     }
 
-    #[inline]
     fn take(&mut self, cost: &Cost, needs: &Needs, now: MonoTime) -> Reservation {
-        self.refused_until = MonoTime::default();
-        let serial = self.admitted;
-        self.admitted += 1;
-        let slice = self.flights.take(now);
+        let reservation = self.reservation(cost, now);
+        let Reservation { serial, slice, .. } = reservation;
         for metered in &mut self.meters {
             let needed = needs.of_unit(metered.meter.unit);
             if needed > metered.at_ease {
@@ -444,7 +467,15 @@ impl Limiter {
             }
             metered.counter.take(needed, now);
         }
-        Reservation { cost: *cost, at: now, serial, slice }
+        reservation
+    }
+
+    #[inline]
+    fn reservation(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
+        self.refused_until = MonoTime::default();
+        let serial = self.admitted;
+        self.admitted += 1;
+        Reservation { cost: *cost, at: now, serial, slice: self.flights.take(now) }
     }
 
     /// When everything `ahead` plus `cost` will have been supplied, and by which meter last: the honest wait of a newcomer to

@@ -492,7 +492,7 @@ async fn an_idle_tenant_is_forgotten_and_one_in_debt_is_not() {
     hand.pulse(&Pulse { valid_for_ms: 3_600_000, ..pulse(stamp(1, 1)) }).await;
     let params = ClientParams {
         idle_after: Duration::ZERO,
-        ..ClientParams::new(vec![PoolParams::new(pool(), Dialect::OpenAi)])
+        ..ClientParams::new(vec![PoolParams::new(pool(), Dialect::Anthropic)])
     };
     let client = Client::start(params, Arc::new(hand.store.clone()), Arc::new(Telemetry::new())).await;
     let pool = client.pool(POOL).expect("named");

@@ -42,6 +42,8 @@ const REOPEN_AFTER_MAX: Duration = Duration::from_secs(2);
 /// A hold told by the leader is released over this fraction of its length, but not over more than the second.
 const HOLD_SPREAD: f64 = 0.2;
 const HOLD_SPREAD_MAX: Duration = Duration::from_secs(5);
+/// How long a hold that is over is told of: a gate that nobody asked meanwhile is to start slowly too.
+const HOLD_REMEMBERED: Duration = Duration::from_secs(60);
 const PRESENCE_TTL: Duration = Duration::from_secs(10);
 const PRESENCE_EVERY: Duration = Duration::from_secs(3);
 
@@ -80,7 +82,7 @@ impl Core {
             let told = self.holds_told(view, now);
             let wide = pool.wide.update(|known| {
                 let mut wide = PoolWide { told, state, stamp, ..known.clone() };
-                wide.holds.retain(|_, until| *until > now);
+                wide.holds.retain(|_, until| *until + HOLD_REMEMBERED > now);
                 (wide != *known).then_some(wide)
             });
             if let Some((before, after)) = wide {
@@ -105,7 +107,12 @@ impl Core {
             let spread = Duration::from_millis(ms).mul_f64(HOLD_SPREAD).min(HOLD_SPREAD_MAX);
             at + Duration::from_millis(ms) + spread.mul_f64(self.jitter)
         };
-        pulse.hold_ms.iter().map(|(meter, ms)| (*meter, until(*ms))).filter(|(_, until)| *until > now).collect()
+        pulse
+            .hold_ms
+            .iter()
+            .map(|(meter, ms)| (*meter, until(*ms)))
+            .filter(|(_, until)| *until + HOLD_REMEMBERED > now)
+            .collect()
     }
 
     fn tell_state(&self, pool: &PoolShared, from: MemberState, to: MemberState) {

@@ -286,14 +286,12 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         self.state.with(|state| count(&mut state.counters));
     }
 
-    /// Frees the places of calls that nobody settled; the head of the line may have one.
+    /// Frees the places of calls that nobody settled. The head of the line asks again, whoever freed them: a decision may
+    /// have, and has woken nobody.
     pub fn expire(&self, now: MonoTime) {
         self.state.with(|state| {
-            let before = state.limiter.in_flight();
             state.limiter.expire(now);
-            if state.limiter.in_flight() < before {
-                state.wake_head();
-            }
+            state.wake_head();
         });
     }
 
@@ -376,7 +374,10 @@ impl<W: Wake> State<W> {
     fn ask_both(&mut self, asker: &mut Asker<W>, parent: &mut Self, now: MonoTime) -> Answer {
         if !self.has_turn(asker.ticket, asker.priority, now) {
             parent.leave_as_child(asker);
-            return self.no_turn(asker, now);
+            return match parent.limiter.never(&asker.cost) {
+                Some(never) => self.never(asker, never),
+                None => self.no_turn(asker, now),
+            };
         }
         let decided = match self.limiter.room(&asker.cost, now) {
             Err(denial) => {
@@ -386,7 +387,7 @@ impl<W: Wake> State<W> {
             Ok(()) if parent.has_turn(asker.parent_ticket, asker.priority, now) => {
                 self.limiter.decide_both(&mut parent.limiter, &asker.cost, now)
             }
-            Ok(()) => Err(Denial::WaitUntil(Wait { at: None, by: Bound::Concurrency })),
+            Ok(()) => Err(parent.denial_out_of_turn(asker, now)),
         };
         match decided {
             Ok((mine, theirs)) => {
@@ -407,6 +408,15 @@ impl<W: Wake> State<W> {
                 answer
             }
         }
+    }
+
+    /// What the parent says to a child's request whose turn it is not: no turn makes too large a request fit.
+    fn denial_out_of_turn(&self, asker: &Asker<W>, now: MonoTime) -> Denial {
+        if let Some(never) = self.limiter.never(&asker.cost) {
+            return Denial::Never(never);
+        }
+        let ahead = self.line.ahead_of_newcomer(asker.priority, now);
+        Denial::WaitUntil(Wait { at: None, ..self.limiter.expected(&ahead.cost, &asker.cost, now) })
     }
 
     fn denied(&mut self, asker: &mut Asker<W>, denial: Denial, parent: Option<&Self>, now: MonoTime) -> Answer {

@@ -18,7 +18,7 @@ use super::pool::PoolShared;
 use super::swap::Tuning;
 use crate::clock::{MonoTime, UnixMillis};
 use crate::limiter::{Limiter, Limits};
-use crate::quota::{Grantee, PoolId, TenantId};
+use crate::quota::{Grantee, Meter, PoolId, TenantId};
 
 /// What the process knows of its pools.
 pub(super) type Views = Arc<Mutex<BTreeMap<PoolId, PoolView>>>;
@@ -267,11 +267,14 @@ impl Gates {
         let (now, wall) = (self.pool.clock.now(), self.pool.clock.wall());
         let limits = views.get(&self.pool.id).map(|view| view.limits(now, wall)).unwrap_or_default();
         let wide = self.pool.wide.load();
+        let in_force = |holds: &BTreeMap<Meter, MonoTime>| {
+            holds.iter().filter(|(_, until)| **until > now).map(|(meter, until)| (*meter, *until)).collect()
+        };
         Tuning {
             generation: self.generation.load(Ordering::Acquire),
             limits,
-            holds: wide.holds.clone(),
-            told: wide.told.clone(),
+            holds: in_force(&wide.holds),
+            told: in_force(&wide.told),
             state: wide.state,
             stamp: wide.stamp,
         }

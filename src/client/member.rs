@@ -251,8 +251,13 @@ impl PoolView {
         for (meter, left_ms) in &pulse.window_left_ms {
             let told = now + Duration::from_millis(*left_ms);
             let known = self.window_ends.get(meter);
-            let apart = known.map_or(Duration::MAX, |known| told.since(*known).max(known.since(told)));
-            if apart > SAME_WINDOW_END {
+            // As far apart as from a whole number of windows.
+            let apart_s = known.map_or(f64::INFINITY, |known| {
+                let (apart_s, window_s) =
+                    (told.seconds_since(*known) + known.seconds_since(told), meter.window.seconds());
+                (apart_s - (apart_s / window_s).round() * window_s).abs()
+            });
+            if apart_s > SAME_WINDOW_END.as_secs_f64() {
                 self.window_ends.insert(*meter, told);
                 self.changes.all = true;
             }

@@ -1,7 +1,7 @@
 //! What counts on one meter: the algorithm that policy chose for it.
 
 use super::limits::{Counting, MeterLimit};
-use super::{Bucket, FixedWindow, SlidingLog, SlidingWindow};
+use super::{Alignment, Bucket, FixedWindow, SlidingLog, SlidingWindow};
 use crate::clock::MonoTime;
 use crate::quota::Meter;
 
@@ -27,41 +27,72 @@ pub(super) enum Counter {
 pub(super) struct Paced {
     window: FixedWindow,
     window_s: f64,
-    pace: Option<Bucket>,
+    pace: Option<Pace>,
+}
+
+/// From an instant on, no more than what flows in.
+#[derive(Debug)]
+struct Pace {
+    from: MonoTime,
+    flow: Bucket,
 }
 
 impl Paced {
-    /// From `at` on, no more than what flows in at the pace.
-    fn pace_from(&mut self, at: MonoTime) {
-        let rate_per_s = self.window.burst() / (self.window_s * PACE_PART).min(PACE_MAX_S);
-        let mut pace = Bucket::new(rate_per_s, self.window.burst(), at);
-        pace.drain(0.0, at, at);
-        self.pace = Some(pace);
+    fn pace_per_s(&self) -> f64 {
+        self.window.burst() / (self.window_s * PACE_PART).min(PACE_MAX_S)
     }
 
-    fn later(&self, window: Option<MonoTime>, pace: impl Fn(&Bucket) -> Option<MonoTime>) -> Option<MonoTime> {
-        match &self.pace {
-            None => window,
-            Some(bucket) => Some(window?.max(pace(bucket)?)),
+    fn pace_from(&mut self, from: MonoTime) {
+        let mut flow = Bucket::new(self.pace_per_s(), self.window.burst(), from);
+        flow.drain(0.0, from, from);
+        self.pace = Some(Pace { from, flow });
+    }
+
+    /// What the window says, and from its beginning on what the pace says too.
+    fn later(
+        &self,
+        window: Option<MonoTime>,
+        now: MonoTime,
+        pace: impl Fn(&Bucket, MonoTime) -> Option<MonoTime>,
+    ) -> Option<MonoTime> {
+        match (&self.pace, window?) {
+            (Some(Pace { from, flow }), at) if at >= *from => Some(at.max(pace(flow, now.max(*from))?)),
+            (_, at) => Some(at),
+        }
+    }
+
+    fn retune(&mut self, limit: f64, alignment: Alignment, since: MonoTime) {
+        self.window.retune(limit, alignment, since);
+        let per_s = self.pace_per_s();
+        // One that has not begun was for an end that may have moved; who finds no room sets another.
+        self.pace.take_if(|pace| since < pace.from);
+        if let Some(pace) = &mut self.pace {
+            pace.flow.retune(per_s, limit, since);
         }
     }
 
     fn reaches_at(&mut self, units: f64, now: MonoTime) -> Option<MonoTime> {
-        if self.pace.as_ref().is_some_and(|pace| pace.level_at(now) >= pace.burst()) {
-            self.pace = None;
-        }
+        self.pace.take_if(|pace| now > pace.from && pace.flow.level_at(now) >= pace.flow.burst());
         let at = self.window.reaches_at(units, now);
         if let Some(at) = at.filter(|at| *at > now && self.pace.is_none()) {
             // Somebody waits for the next window, and he may not be alone.
             self.pace_from(at);
         }
-        self.later(at, |pace| pace.reaches_at(units, now))
+        self.later(at, now, |flow, now| flow.reaches_at(units, now))
     }
 
     fn take(&mut self, units: f64, now: MonoTime) {
         self.window.take(units, now);
-        if let Some(pace) = &mut self.pace {
-            pace.take(units, now);
+        if let Some(pace) = self.pace.as_mut().filter(|pace| now >= pace.from) {
+            pace.flow.take(units, now);
+        }
+    }
+
+    fn give_back(&mut self, units: f64, taken_at: MonoTime, now: MonoTime) {
+        self.window.give_back(units, taken_at, now);
+        let counts = |pace: &&mut Pace| now >= pace.from && (units < 0.0 || taken_at >= pace.from);
+        if let Some(pace) = self.pace.as_mut().filter(counts) {
+            pace.flow.give_back(units, now);
         }
     }
 }
@@ -87,9 +118,7 @@ impl Counter {
                 bucket.retune(meter.per_second(units), limit.rate.burst, since);
             }
             (Self::Fixed(paced), Counting::FixedWindow(alignment)) => {
-                paced.window.retune(units, alignment, since);
-                // It was for the old limit; who finds no room sets another.
-                paced.pace = None;
+                paced.retune(units, alignment, since);
             }
             (Self::Sliding(window), Counting::SlidingWindow) => window.retune(units, since),
             (Self::Log(log), Counting::SlidingLog) => log.retune(units, since),
@@ -154,7 +183,7 @@ impl Counter {
         match self {
             Self::Bucket(bucket) => bucket.supplies_at(units, now),
             Self::Fixed(paced) => {
-                paced.later(paced.window.supplies_at(units, now), |pace| pace.supplies_at(units, now))
+                paced.later(paced.window.supplies_at(units, now), now, |flow, now| flow.supplies_at(units, now))
             }
             Self::Sliding(window) => window.supplies_at(units, now),
             Self::Log(log) => log.supplies_at(units, now),
@@ -173,7 +202,7 @@ impl Counter {
     pub(super) fn give_back(&mut self, units: f64, taken_at: MonoTime, now: MonoTime) {
         match self {
             Self::Bucket(bucket) => bucket.give_back(units, now),
-            Self::Fixed(paced) => paced.window.give_back(units, taken_at, now),
+            Self::Fixed(paced) => paced.give_back(units, taken_at, now),
             Self::Sliding(window) => window.give_back(units, taken_at, now),
             Self::Log(log) => log.give_back(units, taken_at, now),
         }

@@ -96,7 +96,9 @@ async fn the_fallback_example_answers_from_its_cache_from_another_pool_and_from_
 async fn the_example_by_hand_settles_requeues_and_answers_from_its_cache() {
     let (lines, state) = run("by_hand", None).await;
     let has = |part: &str| lines.iter().any(|line| line.contains(part));
-    for part in ["one: 200 OK, ", "two: 200 OK, ", "three: 200 OK, ", ": back into the queue, no room under its rate"] {
+    for part in
+        ["one: 200 OK, ", "two: 200 OK, ", "three: 200 OK, ", ": back into the queue, no room in requests/minute"]
+    {
         assert!(has(part), "{part:?} in {lines:?}");
     }
     assert!(has("far too long: a cached answer instead; it needs 3"), "{lines:?}");

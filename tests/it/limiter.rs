@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use tidegate::clock::MonoTime;
 use tidegate::limiter::{
-    Bound, Bucket, Counting, Decision, Denial, Hold, Limiter, Limits, MeterLimit, Reservation, Wait,
+    Alignment, Bound, Bucket, Counting, Decision, Denial, Hold, Limiter, Limits, MeterLimit, Reservation, Wait,
 };
 use tidegate::plan::Rate;
 use tidegate::quota::{Cost, Meter};
@@ -385,6 +385,34 @@ proptest! {
             }
         }
     }
+}
+
+/// A request that waits for the next window closes the running one to nobody, and those who waited for it go at a pace.
+#[test]
+fn those_who_wait_for_a_window_are_spread_over_its_beginning_and_hold_up_nobody_before() {
+    let counting = Counting::FixedWindow(Alignment::EndsAt(ms(60_000)));
+    let limit = MeterLimit { rate: Rate { rate: 600.0, burst: 600.0 }, largest_request: 600.0, counting };
+    let limits = Limits { meters: BTreeMap::from([(TPM, limit)]), ..Limits::default() };
+    let mut limiter = Limiter::new(&limits, ms(0));
+    let first = admitted(&mut limiter, Cost::request(500, 0), ms(0));
+    assert_eq!(
+        wait(&mut limiter, Cost::request(200, 0), ms(0)),
+        Some(ms(62_000)),
+        "100 a second, from the next window on"
+    );
+    drop(admitted(&mut limiter, Cost::request(90, 0), ms(1_000)));
+    limiter.settle(first, Some(Cost::request(50, 0)), ms(2_000));
+    drop(admitted(&mut limiter, Cost::request(450, 0), ms(3_000)));
+    assert!(wait(&mut limiter, Cost::request(20, 0), ms(60_000)).is_some());
+    limiter.retune(&limits, ms(60_500));
+    let flown: u64 = (0..100).filter(|n| ask(&mut limiter, Cost::request(1, 0), ms(60_500 + n)).is_ok()).count() as u64;
+    assert!(flown <= 60, "{flown} within the first 0.6 s");
+    // What was reserved and not used does not count against the pace either.
+    let reservation = admitted(&mut limiter, Cost::request(100, 0), ms(62_000));
+    let before = wait(&mut limiter, Cost::request(100, 0), ms(62_000)).expect("paced");
+    limiter.settle(reservation, Some(Cost::request(0, 0)), ms(62_000));
+    assert!(before > ms(62_000));
+    drop(admitted(&mut limiter, Cost::request(100, 0), ms(62_000)));
 }
 
 #[test]

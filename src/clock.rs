@@ -57,16 +57,11 @@ impl MonoTime {
 
     /// The instant `seconds` ahead; a negative or non-finite span counts as zero, a huge one as forever.
     #[must_use]
-    pub fn after_seconds(self, seconds: f64) -> Self {
-        self.after_nanos(seconds * 1e9)
-    }
-
-    /// The instant `ns` ahead; a negative or non-finite span counts as zero, a huge one as forever.
-    #[must_use]
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "float-to-int casts saturate")]
-    pub fn after_nanos(self, ns: f64) -> Self {
+    pub fn after_seconds(self, seconds: f64) -> Self {
         // Rounded up: a caller that sleeps until this instant finds its units there, so no wait spins at zero.
-        Self(self.0.saturating_add(ns.max(0.0).ceil() as u64))
+        let ns = (seconds.max(0.0) * 1e9).ceil();
+        Self(self.0.saturating_add(ns as u64))
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Asker<W> {
     /// Made when he joins a line: most never do.
     wake: Option<W>,
     ticket: Option<Ticket>,
-    /// Its place in the parent's line, which it leaves whenever it is not its turn here.
+    /// Its place in the parent's line, which it leaves whenever it is not its turn here, and then comes back to.
     parent_ticket: Option<Ticket>,
     counted: bool,
     waited: bool,
@@ -229,6 +229,8 @@ impl<W: Wake, C: Cells> Gate<W, C> {
             if let Some(parent) = parent {
                 parent.state.with(|parent| parent.leave_as_child(asker));
             }
+            // It may ask at another parent next, whose line has given other tickets.
+            asker.parent_ticket = None;
         }
     }
 
@@ -352,7 +354,7 @@ impl<W: Wake> State<W> {
     /// Whether it is his turn: nobody waits who goes before him.
     fn has_turn(&self, ticket: Option<Ticket>, priority: Priority, now: MonoTime) -> bool {
         match ticket {
-            Some(ticket) => self.line.is_head(ticket),
+            Some(ticket) => self.line.head().is_none_or(|(head, _)| ticket <= head),
             None => self.line.newcomer_is_head(priority, now),
         }
     }
@@ -399,14 +401,23 @@ impl<W: Wake> State<W> {
             }
             Err(denial) => {
                 let answer = self.denied(asker, denial, Some(parent), now);
-                if !matches!(answer, Answer::Wait(_)) {
+                if matches!(answer, Answer::Wait(_)) {
+                    parent.stand_as_child(asker, now);
+                } else {
                     parent.leave_as_child(asker);
-                } else if asker.parent_ticket.is_none() {
-                    let ticket = parent.line.join(asker.cost, asker.priority, now, asker.waker());
-                    asker.parent_ticket = Some(ticket);
                 }
                 answer
             }
+        }
+    }
+
+    /// A child's request stands in this line; one that has left comes back to its place.
+    fn stand_as_child(&mut self, asker: &mut Asker<W>, now: MonoTime) {
+        let wake = asker.waker();
+        match asker.parent_ticket {
+            None => asker.parent_ticket = Some(self.line.join(asker.cost, asker.priority, now, wake)),
+            Some(ticket) if !self.line.contains(ticket) => self.line.rejoin(ticket, asker.cost, wake),
+            Some(_) => {}
         }
     }
 
@@ -495,21 +506,22 @@ impl<W: Wake> State<W> {
 
     fn leave(&mut self, asker: &mut Asker<W>) {
         if let Some(ticket) = asker.ticket.take() {
-            let was_head = self.line.is_head(ticket);
-            self.line.leave(ticket);
-            if was_head {
-                self.wake_head();
-            }
+            self.give_up(ticket);
         }
     }
 
-    fn leave_as_child(&mut self, asker: &mut Asker<W>) {
-        if let Some(ticket) = asker.parent_ticket.take() {
-            let was_head = self.line.is_head(ticket);
-            self.line.leave(ticket);
-            if was_head {
-                self.wake_head();
-            }
+    /// A child's request leaves this line, perhaps to come back: it keeps its ticket.
+    fn leave_as_child(&mut self, asker: &Asker<W>) {
+        if let Some(ticket) = asker.parent_ticket {
+            self.give_up(ticket);
+        }
+    }
+
+    fn give_up(&mut self, ticket: Ticket) {
+        let was_head = self.line.is_head(ticket);
+        self.line.leave(ticket);
+        if was_head {
+            self.wake_head();
         }
     }
 }

@@ -73,9 +73,12 @@
 //! # Within
 //!
 //! ```text
-//! store ─► drive ─► session ─► member (PoolView) ─► swap ─► admission ─► Permit ─► middleware, layer
-//!            └──► report ─► leader ─► shares ─► member                      └──► reflex holds
+//! store ─► drive ─► session ─► member (PoolView) ─► gates ─► gate ─► admission ─► Permit ─► middleware, layer
+//!            │                                                  ▲                    │              └► fallback
+//!            └──► report ─► leader ─► shares ─► member          └── swap ◄── reflex holds
 //! ```
+//!
+//! Limits are pushed to the gates that they concern; what holds for a whole pool is swapped, and read by each decision.
 
 mod admission;
 mod answer;

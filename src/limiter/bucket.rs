@@ -65,18 +65,11 @@ impl Bucket {
         self.level = self.level.min(self.rate_per_ns * (seconds * 1e9 + now.nanos_since(since)));
     }
 
-    /// Accrues to `now`, and says whether `units` are there then, to the billionth of a unit.
-    #[must_use]
-    #[inline]
-    pub fn has(&mut self, units: f64, now: MonoTime) -> bool {
-        self.accrue(now);
-        units - self.level <= EPSILON
-    }
-
-    /// Takes `units` if they are there at `now`.
+    /// Takes `units` if they are there at `now`, to the billionth of a unit.
     #[inline]
     pub(super) fn take_if_there(&mut self, units: f64, now: MonoTime) -> bool {
-        let there = self.has(units, now);
+        self.accrue(now);
+        let there = units - self.level <= EPSILON;
         if there {
             self.level -= units;
         }
@@ -107,9 +100,7 @@ impl Bucket {
     /// Takes `units`, into debt if need be.
     #[inline]
     pub fn take(&mut self, units: f64, now: MonoTime) {
-        if now > self.updated {
-            self.accrue(now);
-        }
+        self.accrue(now);
         self.level -= units;
     }
 

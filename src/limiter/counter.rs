@@ -130,7 +130,6 @@ impl Counter {
         }
     }
 
-    #[inline]
     pub(super) fn level_at(&self, now: MonoTime) -> f64 {
         match self {
             Self::Bucket(bucket) => bucket.level_at(now),
@@ -140,33 +139,12 @@ impl Counter {
         }
     }
 
-    #[inline]
     pub(super) fn burst(&self) -> f64 {
         match self {
             Self::Bucket(bucket) => bucket.burst(),
             Self::Fixed(paced) => paced.window.burst(),
             Self::Sliding(window) => window.burst(),
             Self::Log(log) => log.burst(),
-        }
-    }
-
-    /// Whether `units` are there.
-    #[inline]
-    pub(super) fn has(&mut self, units: f64, now: MonoTime) -> bool {
-        match self {
-            Self::Bucket(bucket) => bucket.has(units, now),
-            _ => self.reaches_at(units, now) == Some(now),
-        }
-    }
-
-    /// Out of the way of the bucket's few instructions.
-    #[inline(never)]
-    fn take_from_window(&mut self, units: f64, now: MonoTime) {
-        match self {
-            Self::Bucket(bucket) => bucket.take(units, now),
-            Self::Fixed(paced) => paced.take(units, now),
-            Self::Sliding(window) => window.take(units, now),
-            Self::Log(log) => log.take(units, now),
         }
     }
 
@@ -190,11 +168,12 @@ impl Counter {
         }
     }
 
-    #[inline]
     pub(super) fn take(&mut self, units: f64, now: MonoTime) {
         match self {
             Self::Bucket(bucket) => bucket.take(units, now),
-            _ => self.take_from_window(units, now),
+            Self::Fixed(paced) => paced.take(units, now),
+            Self::Sliding(window) => window.take(units, now),
+            Self::Log(log) => log.take(units, now),
         }
     }
 

@@ -1,4 +1,5 @@
-//! Admission: a token bucket per meter, the all-or-nothing decision over several of them, and the line of those who wait.
+//! Admission: what counts on each meter (a token bucket, a fixed window, a sliding one or an exact log), the all-or-nothing
+//! decision over several meters, holds, places in flight, and the line of those who wait.
 //!
 //! Every function takes `now` and returns a value; nothing here sleeps, locks or reads a clock. A bucket's state is a
 //! *level* in units, so that a retune can keep it: no retune hands out a burst.

@@ -326,7 +326,7 @@ impl Limiter {
         if self.is_open(now) && self.take_at_ease(&needs, now) {
             return Ok(self.reservation(cost, now));
         }
-        self.look_closely(cost, now)?;
+        self.room(cost, now)?;
         Ok(self.take(cost, &needs, now))
     }
 
@@ -351,20 +351,6 @@ impl Limiter {
             }
             (Err(wait), Ok(())) | (Ok(()), Err(wait)) => Err(wait),
         }
-    }
-
-    /// Whether there is room on every meter and for one more in flight; nothing is taken.
-    ///
-    /// # Errors
-    /// What stands in the way.
-    pub fn room(&mut self, cost: &Cost, now: MonoTime) -> Result<(), Denial> {
-        let needs = Needs::of(cost);
-        let mut meters = self.meters.iter_mut();
-        let at_ease = |metered: &mut Metered| {
-            let needed = needs.of_unit(metered.meter.unit);
-            needed <= metered.at_ease && metered.counter.has(needed, now)
-        };
-        if meters.all(at_ease) && self.is_open(now) { Ok(()) } else { self.look_closely(cost, now) }
     }
 
     /// Whether nothing but the meters could stand in the way.
@@ -396,18 +382,22 @@ impl Limiter {
         true
     }
 
+    /// Whether there is room on every meter and for one more in flight; nothing is taken.
+    ///
+    /// # Errors
+    /// What stands in the way.
     #[inline(never)]
-    fn look_closely(&mut self, cost: &Cost, now: MonoTime) -> Result<(), Denial> {
+    pub fn room(&mut self, cost: &Cost, now: MonoTime) -> Result<(), Denial> {
         if now < self.refused_until && self.refused.0 == *cost {
             return Err(Denial::WaitUntil(Wait { at: Some(self.refused_until), by: self.refused.1 }));
         }
         // First: a hold that has ended changes levels.
         self.release_ended(now);
         let held = self.held(cost, now);
-        let mut wait = Wait { at: held.map_or(Some(now), |(until, _)| Some(until)), by: Bound::Concurrency };
-        if let Some((_, meter)) = held {
-            wait.by = Bound::Hold(meter);
-        }
+        let mut wait = held.map_or(Wait { at: Some(now), by: Bound::Concurrency }, |(until, meter)| Wait {
+            at: Some(until),
+            by: Bound::Hold(meter),
+        });
         for metered in &mut self.meters {
             let needed = cost.of(metered.meter.unit);
             if needed <= 0.0 {
@@ -423,10 +413,8 @@ impl Limiter {
                 // A bucket that holds nothing is not full, it is no bucket: a member without a share admits nothing.
                 None
             } else {
-                {
-                    let burst = metered.counter.burst();
-                    metered.counter.reaches_at(burst, now)
-                }
+                let burst = metered.counter.burst();
+                metered.counter.reaches_at(burst, now)
             };
             wait = later(wait, Wait { at, by: Bound::Meter(metered.meter) });
         }

@@ -23,6 +23,7 @@ mod demo;
 mod emulator;
 mod examples;
 mod fallback;
+mod gate;
 mod gate_model;
 mod law;
 mod layer;

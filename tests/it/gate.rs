@@ -1,0 +1,50 @@
+//! The gate without its tasks: whose turn it is, in a pool and in its parent.
+
+use std::sync::Arc;
+
+use tidegate::client::MemberState;
+use tidegate::client::gate::{Answer, Asker, Gate};
+use tidegate::client::swap::{PoolWide, Swap};
+use tidegate::clock::MonoTime;
+use tidegate::limiter::{Limiter, Limits, Priority};
+use tidegate::quota::Cost;
+use tokio::sync::Notify;
+
+const ONE: Cost = Cost::request(0, 0);
+
+fn s(seconds: u64) -> MonoTime {
+    MonoTime::from_millis(seconds * 1_000)
+}
+
+fn gate(concurrency: Option<u32>) -> Gate<Arc<Notify>> {
+    Gate::new(Limiter::new(&Limits { concurrency, ..Limits::default() }, s(0)), s(0))
+}
+
+#[test]
+fn a_batch_request_that_had_to_step_out_of_the_parents_line_comes_back_to_its_place() {
+    let wide = Swap::new(PoolWide::new(MemberState::Active));
+    let (large, small, account) = (gate(None), gate(None), gate(Some(1)));
+    let parent = Some((&account, &wide));
+    let ask = |gate: &Gate<_>, asker: &mut Asker<_>, now| gate.ask(asker, &wide, parent, now);
+    let asker = |priority| Asker::new(ONE, priority, s(10_000));
+
+    let Answer::Admitted(mine, Some(theirs)) = ask(&large, &mut asker(Priority::Interactive), s(0)) else {
+        panic!("there is room")
+    };
+    let mut batch = asker(Priority::Batch);
+    assert!(matches!(ask(&large, &mut batch, s(1)), Answer::Wait(_)));
+    // Another of its own pool goes before it: it steps out of the account's line.
+    let mut urgent = asker(Priority::Interactive);
+    assert!(matches!(ask(&large, &mut urgent, s(2)), Answer::Wait(_)));
+    assert!(matches!(ask(&large, &mut batch, s(2)), Answer::Wait(_)));
+    assert_eq!(account.traffic().waiting, 1);
+    large.leave(&mut urgent, Some(&account));
+    // One that comes 31 s after it to the other pool goes after it, as it would have had it never stepped out.
+    let mut later = asker(Priority::Interactive);
+    assert!(matches!(ask(&small, &mut later, s(32)), Answer::Wait(_)));
+    assert!(matches!(ask(&large, &mut batch, s(33)), Answer::Wait(_)));
+    large.settle(mine, None, &ONE, s(34));
+    account.settle(theirs, None, &ONE, s(34));
+    assert!(matches!(ask(&small, &mut later, s(34)), Answer::Wait(_)));
+    assert!(matches!(ask(&large, &mut batch, s(34)), Answer::Admitted(..)));
+}

@@ -25,14 +25,14 @@ use tidegate::telemetry::Telemetry;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let provider = std::env::var("TIDEGATE_PROVIDER").unwrap_or_else(|_| "http://127.0.0.1:8787".to_owned());
 
-    // What holds until a controller says otherwise: a request each 5 s, and nobody waits for one.
+    // What holds until a controller says otherwise: a request each 5 s, and nobody waits that long.
     let pool = |name: &str| {
         let rates = [(Meter::REQUESTS_PER_MINUTE, Rate { rate: 12.0, burst: 1.0 })].into();
         let bootstrap = Thresholds { rates, concurrency: None };
         name.parse().map(|id| PoolParams { bootstrap, ..PoolParams::new(id, Dialect::OpenAi) })
     };
     let params = ClientParams::new(vec![pool("large")?, pool("small")?]);
-    let params = ClientParams { max_wait: Duration::ZERO, ..params };
+    let params = ClientParams { max_wait: Duration::from_millis(100), ..params };
     let client = Client::start(params, Arc::new(MemoryStore::new()), Arc::new(Telemetry::new())).await;
 
     let cache = AnswerCache::new(CacheParams { ttl: Duration::from_secs(60), ..CacheParams::default() });
@@ -65,7 +65,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("{prompt}: {status} by {by}, {}", model.unwrap_or("not answered yet"));
     }
 
-    // Whoever reads the queue waits in line, and its answers are kept for those who ask again.
+    // Whoever reads the queue waits as long as it was told, and then in line: two clocks may differ by a moment. Its answers
+    // are kept for those who ask again.
     let worker = ClientBuilder::new(http).with(limited.with_fallbacks(Fallbacks::new().cached(&cache))).build();
     while let Ok(Requeued { request, tenant, cost, cache_key, refusal }) = later.try_recv() {
         if let tidegate::client::Refusal::WaitUntil { after, .. } = refusal {

@@ -256,7 +256,7 @@ impl Gates {
             return None;
         }
         let (account, _) = self.account_of(tenant);
-        let reservation = account.gate.admit_at_once(cost, priority, &account.pool.wide, now)?;
+        let reservation = account.gate.admit_at_once(cost, priority, &self.pool.wide, now)?;
         Some(Permit::new(account, reservation, None, now))
     }
 

@@ -13,7 +13,7 @@ use super::cells::{Cells, Lock, Native};
 use super::swap::{PoolWide, Swap};
 use crate::clock::MonoTime;
 use crate::limiter::{Bound, Decision, Denial, Limiter, Limits, Line, Never, Priority, Reservation, Ticket, Wait};
-use crate::observation::{Counters, UnitCounts};
+use crate::observation::Counters;
 use crate::quota::Cost;
 
 /// Most that may wait in one line; the next one is refused at once.
@@ -91,33 +91,53 @@ pub struct Standing {
     pub expected: Wait,
 }
 
-// In this order: what an admission reads and writes comes first.
+// In this order: what an admission reads and writes comes first, and it touches little. Of very many tenants none is in the
+// processor's caches.
 #[derive(Debug)]
 #[repr(C)]
 struct State<W> {
-    closed: bool,
     /// Which version of what holds for the pool the limiter knows.
     version: u64,
     asked_at: MonoTime,
-    tally: Tally,
-    limiter: Limiter,
+    reserved: FewUnits,
+    closed: bool,
     line: Line<W>,
-    /// All else that is counted. Of its own: a decision touches none of it.
-    counters: Box<Counters>,
+    aside: Option<Box<Aside>>,
+    limiter: Limiter,
 }
 
-/// What each decision counts.
+/// What no admission at once looks at.
 #[derive(Debug, Default)]
-struct Tally {
-    attempts: u64,
-    admitted: u64,
-    reserved: UnitCounts,
+struct Aside {
+    /// All that is counted, but the admissions, which the limiter counts, and the latest units.
+    counters: Counters,
+    /// Requests that asked and are not admitted. Below zero when they asked at a gate that this one replaced.
+    unadmitted: i64,
 }
 
-impl Tally {
-    fn admit(&mut self, cost: &Cost) {
-        self.admitted += 1;
-        self.reserved.add(cost);
+/// Units counted since they were last put to the others.
+#[derive(Debug, Default)]
+struct FewUnits {
+    requests: u32,
+    input_tokens: u32,
+    output_tokens: u32,
+}
+
+impl FewUnits {
+    /// Adds a cost; says whether there was room for it.
+    #[inline]
+    fn add(&mut self, cost: &Cost) -> bool {
+        let sum = |few: u32, more: u64| few.checked_add(u32::try_from(more).ok()?);
+        let requests = self.requests.checked_add(cost.requests);
+        let (input, output) = (sum(self.input_tokens, cost.input_tokens), sum(self.output_tokens, cost.output_tokens));
+        let (Some(requests), Some(input_tokens), Some(output_tokens)) = (requests, input, output) else { return false };
+        *self = Self { requests, input_tokens, output_tokens };
+        true
+    }
+
+    fn cost(&self) -> Cost {
+        let Self { requests, input_tokens, output_tokens } = *self;
+        Cost { requests, input_tokens: input_tokens.into(), output_tokens: output_tokens.into() }
     }
 }
 
@@ -157,8 +177,8 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     /// A gate with this limiter.
     #[must_use]
     pub fn new(limiter: Limiter, now: MonoTime) -> Self {
-        let (tally, line, counters) = (Tally::default(), Line::default(), Box::default());
-        let state = State { limiter, tally, line, counters, version: 0, asked_at: now, closed: false };
+        let (reserved, line) = (FewUnits::default(), Line::default());
+        let state = State { version: 0, asked_at: now, reserved, closed: false, line, aside: None, limiter };
         Self { state: C::Lock::new(state) }
     }
 
@@ -187,16 +207,19 @@ impl<W: Wake, C: Cells> Gate<W, C> {
             if state.closed {
                 return Answer::Moved;
             }
-            if !std::mem::replace(&mut asker.counted, true) {
-                state.tally.attempts += 1;
-            }
-            match parent {
+            let answer = match parent {
                 None => state.ask(asker, now),
                 Some((gate, wide)) => gate.state.with(|parent| {
                     parent.catch_up(wide, now);
                     if parent.closed { Answer::Moved } else { state.ask_both(asker, parent, now) }
                 }),
+            };
+            let admitted = matches!(answer, Answer::Admitted(..));
+            if asker.counted == admitted {
+                state.aside().unadmitted += if admitted { -1 } else { 1 };
             }
+            asker.counted = !admitted;
+            answer
         })
     }
 
@@ -216,8 +239,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
                 return None;
             }
             let reservation = state.limiter.decide(cost, now).ok()?;
-            state.tally.attempts += 1;
-            state.tally.admit(cost);
+            state.reserve(cost);
             Some(reservation)
         })
     }
@@ -273,19 +295,20 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     pub fn settle(&self, reservation: Reservation, charged: Option<Cost>, used: &Cost, now: MonoTime) {
         self.state.with(|state| {
             let reserved = reservation.cost();
+            let counters = &mut state.aside().counters;
             if let Some(charged) = charged {
-                state.tally.reserved.add(&charged.minus(&reserved));
-                state.counters.returned.add(&reserved.minus(&charged));
+                counters.reserved.add(&charged.minus(&reserved));
+                counters.returned.add(&reserved.minus(&charged));
             }
+            counters.settled.add(used);
             state.limiter.settle(reservation, charged, now);
-            state.counters.settled.add(used);
             state.wake_head();
         });
     }
 
     /// Counts something of the tenant's traffic.
     pub fn count(&self, count: impl FnOnce(&mut Counters)) {
-        self.state.with(|state| count(&mut state.counters));
+        self.state.with(|state| count(&mut state.aside().counters));
     }
 
     /// Frees the places of calls that nobody settled. The head of the line asks again, whoever freed them: a decision may
@@ -310,8 +333,8 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     /// The few counts that are looked at often, of a tenant among very many.
     pub fn glance(&self) -> Glance {
         self.state.with(|state| Glance {
-            admitted: state.tally.admitted,
-            refused: state.counters.refused,
+            admitted: state.limiter.admitted(),
+            refused: state.aside.as_ref().map_or(0, |aside| aside.counters.refused),
             waiting: state.line.len(),
             expired: state.limiter.expired(),
         })
@@ -324,9 +347,33 @@ impl<W: Wake, C: Cells> Gate<W, C> {
 }
 
 impl<W: Wake> State<W> {
+    fn aside(&mut self) -> &mut Aside {
+        self.aside.get_or_insert_default()
+    }
+
+    /// Counts what an admission reserved.
+    #[inline]
+    fn reserve(&mut self, cost: &Cost) {
+        if !self.reserved.add(cost) {
+            self.reserve_much(cost);
+        }
+    }
+
+    #[cold]
+    fn reserve_much(&mut self, cost: &Cost) {
+        let few = std::mem::take(&mut self.reserved);
+        let reserved = &mut self.aside().counters.reserved;
+        reserved.add(&few.cost());
+        reserved.add(cost);
+    }
+
     fn counters(&self) -> Counters {
-        let Tally { attempts, admitted, reserved } = self.tally;
-        Counters { attempts, admitted, reserved, ..(*self.counters).clone() }
+        let (mut counters, unadmitted) =
+            self.aside.as_ref().map_or_else(Default::default, |aside| (aside.counters.clone(), aside.unadmitted));
+        counters.admitted = self.limiter.admitted();
+        counters.attempts = counters.admitted.saturating_add_signed(unadmitted);
+        counters.reserved.add(&self.reserved.cost());
+        counters
     }
 
     /// Learns what holds for all tenants of the pool, if that has changed.
@@ -394,8 +441,7 @@ impl<W: Wake> State<W> {
         match decided {
             Ok((mine, theirs)) => {
                 parent.leave_as_child(asker);
-                parent.tally.attempts += 1;
-                parent.tally.admit(&asker.cost);
+                parent.reserve(&asker.cost);
                 self.admitted(asker);
                 Answer::Admitted(mine, Some(theirs))
             }
@@ -438,15 +484,15 @@ impl<W: Wake> State<W> {
     }
 
     fn admitted(&mut self, asker: &mut Asker<W>) {
-        self.tally.admit(&asker.cost);
+        self.reserve(&asker.cost);
         if asker.waited {
-            self.counters.waited += 1;
+            self.aside().counters.waited += 1;
         }
         self.leave(asker);
     }
 
     fn never(&mut self, asker: &mut Asker<W>, never: Never) -> Answer {
-        self.counters.refused += 1;
+        self.aside().counters.refused += 1;
         self.leave(asker);
         Answer::Never(never)
     }
@@ -487,7 +533,7 @@ impl<W: Wake> State<W> {
         let late = newcomer && (expected.by == Bound::Block || expected.at.is_some_and(|at| at > asker.deadline));
         let line_is_full = newcomer && self.line.len() >= LINE_MAX;
         if late || line_is_full || now >= asker.deadline {
-            self.counters.refused += 1;
+            self.aside().counters.refused += 1;
             self.leave(asker);
             return Answer::Late(Late { expected, line_is_full: line_is_full && !late && now < asker.deadline });
         }

@@ -39,18 +39,55 @@ impl Wake for Waker {
 }
 
 /// A tenant's gate, and the pool that it belongs to.
+// In this order: a request finds the name that it looks for and what it decides by side by side.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Account {
-    pub(super) pool: Arc<PoolShared>,
+    grantee: Grantee,
     pub(super) gate: Gate<Waker>,
+    pub(super) pool: Arc<PoolShared>,
 }
 
-/// A tenant that has limits of its own, or had them and is still owed or owing; its gate once it was used.
+impl Account {
+    fn is_of(&self, tenant: &TenantId) -> bool {
+        matches!(&self.grantee, Grantee::Tenant(known) if known == tenant)
+    }
+}
+
+/// A part of the tenants.
+#[derive(Debug, Default)]
+struct Shard {
+    /// Who has limits of its own, and was used. Each takes no more than a pointer here: a request that looks for one of very
+    /// many should find the way to it in the processor's caches.
+    in_use: HashTable<Arc<Account>>,
+    others: HashTable<Other>,
+}
+
+impl Shard {
+    fn accounts(&self) -> impl Iterator<Item = &Arc<Account>> {
+        self.in_use.iter().chain(self.others.iter().filter_map(|other| match other {
+            Other::Declared(_) => None,
+            Other::Leaving(account) => Some(account),
+        }))
+    }
+}
+
+/// A tenant that is not asked for at its own gate.
 #[derive(Debug)]
-struct Entry {
-    tenant: TenantId,
-    declared: bool,
-    account: Option<Arc<Account>>,
+enum Other {
+    /// Has limits of its own, and was not used for a while.
+    Declared(TenantId),
+    /// Has no limits of its own any more, and is still owed or owing.
+    Leaving(Arc<Account>),
+}
+
+impl Other {
+    fn is_of(&self, tenant: &TenantId) -> bool {
+        match self {
+            Self::Declared(known) => known == tenant,
+            Self::Leaving(account) => account.is_of(tenant),
+        }
+    }
 }
 
 /// The gates of one pool.
@@ -61,7 +98,7 @@ pub(super) struct Gates {
     pub(super) parent: Option<Arc<Gates>>,
     views: Views,
     hasher: DefaultHashBuilder,
-    shards: Vec<RwLock<HashTable<Entry>>>,
+    shards: Vec<RwLock<Shard>>,
     default: Arc<Account>,
     /// How often a tenant got or lost limits of its own.
     declared: AtomicU64,
@@ -82,7 +119,8 @@ impl Gates {
         if pool.wide.load().state == MemberState::Bootstrap {
             limiter.top_up_to_one_request(now);
         }
-        let default = Arc::new(Account { pool: pool.clone(), gate: Gate::new(limiter, now) });
+        let gate = Gate::new(limiter, now);
+        let default = Arc::new(Account { grantee: Grantee::Default, gate, pool: pool.clone() });
         Self {
             pool,
             parent,
@@ -97,8 +135,19 @@ impl Gates {
         }
     }
 
+    fn hash(&self, tenant: &TenantId) -> u64 {
+        self.hasher.hash_one(tenant)
+    }
+
+    fn hash_of(&self, account: &Account) -> u64 {
+        match &account.grantee {
+            Grantee::Tenant(tenant) => self.hash(tenant),
+            Grantee::Default => 0,
+        }
+    }
+
     #[allow(clippy::cast_possible_truncation, reason = "the low bits choose a shard")]
-    fn shard(&self, hash: u64) -> &RwLock<HashTable<Entry>> {
+    fn shard(&self, hash: u64) -> &RwLock<Shard> {
         // The table takes the high bits.
         &self.shards[hash as usize % SHARDS]
     }
@@ -107,12 +156,14 @@ impl Gates {
     /// [`Gates::is_current`].
     pub(super) fn account_of(&self, tenant: &TenantId) -> (Arc<Account>, u64) {
         let declared = self.declared.load(Ordering::Acquire);
-        let hash = self.hasher.hash_one(tenant);
-        let account = match self.shard(hash).read().find(hash, |entry| entry.tenant == *tenant) {
-            Some(Entry { declared: true, account, .. }) => account.clone(),
-            _ => Some(self.default.clone()),
-        };
-        (account.unwrap_or_else(|| self.first_use(tenant, hash)), declared)
+        let hash = self.hash(tenant);
+        let shard = self.shard(hash).read();
+        if let Some(account) = shard.in_use.find(hash, |account| account.is_of(tenant)) {
+            return (account.clone(), declared);
+        }
+        let is_declared = matches!(shard.others.find(hash, |other| other.is_of(tenant)), Some(Other::Declared(_)));
+        drop(shard);
+        (if is_declared { self.first_use(tenant, hash) } else { self.default.clone() }, declared)
     }
 
     /// Whether the gate that was found by this number may still be asked: one's own can say so itself, but the shared one
@@ -125,28 +176,41 @@ impl Gates {
     fn first_use(&self, tenant: &TenantId, hash: u64) -> Arc<Account> {
         let views = self.views.lock();
         let mut shard = self.shard(hash).write();
-        let Some(entry) = shard.find_mut(hash, |entry| entry.tenant == *tenant && entry.declared) else {
-            return self.default.clone();
-        };
-        if let Some(account) = &entry.account {
+        if let Some(account) = shard.in_use.find(hash, |account| account.is_of(tenant)) {
             return account.clone();
         }
+        let declared = |other: &Other| matches!(other, Other::Declared(known) if known == tenant);
+        let Ok(place) = shard.others.find_entry(hash, declared) else {
+            return self.default.clone();
+        };
+        place.remove();
         let (now, wall) = (self.pool.clock.now(), self.pool.clock.wall());
         let grantee = Grantee::Tenant(tenant.clone());
         let limits = views.get(&self.pool.id).and_then(|view| view.limits_of(&grantee, now, wall)).unwrap_or_default();
-        let limiter = Limiter::with_call_max(&limits, self.pool.call_max, now);
-        let account = Arc::new(Account { pool: self.pool.clone(), gate: Gate::new(limiter, now) });
-        entry.account = Some(account.clone());
-        self.live.fetch_add(1, Ordering::Relaxed);
+        let gate = Gate::new(Limiter::with_call_max(&limits, self.pool.call_max, now), now);
+        let account = Arc::new(Account { grantee, gate, pool: self.pool.clone() });
+        self.put_in_use(&mut shard, hash, account.clone());
         account
+    }
+
+    fn put_in_use(&self, shard: &mut Shard, hash: u64, account: Arc<Account>) {
+        shard.in_use.insert_unique(hash, account, |account| self.hash_of(account));
+        self.live.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn put_aside(&self, shard: &mut Shard, hash: u64, other: Other) {
+        shard.others.insert_unique(hash, other, |other| match other {
+            Other::Declared(tenant) => self.hash(tenant),
+            Other::Leaving(account) => self.hash_of(account),
+        });
     }
 
     /// Puts in force what changed in the pool's view, which the caller has locked; says whether anything did.
     pub(super) fn retune(&self, view: &PoolView, changes: &Changes, now: MonoTime, wall: UnixMillis) -> bool {
         let mut any = changes.all;
         if changes.all {
-            for (grantee, account) in self.accounts() {
-                if let Some(limits) = view.limits_of(&grantee, now, wall) {
+            for account in self.accounts() {
+                if let Some(limits) = view.limits_of(&account.grantee, now, wall) {
                     account.gate.retune(&limits, now);
                 }
             }
@@ -173,46 +237,61 @@ impl Gates {
 
     /// Whether a tenant got or lost limits of its own by this.
     fn retune_one(&self, tenant: &TenantId, limits: Option<&Limits>, now: MonoTime) -> bool {
-        let hash = self.hasher.hash_one(tenant);
+        let hash = self.hash(tenant);
         let mut shard = self.shard(hash).write();
-        let entry = match (shard.find_entry(hash, |entry| entry.tenant == *tenant), limits) {
-            (Ok(place), _) => place.into_mut(),
-            (Err(_), None) => return false,
-            (Err(_), Some(_)) => {
-                let entry = Entry { tenant: tenant.clone(), declared: false, account: None };
-                shard.insert_unique(hash, entry, |entry| self.hasher.hash_one(&entry.tenant)).into_mut()
+        match (shard.in_use.find_entry(hash, |account| account.is_of(tenant)), limits) {
+            (Ok(place), Some(limits)) => {
+                let account = place.get().clone();
+                drop(shard);
+                account.gate.retune(limits, now);
+                return false;
             }
-        };
-        let was_declared = std::mem::replace(&mut entry.declared, limits.is_some());
-        let account = entry.account.clone();
-        drop(shard);
-        match (account, limits) {
-            (Some(account), Some(limits)) => account.gate.retune(limits, now),
-            (Some(account), None) => account.gate.close(),
-            (None, _) => {}
+            (Ok(place), None) => {
+                let account = place.remove().0;
+                self.live.fetch_sub(1, Ordering::Relaxed);
+                account.gate.close();
+                self.put_aside(&mut shard, hash, Other::Leaving(account));
+                return true;
+            }
+            (Err(_), _) => {}
         }
-        was_declared != limits.is_some()
+        let other = shard.others.find_entry(hash, |other| other.is_of(tenant)).ok().map(|place| place.remove().0);
+        match (other, limits) {
+            (None, None) => false,
+            (Some(leaving @ Other::Leaving(_)), None) => {
+                self.put_aside(&mut shard, hash, leaving);
+                false
+            }
+            (Some(Other::Declared(_)), None) => true,
+            (Some(Other::Leaving(account)), Some(limits)) => {
+                account.gate.retune(limits, now);
+                self.put_in_use(&mut shard, hash, account);
+                true
+            }
+            (other, Some(_)) => {
+                self.put_aside(&mut shard, hash, Other::Declared(tenant.clone()));
+                other.is_none()
+            }
+        }
     }
 
-    /// The gates that are in use, with whom they are for.
-    pub(super) fn accounts(&self) -> Vec<(Grantee, Arc<Account>)> {
-        let mut accounts = vec![(Grantee::Default, self.default.clone())];
+    /// The accounts that exist.
+    fn accounts(&self) -> Vec<Arc<Account>> {
+        let mut accounts = vec![self.default.clone()];
         for shard in &self.shards {
-            let shard = shard.read();
-            let used = shard.iter().filter_map(|entry| Some((entry.tenant.clone(), entry.account.clone()?)));
-            accounts.extend(used.map(|(tenant, account)| (Grantee::Tenant(tenant), account)));
+            accounts.extend(shard.read().accounts().cloned());
         }
         accounts
     }
 
     /// What each gate did and is doing.
     pub(super) fn traffic(&self) -> BTreeMap<Grantee, Traffic> {
-        self.accounts().into_iter().map(|(grantee, account)| (grantee, account.gate.traffic())).collect()
+        self.accounts().iter().map(|account| (account.grantee.clone(), account.gate.traffic())).collect()
     }
 
     /// Those at the heads of all lines ask again.
     pub(super) fn wake_heads(&self) {
-        self.accounts().iter().for_each(|(_, account)| account.gate.wake_head());
+        self.accounts().iter().for_each(|account| account.gate.wake_head());
     }
 
     /// Looks after the gates, a part of them when they are many: frees what has expired, drops gates that nobody uses and that
@@ -235,28 +314,27 @@ impl Gates {
 
     fn sweep_shard(&self, shard: usize, now: MonoTime, tell: &mut impl FnMut(&Grantee, Glance)) -> (u64, u64) {
         let since = now.before(self.pool.idle_after);
-        let (mut sum, mut idle) = ((0, 0), false);
-        for entry in self.shards[shard].read().iter() {
-            let Some(account) = &entry.account else {
-                idle |= !entry.declared;
-                continue;
-            };
+        let (mut sum, mut any_idle) = ((0, 0), false);
+        let shard = &self.shards[shard];
+        for account in shard.read().accounts() {
             account.gate.expire(now);
             let glance = account.gate.glance();
             sum = (sum.0 + glance.waiting as u64, sum.1 + glance.expired);
-            tell(&Grantee::Tenant(entry.tenant.clone()), glance);
-            idle |= account.gate.is_idle(since, now);
+            tell(&account.grantee, glance);
+            any_idle |= account.gate.is_idle(since, now);
         }
-        if idle {
-            self.shards[shard].write().retain(|entry| {
-                // Nobody can get at it while the shard is locked: who has it already is counted.
-                let idle =
-                    |account: &mut Arc<Account>| Arc::strong_count(account) == 1 && account.gate.is_idle(since, now);
-                if entry.account.take_if(idle).is_some() {
-                    self.live.fetch_sub(1, Ordering::Relaxed);
+        if any_idle {
+            // Nobody can get at one while the shard is locked: who has it already is counted.
+            let is_idle = |account: &Arc<Account>| Arc::strong_count(account) == 1 && account.gate.is_idle(since, now);
+            let mut shard = shard.write();
+            shard.others.retain(|other| !matches!(other, Other::Leaving(account) if is_idle(account)));
+            let idle: Vec<Arc<Account>> = shard.in_use.extract_if(|account| is_idle(account)).collect();
+            self.live.fetch_sub(idle.len(), Ordering::Relaxed);
+            for account in idle {
+                if let Grantee::Tenant(tenant) = &account.grantee {
+                    self.put_aside(&mut shard, self.hash(tenant), Other::Declared(tenant.clone()));
                 }
-                entry.declared || entry.account.is_some()
-            });
+            }
         }
         sum
     }

@@ -65,11 +65,11 @@ impl Bucket {
         self.level = self.level.min(self.rate_per_ns * (seconds * 1e9 + now.nanos_since(since)));
     }
 
-    /// Takes `units` if they are there at `now`, to the billionth of a unit.
+    /// Takes `units` if they are no more than the burst and there at `now`, to the billionth of a unit.
     #[inline]
     pub(super) fn take_if_there(&mut self, units: f64, now: MonoTime) -> bool {
         self.accrue(now);
-        let there = units - self.level <= EPSILON;
+        let there = units <= self.burst && units - self.level <= EPSILON;
         if there {
             self.level -= units;
         }

@@ -18,15 +18,20 @@ const RING: usize = 8;
 pub(super) struct Slice(u32);
 
 /// Requests in flight, and how many may be.
+// In this order: what an admission reads and writes comes first.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Concurrency {
     most: u32,
     taken: u32,
+    /// The current slice, and how many were taken in it.
     current: u32,
-    by_slice: [u32; RING],
+    taken_in_current: u32,
     current_until: MonoTime,
     slice_ns: u64,
     expired: u64,
+    /// How many were taken in the slices before.
+    taken_before: [u32; RING],
 }
 
 impl Concurrency {
@@ -38,7 +43,16 @@ impl Concurrency {
         let slice_ns =
             u64::try_from(call_max.as_nanos()).unwrap_or(u64::MAX).div_ceil(u64::from(SLICES)).max(1_000_000);
         let (most, current_until) = (Self::UNLIMITED, MonoTime::default());
-        let mut new = Self { most, taken: 0, current: 0, by_slice: [0; RING], current_until, slice_ns, expired: 0 };
+        let mut new = Self {
+            most,
+            taken: 0,
+            current: 0,
+            taken_in_current: 0,
+            current_until,
+            slice_ns,
+            expired: 0,
+            taken_before: [0; RING],
+        };
         new.advance(now);
         new
     }
@@ -73,10 +87,11 @@ impl Concurrency {
     #[cold]
     fn next_slice(&mut self, now: MonoTime) {
         let slice = u32::try_from(now.0 / self.slice_ns).unwrap_or(u32::MAX);
+        self.taken_before[ring(self.current)] = std::mem::take(&mut self.taken_in_current);
         // A slice is over for good when every call of it has lasted longer than a call may.
         let known = self.current.saturating_sub(SLICES)..=self.current;
         for over in known.take_while(|begun| begun.saturating_add(SLICES) < slice) {
-            let left = std::mem::take(&mut self.by_slice[ring(over)]);
+            let left = std::mem::take(&mut self.taken_before[ring(over)]);
             self.taken -= left;
             self.expired += u64::from(left);
         }
@@ -93,7 +108,7 @@ impl Concurrency {
     pub(super) fn take(&mut self, now: MonoTime) -> Slice {
         self.advance(now);
         self.taken += 1;
-        self.by_slice[ring(self.current)] += 1;
+        self.taken_in_current += 1;
         Slice(self.current)
     }
 
@@ -102,7 +117,12 @@ impl Concurrency {
     pub(super) fn give_back(&mut self, slice: Slice) {
         if self.lives(slice) {
             self.taken -= 1;
-            self.by_slice[ring(slice.0)] -= 1;
+            let taken = if slice.0 == self.current {
+                &mut self.taken_in_current
+            } else {
+                &mut self.taken_before[ring(slice.0)]
+            };
+            *taken -= 1;
         }
     }
 }

@@ -91,8 +91,6 @@ impl Reservation {
 #[repr(C)]
 struct Metered {
     meter: Meter,
-    /// Up to this a request is neither larger than the burst nor than any could be.
-    at_ease: f64,
     largest_request: f64,
     counter: Counter,
 }
@@ -106,7 +104,10 @@ struct Oversize {
 
 /// What few limiters have at a time, and no admission at ease looks at.
 #[derive(Debug, Default)]
+#[repr(C)]
 struct Aside {
+    /// The last refusal, while it stands. Who is refused asks again, and a refusal is to be no dearer than an admission.
+    refused: Option<(Cost, Bound)>,
     /// Requests in flight that are larger than a meter's burst.
     oversize: Vec<Oversize>,
     /// Meters that were added later: what was reserved before has nothing to get back from them.
@@ -127,11 +128,9 @@ pub struct Limiter {
     admitted: u64,
     /// Until when the last refusal stands; zero when something has changed since.
     refused_until: MonoTime,
-    flights: Concurrency,
-    meters: SmallVec<[Metered; 2]>,
-    /// The last refusal, while it stands. Who is refused asks again, and a refusal is to be no dearer than an admission.
-    refused: (Cost, Bound),
     aside: Option<Box<Aside>>,
+    meters: SmallVec<[Metered; 2]>,
+    flights: Concurrency,
 }
 
 impl Limiter {
@@ -149,10 +148,9 @@ impl Limiter {
             has_holds: false,
             admitted: 0,
             refused_until: MonoTime::default(),
-            flights: Concurrency::new(call_max, now),
-            meters: SmallVec::new(),
-            refused: (Cost::default(), Bound::Concurrency),
             aside: None,
+            meters: SmallVec::new(),
+            flights: Concurrency::new(call_max, now),
         };
         limiter.retune(limits, now);
         limiter
@@ -190,7 +188,6 @@ impl Limiter {
                 meter: *meter,
                 counter: Counter::new(*meter, limit, since),
                 largest_request: 0.0,
-                at_ease: 0.0,
             });
             metered.retune(limit, since);
             // Another window for the same unit: what was counted in the old one counts in the new one.
@@ -277,6 +274,12 @@ impl Limiter {
     fn held(&self, cost: &Cost, now: MonoTime) -> Option<(MonoTime, Meter)> {
         let holds = self.holds().iter().filter(|held| held.until > now && cost.of(held.meter.unit) > 0.0);
         holds.map(|held| (held.until, held.meter)).max()
+    }
+
+    /// Requests admitted, since the limiter began.
+    #[must_use]
+    pub fn admitted(&self) -> u64 {
+        self.admitted
     }
 
     /// Requests in flight.
@@ -367,7 +370,7 @@ impl Limiter {
             let metered = &mut self.meters[n];
             let needed = needs.of_unit(metered.meter.unit);
             let taken = match &mut metered.counter {
-                Counter::Bucket(bucket) => needed <= metered.at_ease && bucket.take_if_there(needed, now),
+                Counter::Bucket(bucket) => needed <= metered.largest_request && bucket.take_if_there(needed, now),
                 _ => false,
             };
             if !taken {
@@ -388,8 +391,11 @@ impl Limiter {
     /// What stands in the way.
     #[inline(never)]
     pub fn room(&mut self, cost: &Cost, now: MonoTime) -> Result<(), Denial> {
-        if now < self.refused_until && self.refused.0 == *cost {
-            return Err(Denial::WaitUntil(Wait { at: Some(self.refused_until), by: self.refused.1 }));
+        if now < self.refused_until
+            && let Some((refused, by)) = self.aside.as_ref().and_then(|aside| aside.refused)
+            && refused == *cost
+        {
+            return Err(Denial::WaitUntil(Wait { at: Some(self.refused_until), by }));
         }
         // First: a hold that has ended changes levels.
         self.release_ended(now);
@@ -403,7 +409,7 @@ impl Limiter {
             if needed <= 0.0 {
                 continue;
             }
-            let at = if needed <= metered.at_ease {
+            let at = if metered.is_at_ease(needed) {
                 metered.counter.reaches_at(needed, now)
             } else if needed > metered.largest_request {
                 return Err(Denial::Never(metered.never(needed)));
@@ -432,7 +438,8 @@ impl Limiter {
         }
         // The end of a hold lowers levels: what is told of the time after it is not the last word.
         if let Some(at) = wait.at.filter(|_| !self.has_holds) {
-            (self.refused_until, self.refused) = (at, (*cost, wait.by));
+            self.refused_until = at;
+            self.aside().refused = Some((*cost, wait.by));
         }
         Err(Denial::WaitUntil(wait))
     }
@@ -449,7 +456,7 @@ impl Limiter {
         let Reservation { serial, slice, .. } = reservation;
         for metered in &mut self.meters {
             let needed = needs.of_unit(metered.meter.unit);
-            if needed > metered.at_ease {
+            if !metered.is_at_ease(needed) {
                 let oversize = Oversize { meter: metered.meter, serial, slice };
                 self.aside.get_or_insert_default().oversize.push(oversize);
             }
@@ -535,7 +542,11 @@ impl Metered {
     fn retune(&mut self, limit: &MeterLimit, since: MonoTime) {
         self.counter.retune(self.meter, limit, since);
         self.largest_request = limit.largest_request;
-        self.at_ease = limit.largest_request.min(self.counter.burst());
+    }
+
+    /// Whether a request is neither larger than the burst nor than any could be.
+    fn is_at_ease(&self, needed: f64) -> bool {
+        needed <= self.largest_request && needed <= self.counter.burst()
     }
 
     fn never(&self, needed: f64) -> Never {

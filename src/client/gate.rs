@@ -381,14 +381,14 @@ impl<W: Wake> State<W> {
     fn catch_up<C: Cells>(&mut self, wide: &Swap<PoolWide, C>, now: MonoTime) {
         let version = wide.version();
         if self.version != version {
-            self.learn(version, &wide.load(), now);
+            self.learn(version, wide, now);
         }
         self.asked_at = now;
     }
 
     #[cold]
-    fn learn(&mut self, version: u64, wide: &PoolWide, now: MonoTime) {
-        self.limiter.hold(&wide.all_holds(), now);
+    fn learn<C: Cells>(&mut self, version: u64, wide: &Swap<PoolWide, C>, now: MonoTime) {
+        self.limiter.hold(&wide.load().all_holds(), now);
         self.version = version;
     }
 

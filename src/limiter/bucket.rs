@@ -68,10 +68,11 @@ impl Bucket {
     /// Takes `units` if they are no more than the burst and there at `now`, to the billionth of a unit.
     #[inline]
     pub(super) fn take_if_there(&mut self, units: f64, now: MonoTime) -> bool {
-        self.accrue(now);
-        let there = units <= self.burst && units - self.level <= EPSILON;
+        let level = self.level_at(now);
+        let there = units <= self.burst && units - level <= EPSILON;
         if there {
-            self.level -= units;
+            self.level = level - units;
+            self.updated = self.updated.max(now);
         }
         there
     }

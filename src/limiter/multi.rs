@@ -325,12 +325,11 @@ impl Limiter {
     /// What stands in the way; then nothing was taken.
     #[inline]
     pub fn decide(&mut self, cost: &Cost, now: MonoTime) -> Decision {
-        let needs = Needs::of(cost);
-        if self.is_open(now) && self.take_at_ease(&needs, now) {
+        if self.is_open(now) && self.take_at_ease(cost, now) {
             return Ok(self.reservation(cost, now));
         }
         self.room(cost, now)?;
-        Ok(self.take(cost, &needs, now))
+        Ok(self.take(cost, now))
     }
 
     /// Decides over two limiters, a pool's and its parent's: both admit, or nothing is taken from either.
@@ -344,10 +343,7 @@ impl Limiter {
         now: MonoTime,
     ) -> Result<(Reservation, Reservation), Denial> {
         match (self.room(cost, now), parent.room(cost, now)) {
-            (Ok(()), Ok(())) => {
-                let needs = Needs::of(cost);
-                Ok((self.take(cost, &needs, now), parent.take(cost, &needs, now)))
-            }
+            (Ok(()), Ok(())) => Ok((self.take(cost, now), parent.take(cost, now))),
             (Err(Denial::Never(never)), _) | (_, Err(Denial::Never(never))) => Err(Denial::Never(never)),
             (Err(Denial::WaitUntil(mine)), Err(Denial::WaitUntil(theirs))) => {
                 Err(Denial::WaitUntil(later(mine, theirs)))
@@ -365,24 +361,20 @@ impl Limiter {
     /// Takes what is needed where every meter is a bucket that has it, in one pass: the way that most admissions take. Else
     /// takes nothing.
     #[inline]
-    fn take_at_ease(&mut self, needs: &Needs, now: MonoTime) -> bool {
-        for n in 0..self.meters.len() {
-            let metered = &mut self.meters[n];
-            let needed = needs.of_unit(metered.meter.unit);
-            let taken = match &mut metered.counter {
-                Counter::Bucket(bucket) => needed <= metered.largest_request && bucket.take_if_there(needed, now),
-                _ => false,
-            };
-            if !taken {
-                for metered in &mut self.meters[..n] {
-                    if let Counter::Bucket(bucket) = &mut metered.counter {
-                        bucket.give_back(needs.of_unit(metered.meter.unit), now);
-                    }
-                }
-                return false;
+    fn take_at_ease(&mut self, cost: &Cost, now: MonoTime) -> bool {
+        let meters = self.meters.as_mut_slice();
+        let takes = |metered: &mut Metered| match &mut metered.counter {
+            Counter::Bucket(bucket) => {
+                let needed = cost.of(metered.meter.unit);
+                needed <= metered.largest_request && bucket.take_if_there(needed, now)
             }
+            _ => false,
+        };
+        let refuses = meters.iter_mut().position(|metered| !takes(metered));
+        if let Some(place) = refuses {
+            give_back(&mut meters[..place], cost, now);
         }
-        true
+        refuses.is_none()
     }
 
     /// Whether there is room on every meter and for one more in flight; nothing is taken.
@@ -451,11 +443,11 @@ impl Limiter {
         self.meters.iter().find(too_large).map(|metered| metered.never(cost.of(metered.meter.unit)))
     }
 
-    fn take(&mut self, cost: &Cost, needs: &Needs, now: MonoTime) -> Reservation {
+    fn take(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
         let reservation = self.reservation(cost, now);
         let Reservation { serial, slice, .. } = reservation;
         for metered in &mut self.meters {
-            let needed = needs.of_unit(metered.meter.unit);
+            let needed = cost.of(metered.meter.unit);
             if !metered.is_at_ease(needed) {
                 let oversize = Oversize { meter: metered.meter, serial, slice };
                 self.aside.get_or_insert_default().oversize.push(oversize);
@@ -523,18 +515,11 @@ fn oversize_flies(aside: Option<&Aside>, flights: &Concurrency, meter: Meter) ->
     oversize.iter().any(|oversize| oversize.meter == meter && flights.lives(oversize.slice))
 }
 
-/// What a request needs of each unit: said once, for a decision asks every meter for it, and an admission again.
-struct Needs([f64; Unit::ALL.len()]);
-
-impl Needs {
-    #[inline]
-    fn of(cost: &Cost) -> Self {
-        Self(Unit::ALL.map(|unit| cost.of(unit)))
-    }
-
-    #[inline]
-    fn of_unit(&self, unit: Unit) -> f64 {
-        self.0[unit as usize]
+/// What was taken of these meters, all of them buckets.
+#[cold]
+fn give_back(meters: &mut [Metered], cost: &Cost, now: MonoTime) {
+    for metered in meters {
+        metered.counter.give_back(cost.of(metered.meter.unit), now, now);
     }
 }
 

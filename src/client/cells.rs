@@ -3,11 +3,12 @@
 //! The gate is written over [`Cells`], so that a model checker can run it in every order that threads could.
 
 use std::fmt;
+use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 /// A kind of shared memory.
 pub trait Cells: 'static {
@@ -21,10 +22,18 @@ pub trait Cells: 'static {
 
 /// A mutual exclusion.
 pub trait Lock<T>: fmt::Debug {
+    /// Access to the value, which ends when it is dropped.
+    type Guard<'a>: DerefMut<Target = T>
+    where
+        Self: 'a;
     /// Around this value.
     fn new(value: T) -> Self;
+    /// Waits until nobody else has access.
+    fn lock(&self) -> Self::Guard<'_>;
     /// Does something with the value, alone.
-    fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> R;
+    fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
+        work(&mut self.lock())
+    }
 }
 
 /// A pointer that is read while it is replaced.
@@ -58,14 +67,18 @@ impl Cells for Native {
 }
 
 impl<T: fmt::Debug> Lock<T> for Mutex<T> {
+    type Guard<'a>
+        = MutexGuard<'a, T>
+    where
+        Self: 'a;
+
     fn new(value: T) -> Self {
         Self::new(value)
     }
 
-    #[inline(always)]
-    #[allow(clippy::inline_always, reason = "a decision's few nanoseconds: measured")]
-    fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
-        work(&mut self.lock())
+    #[inline]
+    fn lock(&self) -> MutexGuard<'_, T> {
+        self.lock()
     }
 }
 

@@ -186,12 +186,13 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     ///
     /// # Errors
     /// What stands in the way.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "what a call stores has to reach memory before the lock is left: measured")]
     pub fn decide(&self, cost: &Cost, wide: &Swap<PoolWide, C>, now: MonoTime) -> Decision {
-        self.state.with(|state| {
-            state.catch_up(wide, now);
-            state.limiter.decide(cost, now)
-        })
+        // No closure: one that is used in several places is called.
+        let mut state = self.state.lock();
+        state.catch_up(wide, now);
+        state.limiter.decide(cost, now)
     }
 
     /// Asks for admission; whoever is told to wait stands in line, until he is admitted or refused, or [leaves](Gate::leave).
@@ -233,15 +234,14 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         wide: &Swap<PoolWide, C>,
         now: MonoTime,
     ) -> Option<Reservation> {
-        self.state.with(|state| {
-            state.catch_up(wide, now);
-            if state.closed || !state.has_turn(None, priority, now) {
-                return None;
-            }
-            let reservation = state.limiter.decide(cost, now).ok()?;
-            state.reserve(cost);
-            Some(reservation)
-        })
+        let mut state = self.state.lock();
+        state.catch_up(wide, now);
+        if state.closed || !state.has_turn(None, priority, now) {
+            return None;
+        }
+        let reservation = state.limiter.decide(cost, now).ok()?;
+        state.reserve(cost);
+        Some(reservation)
     }
 
     /// Leaves the line, and the parent's.

@@ -323,11 +323,20 @@ impl Limiter {
     ///
     /// # Errors
     /// What stands in the way; then nothing was taken.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "see `Gate::decide`")]
     pub fn decide(&mut self, cost: &Cost, now: MonoTime) -> Decision {
+        if let Some(wait) = self.still_refused(cost, now) {
+            return Err(Denial::WaitUntil(wait));
+        }
         if self.is_open(now) && self.take_at_ease(cost, now) {
             return Ok(self.reservation(cost, now));
         }
+        self.decide_with_care(cost, now)
+    }
+
+    #[inline(never)]
+    fn decide_with_care(&mut self, cost: &Cost, now: MonoTime) -> Decision {
         self.room(cost, now)?;
         Ok(self.take(cost, now))
     }
@@ -352,6 +361,16 @@ impl Limiter {
         }
     }
 
+    /// What the last refusal said to a request of the same cost, while it stands.
+    #[inline]
+    fn still_refused(&self, cost: &Cost, now: MonoTime) -> Option<Wait> {
+        if now >= self.refused_until {
+            return None;
+        }
+        let (refused, by) = self.aside.as_ref()?.refused?;
+        (refused == *cost).then_some(Wait { at: Some(self.refused_until), by })
+    }
+
     /// Whether nothing but the meters could stand in the way.
     #[inline]
     fn is_open(&self, now: MonoTime) -> bool {
@@ -360,7 +379,8 @@ impl Limiter {
 
     /// Takes what is needed where every meter is a bucket that has it, in one pass: the way that most admissions take. Else
     /// takes nothing.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "see `Gate::decide`")]
     fn take_at_ease(&mut self, cost: &Cost, now: MonoTime) -> bool {
         let meters = self.meters.as_mut_slice();
         let takes = |metered: &mut Metered| match &mut metered.counter {
@@ -383,11 +403,8 @@ impl Limiter {
     /// What stands in the way.
     #[inline(never)]
     pub fn room(&mut self, cost: &Cost, now: MonoTime) -> Result<(), Denial> {
-        if now < self.refused_until
-            && let Some((refused, by)) = self.aside.as_ref().and_then(|aside| aside.refused)
-            && refused == *cost
-        {
-            return Err(Denial::WaitUntil(Wait { at: Some(self.refused_until), by }));
+        if let Some(wait) = self.still_refused(cost, now) {
+            return Err(Denial::WaitUntil(wait));
         }
         // First: a hold that has ended changes levels.
         self.release_ended(now);
@@ -457,7 +474,8 @@ impl Limiter {
         reservation
     }
 
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "see `Gate::decide`")]
     fn reservation(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
         self.refused_until = MonoTime::default();
         let serial = self.admitted;

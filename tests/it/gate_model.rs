@@ -40,12 +40,17 @@ impl Cells for Modelled {
 }
 
 impl<T: fmt::Debug> Lock<T> for ModelLock<T> {
+    type Guard<'a>
+        = loom::sync::MutexGuard<'a, T>
+    where
+        Self: 'a;
+
     fn new(value: T) -> Self {
         Self(loom::sync::Mutex::new(value))
     }
 
-    fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
-        work(&mut self.0.lock().expect("nobody panicked"))
+    fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+        self.0.lock().expect("nobody panicked")
     }
 }
 

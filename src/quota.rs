@@ -367,6 +367,6 @@ impl Cost {
 #[inline]
 #[allow(clippy::cast_precision_loss, reason = "token counts stay far below 2^53")]
 fn precise(tokens: u64) -> f64 {
-    // By way of a signed number, which the machine converts in one step.
-    i64::try_from(tokens).unwrap_or(i64::MAX) as f64
+    // By way of a signed number, which the machine converts in one step: with one bit less, and twice that.
+    tokens.try_into().map_or_else(|_| (tokens / 2).cast_signed() as f64 * 2.0, |tokens: i64| tokens as f64)
 }

@@ -261,5 +261,6 @@ fn both_gates_admit_or_neither_and_the_parents_place_wakes_the_child() {
         parent.settle(theirs.expect("the parent's too"), None, &ONE, NOW);
         waiter.join().expect("admitted");
         assert_eq!((child.traffic().in_flight, parent.traffic().in_flight), (1, 1));
+        assert_eq!((child.traffic().waiting, parent.traffic().waiting), (0, 0), "nobody stands there who has gone");
     });
 }

@@ -420,3 +420,16 @@ fn the_limits_of_a_tenant_without_meters_admit_everything() {
     let mut limiter = Limiter::new(&Limits { meters: BTreeMap::new(), ..Limits::default() }, ms(0));
     drop(admitted(&mut limiter, Cost::request(1_000_000, 0), ms(0)));
 }
+
+#[test]
+fn two_limiters_decide_together_and_take_from_both_or_from_neither() {
+    let mut child = Limiter::new(&limits(&[(RPM, 10.0, 10.0, 10.0)]), ms(0));
+    let mut parent = Limiter::new(&limits(&[(RPM, 2.0, 2.0, 2.0)]), ms(0));
+    for left in [1.0, 0.0] {
+        assert!(child.decide_both(&mut parent, &REQUEST, ms(0)).is_ok());
+        assert_eq!(parent.level_at(RPM, ms(0)), Some(left));
+    }
+    let refused = child.decide_both(&mut parent, &REQUEST, ms(0)).expect_err("the parent has none left");
+    assert_eq!(refused, Denial::WaitUntil(Wait { at: Some(ms(500)), by: Bound::Meter(RPM) }));
+    assert_eq!((child.level_at(RPM, ms(0)), parent.level_at(RPM, ms(0))), (Some(8.0), Some(0.0)));
+}

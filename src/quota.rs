@@ -233,6 +233,21 @@ impl Window {
             Self::Month => 2_592_000.0,
         }
     }
+
+    /// The window of so many seconds: by its name if it has one, `None` when it is no window that a meter can have.
+    #[must_use]
+    pub const fn from_seconds(seconds: u64) -> Option<Self> {
+        Some(match seconds {
+            1 => Self::Second,
+            60 => Self::Minute,
+            3_600 => Self::Hour,
+            86_400 => Self::Day,
+            2_592_000 => Self::Month,
+            #[allow(clippy::cast_possible_truncation, reason = "at most a day")]
+            n @ 2..=86_400 => Self::Seconds(n as u32),
+            _ => return None,
+        })
+    }
 }
 
 /// A unit over a window, written `requests/minute`, `tokens/day`, `requests/10s`.
@@ -258,17 +273,22 @@ impl Meter {
     }
 }
 
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Seconds(n) => return write!(f, "{n}s"),
+            Self::Second => "second",
+            Self::Minute => "minute",
+            Self::Hour => "hour",
+            Self::Day => "day",
+            Self::Month => "month",
+        })
+    }
+}
+
 impl fmt::Display for Meter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = self.unit.as_str();
-        match self.window {
-            Window::Seconds(n) => write!(f, "{unit}/{n}s"),
-            Window::Second => write!(f, "{unit}/second"),
-            Window::Minute => write!(f, "{unit}/minute"),
-            Window::Hour => write!(f, "{unit}/hour"),
-            Window::Day => write!(f, "{unit}/day"),
-            Window::Month => write!(f, "{unit}/month"),
-        }
+        write!(f, "{}/{}", self.unit.as_str(), self.window)
     }
 }
 

@@ -12,7 +12,8 @@ use crate::sim::emulator::{AccountParams, Emulator, EmulatorError, EmulatorParam
 
 /// Known by name, so that a shell can complete them.
 fn dialects() -> impl TypedValueParser<Value = Dialect> {
-    PossibleValuesParser::new(Dialect::ALL.map(Dialect::as_str)).try_map(|name| name.parse::<Dialect>())
+    PossibleValuesParser::new([Dialect::OpenAi, Dialect::Anthropic].map(Dialect::as_str))
+        .try_map(|name| name.parse::<Dialect>())
 }
 
 /// Arguments of `tidegate emulate`.
@@ -126,8 +127,8 @@ pub(super) async fn emulate(args: EmulateArgs) -> Result<(), Failure> {
 
 fn announce(addr: SocketAddr, dialect: Dialect) {
     let (path, required) = match dialect {
-        Dialect::OpenAi => ("/v1/chat/completions", ""),
         Dialect::Anthropic => ("/v1/messages", r#""max_tokens":100,"#),
+        _ => ("/v1/chat/completions", ""),
     };
     let mut out = std::io::stdout().lock();
     // Nobody listening on stdout is no reason not to serve.

@@ -112,6 +112,55 @@ Exit codes:
 Environment:
   TIDEGATE_LOG  as for `tidegate run`; this command itself logs nothing";
 
+pub(super) const HEADERS_ABOUT: &str = "\
+Read a response's head as a member would, and tell what it says of the provider's limits.
+
+It takes what `curl -i` prints: the status line, the headers, and after an empty line the body, which
+matters for errors. The dialect is the one that the headers look like, or the one named. Each header
+about limits is printed with what became of it; one that told nothing, with the reason.";
+
+pub(super) const HEADERS: &str = "\
+Examples:
+  curl -si https://api.openai.com/v1/chat/completions -d @request.json | tidegate headers
+  tidegate headers head.txt --dialect azure
+  tidegate headers --json head.txt | jq .hold_s
+  tidegate headers --jsonl recording.jsonl | jq -c 'select(.class == \"throttled\")'
+
+Rows of --jsonl:
+  { host, status, headers, error_body, date, usage, request: { body_bytes, max_tokens } }, a row a line;
+  headers is an object of names and values, a list where a line was repeated. All but headers may be absent.
+
+Output of --json and, an object a row, of --jsonl:
+  { dialect, class, readings: [{ meter, limit, remaining, level, reset_s }], hold_s, scope,
+    missing: [{ header, reason }], unread: [header] }
+  class is ok, throttled, overloaded, account, too_large, failed or ignored; dialect is null when nothing
+  tells it; hold_s is null when nothing says to wait; scope is the meter that refused, where it is known.
+
+Exit codes:
+  0  read, whatever it said
+  1  the output cannot be written
+  2  wrong arguments, an input that cannot be read, or a row that is none
+
+Environment:
+  TIDEGATE_LOG  as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const REPLAY_ABOUT: &str = "\
+Run a recording through, a row a line as `tidegate headers --jsonl` takes them, and print it as series:
+for each host and model, what each response said of each meter.";
+
+pub(super) const REPLAY: &str = "\
+Examples:
+  tidegate replay recording.jsonl
+  tidegate replay recording.jsonl | grep throttled
+
+Exit codes:
+  0  printed
+  1  the output cannot be written
+  2  wrong arguments, an input that cannot be read, or a row that is none
+
+Environment:
+  TIDEGATE_LOG  as for `tidegate run`; this command itself logs nothing";
+
 pub(super) const EMULATE_ABOUT: &str = "\
 Emulate an LLM provider to test against.
 

@@ -4,7 +4,10 @@ mod check;
 mod completions;
 mod demo;
 mod emulate;
+mod headers;
 mod help;
+mod recording;
+mod replay;
 mod run;
 mod schema;
 mod signals;
@@ -48,6 +51,12 @@ enum Command {
     /// Print the configuration's JSON schema for editors, or a reference of every key.
     #[command(long_about = help::SCHEMA_ABOUT, after_long_help = help::SCHEMA)]
     Schema(schema::SchemaArgs),
+    /// Read a response's head: what its limits say, and what of it says nothing.
+    #[command(long_about = help::HEADERS_ABOUT, after_long_help = help::HEADERS)]
+    Headers(headers::HeadersArgs),
+    /// Print a recording of responses as series: each meter as it moved.
+    #[command(long_about = help::REPLAY_ABOUT, after_long_help = help::REPLAY)]
+    Replay(replay::ReplayArgs),
     /// Emulate an LLM provider: real limits, real headers, real 429s.
     #[command(long_about = help::EMULATE_ABOUT, after_long_help = help::EMULATE)]
     Emulate(emulate::EmulateArgs),
@@ -88,6 +97,8 @@ pub fn main() -> ExitCode {
             Command::Check(args) => check::check(&args),
             Command::Schema(args) => schema::schema(&args),
             Command::Completions(args) => completions::completions(&args),
+            Command::Headers(args) => headers::headers(&args),
+            Command::Replay(args) => replay::replay(&args),
             Command::Emulate(args) => emulate::emulate(args).await,
             Command::Demo(args) => demo::demo(args).await,
             Command::DemoService(args) => demo::service(args).await,

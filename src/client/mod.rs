@@ -87,6 +87,7 @@ mod drive;
 mod fallback;
 pub mod gate;
 mod gates;
+mod heads;
 mod layer;
 mod member;
 mod middleware;

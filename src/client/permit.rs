@@ -83,8 +83,8 @@ impl Permit {
             }
         }
         let id = self.account.pool.id.as_str();
-        if observation.faults > 0 {
-            self.account.pool.telemetry.add(Metric::HeaderFaults, &[id], f64::from(observation.faults));
+        for missing in observation.missing.iter().filter(|missing| missing.reason.is_fault()) {
+            self.account.pool.telemetry.add(Metric::HeaderFaults, &[id, missing.reason.as_str()], 1.0);
         }
         if let Ending::Throttled(kind) = observation.ending {
             self.account.pool.telemetry.add(Metric::Throttled, &[id, kind.as_str()], 1.0);

@@ -6,7 +6,7 @@ use super::names::Names;
 use super::spec::{Absent, Key, Shape, Table, homes};
 use crate::limiter::ENTRIES_MAX;
 use crate::plan::Algorithm;
-use crate::provider::Dialect;
+use crate::provider::{Dialect, ResetForm};
 
 /// No provider counts this high; the bound keeps sums exact.
 const UNITS_MAX: f64 = 1e12;
@@ -158,11 +158,87 @@ pub(super) static POOLS: Key = Key {
 
 pub(super) static DIALECT: Key = Key {
     name: "dialect",
-    doc: "How the provider writes its limits in response headers.",
+    doc: "How the provider writes its limits in response headers; \"auto\" reads each response as what it looks like, \
+          \"self-hosted\" is of servers that send no limits. A provider that is not known is taught by a table: its \
+          name, how its buckets fill, how its resets are written, and its headers for each meter.",
+    shape: Shape::KeyOr(&KNOWN_DIALECT, &Table { keys: &[&DIALECT_NAME, &REFILL, &RESET_FORM, &HEADERS] }),
+    absent: Absent::Refused,
+    example: "\"openai\"",
+};
+
+static KNOWN_DIALECT: Key = Key {
+    name: "dialect",
+    doc: "A dialect by name.",
     shape: Shape::OneOf(&DIALECTS),
     absent: Absent::Refused,
     example: "\"openai\"",
 };
+
+pub(super) static DIALECT_NAME: Key = Key {
+    name: "name",
+    doc: "The dialect's name in what is printed.",
+    shape: Shape::Text {
+        expected: "1–64 of a–z, 0–9, '.', '_', '-', not the name of a known dialect",
+        pattern: "^[a-z0-9][a-z0-9._-]{0,63}$",
+    },
+    absent: Absent::Refused,
+    example: "\"acme\"",
+};
+
+pub(super) static REFILL: Key = Key {
+    name: "refill",
+    doc: "How buckets fill: all the time, so that a reset is the time until one is full; or at once, when the next window \
+          begins, which is what a reset then tells.",
+    shape: Shape::OneOf(&REFILLS),
+    absent: Absent::Reads("\"fixed_window\""),
+    example: "\"continuous\"",
+};
+
+static REFILLS: [&str; 2] = ["continuous", "fixed_window"];
+
+pub(super) static RESET_FORM: Key = Key {
+    name: "reset_form",
+    doc: "How resets are written: 1m1.2s; 2025-10-09T21:49:43Z; seconds or milliseconds from now; seconds or milliseconds \
+          since 1970; any number of these, told by its size; an HTTP date.",
+    shape: Shape::OneOf(&RESET_FORMS),
+    absent: Absent::Reads("\"delta_seconds\""),
+    example: "\"go_duration\"",
+};
+
+static RESET_FORMS: [&str; ResetForm::ALL.len()] = {
+    let mut names = [""; ResetForm::ALL.len()];
+    let mut n = 0;
+    while n < names.len() {
+        names[n] = ResetForm::ALL[n].as_str();
+        n += 1;
+    }
+    names
+};
+
+pub(super) static HEADERS: Key = Key {
+    name: "headers",
+    doc: "The names of the headers of each meter: limit, remaining, reset; one of the first two at least.",
+    shape: Shape::Entries {
+        expected: "1–16 meters",
+        names: Names::Meters,
+        entry: &Shape::Table(&Table { keys: &[&LIMIT_HEADER, &REMAINING_HEADER, &RESET_HEADER] }),
+        least: 1,
+    },
+    absent: Absent::Refused,
+    example: "{ \"requests/minute\" = { limit = \"acme-limit\", remaining = \"acme-left\", reset = \"acme-reset\" } }",
+};
+
+pub(super) static LIMIT_HEADER: Key = header("limit", "The limit's header.", "\"acme-limit\"");
+pub(super) static REMAINING_HEADER: Key = header("remaining", "The header of what is left.", "\"acme-left\"");
+pub(super) static RESET_HEADER: Key = header("reset", "The reset's header.", "\"acme-reset\"");
+
+const fn header(name: &'static str, doc: &'static str, example: &'static str) -> Key {
+    let shape = Shape::Text {
+        expected: "a header's name, at most 64 characters",
+        pattern: "^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$",
+    };
+    Key { name, doc, shape, absent: Absent::Means("not read"), example }
+}
 
 pub(super) static CONCURRENCY: Key = Key {
     name: "concurrency",

@@ -9,6 +9,7 @@ use super::names::Names;
 use super::section::{Field, Place, Section};
 use crate::controller::{PoolParams, TenantParams};
 use crate::plan::{Algorithm, Rate};
+use crate::provider::{Dialect, Refill, ResetForm, TaughtMeter, TaughtParams};
 use crate::quota::{Meter, PoolId, QuotaError, TenantId};
 
 /// What is written per meter, and where.
@@ -25,7 +26,7 @@ fn pool(name: &str, at: &Place<'_>, field: Field<'_>) -> Option<PoolParams> {
     let refused = |error: QuotaError| at.name_refused(Names::Pools, name, &error.to_string());
     let id = name.parse::<PoolId>().map_err(refused).ok();
     let mut section = field.section()?;
-    let dialect = section.take(&keys::DIALECT).and_then(|field| field.text(|name| name.parse().ok()));
+    let dialect = section.take(&keys::DIALECT).and_then(dialect);
     let concurrency = section.take(&keys::CONCURRENCY).map(|field| (field.count(), field.place));
     let capacity = section.take(&keys::CAPACITY).and_then(Field::entries).map(capacity);
     let meters = capacity.as_ref().and_then(|capacity| capacity.meters.as_deref());
@@ -53,6 +54,39 @@ fn pool(name: &str, at: &Place<'_>, field: Field<'_>) -> Option<PoolParams> {
         tenants: declared,
         default_tenant: default,
     })
+}
+
+/// A dialect by its name, or one that is taught.
+fn dialect(field: Field<'_>) -> Option<Dialect> {
+    if !field.is_table() {
+        return field.text(|name| name.parse().ok());
+    }
+    let at = field.place.clone();
+    let mut section = field.section()?;
+    let name = section.take(&keys::DIALECT_NAME).and_then(|field| field.text(|name| Some(name.to_owned())));
+    let refill = section.take(&keys::REFILL).and_then(|field| {
+        field.text(|text| match text {
+            "continuous" => Some(Refill::Continuous),
+            "fixed_window" => Some(Refill::FixedWindow),
+            _ => None,
+        })
+    });
+    let known = |text: &str| ResetForm::ALL.into_iter().find(|form| form.as_str() == text);
+    let reset_form = section.take(&keys::RESET_FORM).and_then(|field| field.text(known));
+    let headers = section.take(&keys::HEADERS).and_then(Field::entries);
+    section.end();
+    let mut meters = Vec::new();
+    for_each_meter(headers?, |meter, _, field| {
+        let Some(mut section) = field.section() else { return };
+        let mut header = |key| section.take(key).and_then(|field| field.text(|text| Some(text.to_owned())));
+        let limit = header(&keys::LIMIT_HEADER);
+        let remaining = header(&keys::REMAINING_HEADER);
+        let reset = header(&keys::RESET_HEADER);
+        section.end();
+        meters.push(TaughtMeter { meter, limit, remaining, reset });
+    });
+    let params = TaughtParams { name: name?, refill: refill?, reset_form: reset_form?, meters };
+    params.teach().map(Dialect::Taught).map_err(|error| at.mistake(error.to_string())).ok()
 }
 
 /// Warns of floors that add up to more than the capacity: all would shrink in proportion.

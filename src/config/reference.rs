@@ -59,7 +59,7 @@ fn section(shape: &Shape) -> Option<(&'static str, &'static Table)> {
 fn describe(out: &mut String, key: &Key) {
     comment(out, "", key.doc);
     comment(out, "", &key.facts());
-    if let Shape::Entries { entry: Shape::KeyOr(_, keys), .. } = key.shape {
+    if let Shape::Entries { entry: &Shape::KeyOr(_, keys), .. } | Shape::KeyOr(_, keys) = key.shape {
         for key in keys.keys {
             comment(out, "  ", &format!("{}: {} {}", key.name, key.doc, key.facts()));
         }

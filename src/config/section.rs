@@ -405,7 +405,9 @@ impl<'a> Field<'a> {
     fn refused<T>(&self) -> Option<T> {
         let text = self.value.as_str().unwrap_or_default();
         let meant = match self.shape {
-            Shape::OneOf(words) => nearest(text, words.iter().copied()).map(|word| format!("\"{word}\"")),
+            Shape::OneOf(words) | Shape::KeyOr(Key { shape: Shape::OneOf(words), .. }, _) => {
+                nearest(text, words.iter().copied()).map(|word| format!("\"{word}\""))
+            }
             // A number in quotes.
             Shape::Number { .. } | Shape::KeyOr(..) | Shape::Count { .. } => {
                 text.parse::<f64>().ok().filter(|number| number.is_finite()).map(|_| text.to_owned())

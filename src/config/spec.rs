@@ -54,7 +54,7 @@ pub(super) enum Shape {
 impl Key {
     /// What is allowed, and what its absence means, in sentences.
     pub(super) fn facts(&self) -> String {
-        let mut expected = self.shape.expected() + ". ";
+        let mut expected = self.shape.expected_in_full() + ". ";
         if let Some(first) = expected.get_mut(..1) {
             first.make_ascii_uppercase();
         }
@@ -71,7 +71,18 @@ impl Key {
 }
 
 impl Shape {
-    /// What is allowed, as the end of "expected …".
+    /// What is allowed, with every word of a long list.
+    fn expected_in_full(&self) -> String {
+        match self {
+            Self::OneOf(words) => listed(words),
+            Self::KeyOr(Key { shape: Self::OneOf(words), .. }, table) => {
+                format!("{}, or {}", listed(words), braced(table))
+            }
+            _ => self.expected(),
+        }
+    }
+
+    /// What is allowed, as the end of "expected …". A long list is cut short: what was meant is offered beside it.
     pub(super) fn expected(&self) -> String {
         let unit = |unit: &str| if unit.is_empty() { String::new() } else { format!(" ({unit})") };
         match self {
@@ -85,14 +96,28 @@ impl Shape {
             Self::Text { expected, .. } | Self::List { expected, .. } | Self::Entries { expected, .. } => {
                 (*expected).to_owned()
             }
-            Self::OneOf(words) => either(words.iter().map(|word| format!("\"{word}\""))),
-            Self::Table(_) => "a table".to_owned(),
-            Self::KeyOr(key, table) => {
-                let names: Vec<&str> = table.keys.iter().map(|key| key.name).collect();
-                format!("{}, or {{ {} }}", key.shape.expected(), names.join(", "))
+            Self::OneOf(words) if words.len() > WORDS_TOLD_MAX => {
+                let first = words.iter().take(3).map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+                format!("{first} or another of the {} that `tidegate schema --reference` lists", words.len())
             }
+            Self::OneOf(words) => listed(words),
+            Self::Table(_) => "a table".to_owned(),
+            Self::KeyOr(key, table) => format!("{}, or {}", key.shape.expected(), braced(table)),
         }
     }
+}
+
+/// More words than these are not all told in a message.
+const WORDS_TOLD_MAX: usize = 8;
+
+fn listed(words: &[&str]) -> String {
+    either(words.iter().map(|word| format!("\"{word}\"")))
+}
+
+/// `{ rate, burst }`.
+fn braced(table: &Table) -> String {
+    let names: Vec<&str> = table.keys.iter().map(|key| key.name).collect();
+    format!("{{ {} }}", names.join(", "))
 }
 
 /// `a`, `a or b`, `a, b or c`.

@@ -187,6 +187,8 @@ pub enum ThrottleKind {
     InputTokens,
     /// The output-token meter is spent.
     OutputTokens,
+    /// Too many calls at a time.
+    Concurrency,
     /// Refused for rate, but which meter was not said.
     Unknown,
     /// A daily quota, or a wait longer than 60 s.
@@ -215,6 +217,7 @@ impl ThrottleKind {
             Self::Tokens => "tokens",
             Self::InputTokens => "input_tokens",
             Self::OutputTokens => "output_tokens",
+            Self::Concurrency => "concurrency",
             Self::Unknown => "unknown",
             Self::Daily => "daily",
             Self::Overload => "overload",
@@ -225,7 +228,8 @@ impl ThrottleKind {
     #[must_use]
     pub fn concerns(self, unit: Unit) -> bool {
         match self {
-            Self::Requests => unit == Unit::Requests,
+            // With fewer requests a second there are fewer at a time.
+            Self::Requests | Self::Concurrency => unit == Unit::Requests,
             Self::Tokens => unit == Unit::Tokens,
             Self::InputTokens => unit == Unit::InputTokens,
             Self::OutputTokens => unit == Unit::OutputTokens,

@@ -5,15 +5,30 @@
 
 use std::time::Duration;
 
-use super::semantics::{Refill, Semantics};
-use crate::quota::{Unit, Window};
+use crate::quota::Window;
 
 /// How far off a window may be, besides rounding, and still be meant.
 const WINDOW_TOLERANCE: f64 = 0.1;
 /// A bucket is not overdrawn by more than this many times its limit (recorded: 1.05).
 const OVERDRAFT_MAX: f64 = 2.0;
+/// A window that has just begun may last this much longer than a window: clocks and rounding.
+const WINDOW_SLACK: Duration = Duration::from_secs(2);
+
+/// What is known of a bucket before its numbers are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Frame<'a> {
+    /// What it may count over, shortest first.
+    pub(super) windows: &'a [Window],
+    /// What it counts over when the numbers do not tell.
+    pub(super) default: Window,
+    /// Remaining is a multiple of this.
+    pub(super) grain: f64,
+    /// Reset is within this of the truth.
+    pub(super) reset_grain: Duration,
+}
 
 /// A meter's window and level.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     pub(super) window: Window,
     pub(super) level: f64,
@@ -21,39 +36,48 @@ pub(super) struct Place {
     pub(super) reset: Option<Duration>,
 }
 
-/// Places a meter; a reset that fits no window of the dialect is left out, and the level is then what remains.
-pub(super) fn place(semantics: &Semantics, unit: Unit, limit: f64, remaining: f64, reset: Option<Duration>) -> Place {
-    let unknown = Place { window: semantics.default_window, level: remaining, reset: None };
-    let Some(reset) = reset else { return unknown };
-    match semantics.refill {
-        Refill::FixedWindow => return Place { reset: Some(reset), ..unknown },
-        Refill::Continuous if remaining >= limit => {
+impl Frame<'_> {
+    /// Of a bucket that refills all the time; a reset that fits no window is left out, and the level is then what remains.
+    pub(super) fn continuous(&self, limit: f64, remaining: f64, reset: Option<Duration>) -> Place {
+        let unknown = Place { window: self.default, level: remaining, reset: None };
+        let Some(reset) = reset else { return unknown };
+        if remaining >= limit {
             return Place { reset: Some(reset).filter(Duration::is_zero), ..unknown };
         }
-        Refill::Continuous => {}
+        let Some(window) = self.window(limit, remaining, reset) else { return unknown };
+        let fine = limit - reset.as_secs_f64() * limit / window.seconds();
+        let top = (remaining + self.grain).min(limit);
+        let level = if remaining == 0.0 { fine.min(top) } else { fine.clamp(remaining, top) };
+        Place { window, level, reset: Some(reset) }
     }
-    let grain = semantics.remaining_grain(unit);
-    let Some(window) = window(semantics, grain, limit, remaining, reset) else { return unknown };
-    let fine = limit - reset.as_secs_f64() * limit / window.seconds();
-    let top = (remaining + grain).min(limit);
-    let level = if remaining == 0.0 { fine.min(top) } else { fine.clamp(remaining, top) };
-    Place { window, level, reset: Some(reset) }
-}
 
-fn window(semantics: &Semantics, grain: f64, limit: f64, remaining: f64, reset: Duration) -> Option<Window> {
-    // "1m0s" with nearly all left: a fixed window, of one organisation in autumn 2025. Tells nothing of the level.
-    if reset.as_secs_f64() == semantics.default_window.seconds() && remaining > limit / 2.0 {
-        return None;
+    /// Of a bucket that is filled when a window begins: no window ends later than it lasts. A reset that lies further
+    /// ahead than any of the windows is left out.
+    pub(super) fn fixed(&self, remaining: f64, reset: Option<Duration>) -> Place {
+        let lasts = |window: Window| Duration::try_from_secs_f64(window.seconds()).unwrap_or(Duration::MAX);
+        let holds = |window: &Window| reset.is_none_or(|reset| reset <= lasts(*window) + WINDOW_SLACK);
+        let longer = |window: &&Window| lasts(**window) >= lasts(self.default);
+        let window = Some(self.default).filter(holds);
+        let window = window.or_else(|| self.windows.iter().filter(longer).copied().find(holds));
+        let reset = reset.filter(|_| window.is_some());
+        Place { window: window.unwrap_or(self.default), level: remaining, reset }
     }
-    let spent = limit - remaining;
-    let (reset, reset_grain) = (reset.as_secs_f64(), semantics.reset_grain.as_secs_f64());
-    // Remaining is rounded down, so a unit less may be spent; but one is: the request itself.
-    let longest = (reset + reset_grain) * limit / (spent - grain).max(1.0);
-    // An empty bucket may be overdrawn, and the window shorter for it.
-    let most_spent = if remaining == 0.0 { spent * OVERDRAFT_MAX } else { spent };
-    let shortest = (reset - reset_grain).max(0.0) * limit / most_spent;
-    let seen = reset * limit / spent;
-    let fits = |window: &&Window| (shortest..=longest).contains(&window.seconds());
-    let close = |window: &&Window| (seen / window.seconds() - 1.0).abs() <= WINDOW_TOLERANCE;
-    semantics.windows.iter().find(fits).or_else(|| semantics.windows.iter().find(close)).copied()
+
+    fn window(&self, limit: f64, remaining: f64, reset: Duration) -> Option<Window> {
+        // "1m0s" with nearly all left: a fixed window, of one organisation in autumn 2025. Tells nothing of the level.
+        if reset.as_secs_f64() == self.default.seconds() && remaining > limit / 2.0 {
+            return None;
+        }
+        let spent = limit - remaining;
+        let (reset, reset_grain) = (reset.as_secs_f64(), self.reset_grain.as_secs_f64());
+        // Remaining is rounded down, so a unit less may be spent; but one is: the request itself.
+        let longest = (reset + reset_grain) * limit / (spent - self.grain).max(1.0);
+        // An empty bucket may be overdrawn, and the window shorter for it.
+        let most_spent = if remaining == 0.0 { spent * OVERDRAFT_MAX } else { spent };
+        let shortest = (reset - reset_grain).max(0.0) * limit / most_spent;
+        let seen = reset * limit / spent;
+        let fits = |window: &&Window| (shortest..=longest).contains(&window.seconds());
+        let close = |window: &&Window| (seen / window.seconds() - 1.0).abs() <= WINDOW_TOLERANCE;
+        self.windows.iter().find(fits).or_else(|| self.windows.iter().find(close)).copied()
+    }
 }

@@ -1,11 +1,13 @@
 //! A provider's response, read: head and error body in, observations out.
 //!
-//! A [`Dialect`] is a provider's way of writing limits. What its words mean is a row of one table ([`Semantics`]);
-//! what takes code to read has a file of its own. [`Dialect::read`] takes the head alone, so that a streaming caller
-//! knows at once; [`Dialect::refine`] adds what an error body tells; [`reflex`] is the member's own reaction.
+//! A [`Dialect`] is a provider's way of writing limits: a row of one table, of names, forms and what the words mean
+//! ([`Semantics`]). What takes code to read has a file of its own. [`Dialect::observe`] takes all that has arrived;
+//! [`Dialect::read`] the head alone, so that a streaming caller knows at once, and [`Dialect::refine`] adds what an error
+//! body tells; [`reflex`] is the member's own reaction. A pool is told its dialect, or each response is read as what it
+//! looks like ([`Dialect::detect`]): by its headers, never by its host, for routers pass on the headers of others.
 //!
-//! Nothing here fails: an unreadable header is counted in [`Observation::faults`] and otherwise as if it were not
-//! there. Header names and meanings: <https://developers.openai.com/api/docs/guides/rate-limits>; `Retry-After`:
+//! Nothing here fails: a header that tells nothing is [`Missing`], with the reason, and otherwise as if it were not
+//! there. Nothing is allocated for an ordinary answer. Header names and meanings: <https://developers.openai.com/api/docs/guides/rate-limits>; `Retry-After`:
 //! RFC 9110 §10.2.3; status 429: RFC 6585 §4.
 //!
 //! ```
@@ -35,132 +37,206 @@
 //! ```
 
 mod anthropic;
+mod class;
+mod detect;
+mod dialect;
 mod duration;
-mod header;
+mod head;
+mod ietf;
 mod level;
-mod openai;
+mod lines;
+mod missing;
+mod reading;
 mod reflex;
+mod refusal;
 mod retry_after;
 mod semantics;
+mod table;
+mod taught;
 mod usage;
+mod value;
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use jiff::Timestamp;
+use smallvec::SmallVec;
 
+pub use class::Class;
+pub use detect::{Unread, unread};
+pub use dialect::{Dialect, DialectError};
 pub use duration::parse_go_duration;
+pub use head::{Head, Headers};
+pub use missing::{Missing, Reason};
 pub use reflex::{HOLD_MAX, Hold, Reflex, reflex};
-pub use semantics::{BYTES_PER_TOKEN, Refill, Semantics, TokenCharge};
+pub use semantics::{
+    BYTES_PER_TOKEN, LimitOf, Refill, RemainingCounts, ResetMeaning, Semantics, TokenCharge, ToldWait,
+};
+pub use taught::{Taught, TaughtError, TaughtMeter, TaughtParams};
 pub use usage::{Usage, UsageReader};
+pub use value::ResetForm;
 
-use crate::clock::MonoTime;
+use crate::clock::{MonoTime, UnixMillis};
 use crate::observation::{Ending, MeterReading, ThrottleKind};
 use crate::quota::{Cost, Meter, Unit, Window};
 
 /// Most of an error body that is read, in bytes. OpenAI's are below 2 KiB.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// A provider's way of writing limits in headers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Dialect {
-    /// `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`.
-    OpenAi,
-    /// `anthropic-ratelimit-{requests,tokens,input-tokens,output-tokens}-{limit,remaining,reset}`.
-    Anthropic,
+/// Readings of one response; an ordinary one has at most four.
+pub type Readings = SmallVec<[MeterReading; 4]>;
+
+/// When a response came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReceivedAt {
+    /// When its request was sent: readings are dated by it.
+    pub sent_at: MonoTime,
+    /// When it came, by our wall clock, if times of day may be measured by that where the response has no `Date` of the
+    /// provider's own.
+    pub wall: Option<UnixMillis>,
 }
 
-/// A name that is no dialect's.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("dialect {0:?}: expected one of: {names}", names = Dialect::ALL.map(Dialect::as_str).join(", "))]
-pub struct DialectError(String);
-
-/// What is read before the body arrives.
-#[derive(Debug, Clone, Copy)]
-pub struct Head<'a> {
-    /// The status code.
-    pub status: u16,
-    /// The headers.
-    pub headers: &'a http::HeaderMap,
+impl From<MonoTime> for ReceivedAt {
+    fn from(sent_at: MonoTime) -> Self {
+        Self { sent_at, wall: None }
+    }
 }
 
 /// What one response says of the provider's limits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observation {
+    /// How it was read: the pool's dialect, or the one it looked like.
+    pub dialect: Dialect,
     /// One per meter that the response speaks about.
-    pub readings: Vec<MeterReading>,
-    /// How the request ended.
+    pub readings: Readings,
+    /// Buckets that none of our meters counts.
+    pub others: Vec<OtherReading>,
+    /// What kind of answer it is.
+    pub class: Class,
+    /// The same as far as capacity goes: how the request ended.
     pub ending: Ending,
-    /// How long the provider asks us to wait; never zero, and only on 429, 503 and 529.
+    /// How long the provider asks us to wait; never zero, and only when it refused.
     pub retry_after: Option<Duration>,
     /// The meters that a refusal speaks about; empty when it does not tell.
     pub exhausted: Vec<Meter>,
-    /// Headers that were there but could not be read.
-    pub faults: u32,
+    /// Headers that were there and told nothing.
+    pub missing: Vec<Missing>,
+    sent_at: MonoTime,
+    /// Of a refusal: when, by the provider's own clock.
+    refused_at: Option<Timestamp>,
+}
+
+/// What a response says of a bucket that none of our meters counts: images, audio, a project's own tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OtherReading {
+    /// What is counted.
+    pub what: &'static str,
+    /// Over what time, where it is told.
+    pub window: Option<Window>,
+    /// The limit, in units per window.
+    pub limit: Option<f64>,
+    /// What is left, in units.
+    pub remaining: Option<f64>,
+    /// The reset, as a delay.
+    pub reset: Option<Duration>,
+}
+
+impl fmt::Display for OtherReading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.window {
+            Some(window) => write!(f, "{}/{window}", self.what),
+            None => f.write_str(self.what),
+        }
+    }
+}
+
+/// What a head tells, while it is read.
+#[derive(Debug, Default)]
+struct Seen {
+    readings: Readings,
+    others: Vec<OtherReading>,
+    missing: Vec<Missing>,
+}
+
+impl Seen {
+    /// Two names of one meter are read once: the first stands.
+    fn add(&mut self, reading: MeterReading) {
+        if self.readings.iter().all(|known| known.meter != reading.meter) {
+            self.readings.push(reading);
+        }
+    }
 }
 
 impl Dialect {
-    /// All dialects.
-    pub const ALL: [Self; 2] = [Self::OpenAi, Self::Anthropic];
-
     /// What this dialect's words mean.
     #[must_use]
-    pub const fn semantics(self) -> &'static Semantics {
-        match self {
-            Self::OpenAi => &semantics::OPENAI,
-            Self::Anthropic => &semantics::ANTHROPIC,
+    pub fn semantics(self) -> &'static Semantics {
+        &table::row(self).semantics
+    }
+
+    /// Reads what has arrived of a response: its head, and its body if it is an error's.
+    #[must_use]
+    pub fn observe(self, head: &Head<'_>, body: Option<&[u8]>, received_at: impl Into<ReceivedAt>) -> Observation {
+        let seen = self.read(head, received_at);
+        match body {
+            Some(body) if self.body_tells(head.status) => self.refine(seen, body),
+            _ => seen,
         }
     }
 
-    /// The dialect's name in configuration and metrics.
+    /// Reads a response's head. Readings are dated by the moment the request was sent.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::OpenAi => "openai",
-            Self::Anthropic => "anthropic",
-        }
-    }
-
-    /// Reads a response's head. Readings are dated by `sent_at`, the moment the request was sent.
-    #[must_use]
-    pub fn read(self, head: &Head<'_>, sent_at: MonoTime) -> Observation {
-        let mut faults = 0;
-        let readings = match self {
-            Self::OpenAi => openai::readings(self.semantics(), head.headers, sent_at, &mut faults),
-            Self::Anthropic => anthropic::readings(head.headers, sent_at, &mut faults),
+    pub fn read(self, head: &Head<'_>, received_at: impl Into<ReceivedAt>) -> Observation {
+        let received_at = received_at.into();
+        let dialect = match self {
+            Self::Auto => Self::detect(head, None).unwrap_or(self),
+            known => known,
         };
+        let row = table::row(dialect);
+        let lines = lines::Lines::sorted(head, row.families, row.listed);
+        let now = reading::Now::new(&lines, received_at);
+        let mut seen = Seen::default();
+        reading::read(row, &lines, &now, &mut seen);
+        if row.ietf {
+            ietf::read(row, head, received_at, &mut seen);
+        }
+        let verdict = class::of_head(row, head.status, &lines, &seen.readings);
         // Nine in ten recorded Retry-After headers sit on 2xx responses, others on 400s: they ask for nothing.
-        let retry_after = match head.status {
-            429 | 503 | 529 => retry_after::read(head.headers, &mut faults),
-            _ => None,
+        let refused = verdict.class.asks_to_wait();
+        let retry_after = if refused { retry_after::read(&lines, &now, &mut seen.missing) } else { None };
+        let refused_at = if refused { now.get() } else { None };
+        let Seen { readings, others, missing } = seen;
+        let class::Verdict { class, ending, exhausted } = verdict;
+        let sent_at = received_at.sent_at;
+        let observation = Observation {
+            dialect,
+            readings,
+            others,
+            class,
+            ending,
+            retry_after,
+            exhausted,
+            missing,
+            sent_at,
+            refused_at,
         };
-        let exhausted: Vec<Meter> = match head.status {
-            429 => readings.iter().filter(|r| r.level.is_some_and(|level| level < 1.0)).map(|r| r.meter).collect(),
-            _ => Vec::new(),
-        };
-        let ending = match head.status {
-            200..=299 => Ending::Succeeded,
-            429 => Ending::Throttled(kind_of(&exhausted)),
-            503 | 529 => Ending::Throttled(ThrottleKind::Overload),
-            _ => Ending::Ignored,
-        };
-        let observation = Observation { readings, ending, retry_after, exhausted, faults };
-        match self {
-            Self::OpenAi => observation,
-            Self::Anthropic => anthropic::judge(head, observation),
+        match dialect {
+            Self::Anthropic => {
+                let hopeless = lines.text(lines::Single::ShouldRetry) == Some("false");
+                anthropic::judge(hopeless, observation)
+            }
+            _ => observation,
         }
-        .with_long_waits_as_daily()
+        .bounded(&row.semantics)
     }
 
     /// Whether the body of an answer with this status tells more of its ending than its head does: read at most
     /// [`BODY_BYTES_MAX`] of it for [`Dialect::refine`].
     #[must_use]
-    pub const fn body_tells(self, status: u16) -> bool {
+    pub fn body_tells(self, status: u16) -> bool {
         match self {
-            Self::OpenAi => matches!(status, 429 | 503 | 529),
-            Self::Anthropic => matches!(status, 429 | 500 | 503 | 529),
+            Self::Auto => matches!(status, 429 | 498 | 500 | 503 | 529),
+            known => table::row(known).body_statuses.contains(&status),
         }
     }
 
@@ -169,17 +245,23 @@ impl Dialect {
     #[must_use]
     pub fn refine(self, observation: Observation, body: &[u8]) -> Observation {
         let body = body.get(..BODY_BYTES_MAX).unwrap_or(body);
-        match (self, observation.ending) {
-            (Self::OpenAi, Ending::Throttled(_)) => openai::refine(self.semantics(), observation, body),
-            (Self::Anthropic, Ending::Throttled(_) | Ending::Ignored) => anthropic::refine(observation, body),
-            _ => observation,
+        let dialect = match (self, observation.dialect) {
+            (Self::Auto, Self::Auto) => detect::by_body(body).unwrap_or(Self::Auto),
+            (Self::Auto, seen) => seen,
+            (known, _) => known,
+        };
+        let row = table::row(dialect);
+        let observation = Observation { dialect, ..observation };
+        match dialect {
+            Self::Anthropic => anthropic::refine(observation, body),
+            _ => refusal::refine(row, observation, body),
         }
-        .with_long_waits_as_daily()
+        .bounded(&row.semantics)
     }
 
     /// What the provider will charge before it answers, as far as a client can tell.
     ///
-    /// Both keep an estimate of the input, about a quarter of the request's bytes (median of 14,000 recordings of
+    /// All keep an estimate of the input, about a quarter of the request's bytes (median of 14,000 recordings of
     /// OpenAI: 4.28). OpenAI never corrects it. Its documents still speak of max(`max_tokens`, estimate), but few
     /// recordings do since 2025 (`max_tokens` was in the charge of 73 of 529, in 2026 of 1 of 80), so its output counts 0.
     /// Anthropic charges all the output that a request allows (documented), and gives back what was not used.
@@ -203,24 +285,29 @@ impl Dialect {
     }
 }
 
-impl fmt::Display for Dialect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Dialect {
-    type Err = DialectError;
-
-    fn from_str(text: &str) -> Result<Self, DialectError> {
-        let found = Self::ALL.into_iter().find(|dialect| dialect.as_str() == text);
-        found.ok_or_else(|| DialectError(text.chars().take(64).collect()))
-    }
-}
-
 impl Observation {
-    /// A wait over [`HOLD_MAX`] is the controller's to spread, whatever the provider calls it.
-    fn with_long_waits_as_daily(mut self) -> Self {
+    /// Headers that could not be read.
+    #[must_use]
+    pub fn faults(&self) -> u32 {
+        let faults = self.missing.iter().filter(|missing| missing.reason.is_fault()).count();
+        u32::try_from(faults).unwrap_or(u32::MAX)
+    }
+
+    /// The same, if a request of this size fits into the limits that refused it; otherwise too large ever to be served.
+    /// Only limits of LLM tokens over a minute or longer are compared: a limit per second stores more than a second's.
+    #[must_use]
+    pub fn for_request_of(self, cost: &Cost) -> Self {
+        let whole = |meter: Meter| meter.unit != Unit::Requests && meter.window.seconds() >= Window::Minute.seconds();
+        let refused_by = |reading: &&MeterReading| whole(reading.meter) && self.exhausted.contains(&reading.meter);
+        let never = |reading: &MeterReading| reading.limit.is_some_and(|limit| cost.of(reading.meter.unit) > limit);
+        let too_large = self.class == Class::Throttled && self.readings.iter().filter(refused_by).any(never);
+        if too_large { self.in_vain(Class::TooLarge) } else { self }
+    }
+
+    /// No wait is longer than the dialect's limits last. One over [`HOLD_MAX`] is the controller's to spread, whatever the
+    /// provider calls it.
+    fn bounded(mut self, semantics: &Semantics) -> Self {
+        self.retry_after = self.retry_after.map(|wait| wait.min(semantics.wait_max));
         if let Ending::Throttled(kind) = self.ending
             && kind != ThrottleKind::Overload
             && self.retry_after.is_some_and(|wait| wait > HOLD_MAX)
@@ -234,9 +321,28 @@ impl Observation {
     ///
     /// Such refusals may carry zeros that were never measured (remaining 0 with reset `0s`), so only readings whose
     /// numbers agree are kept.
-    fn ignored(mut self) -> Self {
+    fn in_vain(mut self, class: Class) -> Self {
         self.readings.retain(|reading| reading.reset.is_some());
-        Self { ending: Ending::Ignored, retry_after: None, exhausted: Vec::new(), ..self }
+        Self { class, ending: Ending::Ignored, retry_after: None, exhausted: Vec::new(), ..self }
+    }
+
+    fn overloaded(self) -> Self {
+        let ending = Ending::Throttled(ThrottleKind::Overload);
+        Self { class: Class::Overloaded, ending, exhausted: Vec::new(), ..self }
+    }
+
+    fn throttled(self, exhausted: Vec<Meter>) -> Self {
+        let ending = Ending::Throttled(kind_of(&exhausted));
+        Self { class: Class::Throttled, ending, exhausted, ..self }
+    }
+
+    fn throttled_for(self, kind: ThrottleKind) -> Self {
+        Self { class: Class::Throttled, ending: Ending::Throttled(kind), exhausted: Vec::new(), ..self }
+    }
+
+    /// A header's wait is stronger than a body's.
+    fn waiting(self, wait: Option<Duration>) -> Self {
+        Self { retry_after: self.retry_after.or(wait), ..self }
     }
 }
 

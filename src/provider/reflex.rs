@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::{Dialect, Observation, Refill, Semantics};
+use super::{Dialect, Observation, Refill, Semantics, ToldWait};
 use crate::observation::{Ending, MeterReading, ThrottleKind};
 use crate::quota::{Cost, Meter};
 
@@ -41,6 +41,7 @@ pub struct Reflex {
 /// The reaction to one response of a request that cost `cost`.
 #[must_use]
 pub fn reflex(dialect: Dialect, observation: &Observation, cost: &Cost) -> Reflex {
+    let dialect = if dialect == Dialect::Auto { observation.dialect } else { dialect };
     dialect.semantics().reflex(observation, cost)
 }
 
@@ -69,19 +70,39 @@ impl Semantics {
         }
     }
 
-    fn wait(&self, observation: &Observation, meter: Meter, cost: &Cost) -> Duration {
-        let reading = observation.readings.iter().find(|reading| reading.meter == meter);
+    /// How long a refusal says to wait, whole, for a request that costs `cost`: what it asks, or else what the numbers of
+    /// the meters that it names demand. `None` when nothing says so.
+    #[must_use]
+    pub fn told_wait(&self, observation: &Observation, cost: &Cost) -> Option<Duration> {
+        match observation.ending {
+            Ending::Succeeded | Ending::Ignored => None,
+            Ending::Throttled(ThrottleKind::Overload) => observation.retry_after,
+            Ending::Throttled(_) if observation.exhausted.is_empty() => observation.retry_after,
+            Ending::Throttled(_) => {
+                observation.exhausted.iter().filter_map(|meter| self.known_wait(observation, *meter, cost)).max()
+            }
+        }
+    }
+
+    fn known_wait(&self, observation: &Observation, meter: Meter, cost: &Cost) -> Option<Duration> {
         let physical = || {
-            let reading = reading?;
+            let reading = observation.readings.iter().find(|reading| reading.meter == meter)?;
             match self.refill {
                 Refill::FixedWindow => reading.reset.max(self.time_to_fit(reading, cost)),
                 Refill::Continuous => self.time_to_fit(reading, cost),
             }
         };
-        let told = observation.retry_after.or_else(physical);
-        // Of an enormous limit the time to fit is nothing; but it refused.
-        told.filter(|wait| !wait.is_zero()).unwrap_or(HOLD_UNTOLD)
+        match self.told_wait {
+            ToldWait::Fits => observation.retry_after.or_else(physical),
+            ToldWait::AtLeastPhysical => observation.retry_after.max(physical()),
+        }
     }
+
+    fn wait(&self, observation: &Observation, meter: Meter, cost: &Cost) -> Duration {
+        // Of an enormous limit the time to fit is nothing; but it refused.
+        self.known_wait(observation, meter, cost).filter(|wait| !wait.is_zero()).unwrap_or(HOLD_UNTOLD)
+    }
+
     /// Needed ÷ limit × window. What is needed is the cost less the level, as low as it may be; the whole cost when there
     /// seemed to be room, and never less than one unit, so that no rounding makes a wait of zero.
     fn time_to_fit(&self, reading: &MeterReading, cost: &Cost) -> Option<Duration> {

@@ -1,20 +1,56 @@
-//! What a dialect's words mean: one table, a row per dialect, and only columns that something here reads.
+//! What a dialect's words mean: the columns of the table in `table`, which the law, the reflexes and the readers go by.
+//! Nothing else asks for a dialect's name.
 
 use std::time::Duration;
 
-use crate::quota::{Unit, Window};
+use crate::quota::{Meter, Unit, Window};
 
 /// Request bytes per estimated LLM token.
 pub const BYTES_PER_TOKEN: u64 = 4;
 
-/// How a provider's bucket fills, and with it what its reset means.
+/// How a provider's bucket fills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refill {
-    /// Limit ÷ window per second, all the time. Reset is the time to *full*, so never a time to wait; it is also a
-    /// finer measure of the level than remaining is.
+    /// Limit ÷ window per second, all the time.
     Continuous,
-    /// All at once. Reset is the time to the next window.
+    /// All at once, when the next window begins.
     FixedWindow,
+}
+
+/// What a reset tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResetMeaning {
+    /// The time until the bucket is full: never a time to wait, but, with continuous refill, a finer measure of the level
+    /// than remaining is.
+    ToFull,
+    /// The time until the next window.
+    ToNextWindow,
+    /// When to come again; says nothing of the level.
+    WhenToRetry,
+    /// There is none.
+    Untold,
+}
+
+/// What remaining counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemainingCounts {
+    /// This request too.
+    This,
+    /// What was known a little earlier: this request may not be in it.
+    Lately,
+    /// Nothing exact: it moves both ways between requests.
+    About,
+}
+
+/// What one limit applies to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitOf {
+    /// A model, or a family of models, within an account.
+    Model,
+    /// All of an account.
+    Account,
+    /// A deployment, or a server of one's own.
+    Deployment,
 }
 
 /// What LLM tokens a provider's meter counts.
@@ -26,11 +62,24 @@ pub enum TokenCharge {
     Corrected,
 }
 
+/// How far a wait that a refusal asks for can be relied on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToldWait {
+    /// It is the time until the request fits.
+    Fits,
+    /// It may be too short: at least the time until an empty bucket holds the request.
+    AtLeastPhysical,
+}
+
 /// One row of the table.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Semantics {
     /// How buckets fill.
     pub refill: Refill,
+    /// What a reset tells.
+    pub reset: ResetMeaning,
+    /// What remaining counts.
+    pub remaining: RemainingCounts,
     /// Remaining counts LLM tokens in multiples of this, and requests one by one.
     pub token_grain: f64,
     /// Reset is within this of the truth.
@@ -39,11 +88,32 @@ pub struct Semantics {
     pub windows: &'static [Window],
     /// The window when a response does not tell: the one nearly all limits count over.
     pub default_window: Window,
+    /// The same for requests, which some count by the day.
+    pub default_request_window: Window,
+    /// What one limit applies to.
+    pub limit_of: LimitOf,
+    /// What limits too, and stands in no header.
+    pub hidden: &'static [Meter],
     /// What the tokens meter counts.
     pub token_charge: TokenCharge,
+    /// How far a told wait can be relied on.
+    pub told_wait: ToldWait,
+    /// Longer waits are not meant: some write 86,400 s for a limit per minute.
+    pub wait_max: Duration,
+    /// By which clock a day's limit begins anew, as a POSIX time zone, where no reset tells it.
+    pub day_ends: Option<&'static str>,
 }
 
 impl Semantics {
+    /// The window of a unit when a response does not tell.
+    #[must_use]
+    pub const fn default_window(&self, unit: Unit) -> Window {
+        match unit {
+            Unit::Requests => self.default_request_window,
+            Unit::Tokens | Unit::InputTokens | Unit::OutputTokens => self.default_window,
+        }
+    }
+
     /// Remaining is a multiple of this, in units.
     #[must_use]
     pub const fn remaining_grain(&self, unit: Unit) -> f64 {
@@ -61,28 +131,3 @@ impl Semantics {
         if grain > 1.0 { grain / 2.0 } else { 0.0 }
     }
 }
-
-/// 25,509 of 25,523 request readings and 24,436 of 24,502 token readings, recorded 2023–2026, have
-/// `(limit - remaining - 1) / limit × window - 1 ms ≤ reset ≤ (limit - remaining) / limit × window + 1 ms`:
-/// continuous refill, remaining rounded down, reset to the ms. 627 count a day, 3 (free tier) 30 days, all others
-/// a minute.
-pub(super) const OPENAI: Semantics = Semantics {
-    refill: Refill::Continuous,
-    token_grain: 1.0,
-    reset_grain: Duration::from_millis(1),
-    windows: &[Window::Minute, Window::Day, Window::Month],
-    default_window: Window::Minute,
-    token_charge: TokenCharge::Estimate,
-};
-
-/// Continuous refill (documented). Each of 18,036 recorded token values is a multiple of 1,000; requests are exact. A
-/// reset is an instant in whole seconds, dated by when the request was admitted, and `Date` by when the answer began:
-/// it is no measure of the level.
-pub(super) const ANTHROPIC: Semantics = Semantics {
-    refill: Refill::Continuous,
-    token_grain: 1_000.0,
-    reset_grain: Duration::from_secs(1),
-    windows: &[Window::Minute],
-    default_window: Window::Minute,
-    token_charge: TokenCharge::Corrected,
-};

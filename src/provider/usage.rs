@@ -14,7 +14,7 @@
 //! Event streams: <https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream>.
 
 use super::anthropic;
-use super::header::NUMBER_MAX;
+use super::value::NUMBER_MAX;
 
 /// What the provider says a request really used, as its limits count it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

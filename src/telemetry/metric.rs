@@ -74,7 +74,7 @@ metrics! {
     Waiting Gauge "waiting" ["pool"] "Calls that wait to be admitted.";
     ReservationsExpired Counter "reservations_expired_total" ["pool"] "Calls that were never settled and whose places were given to others.";
     Throttled Counter "throttled_total" ["pool", "kind"] "Calls that the provider throttled.";
-    HeaderFaults Counter "header_faults_total" ["pool"] "Limit headers of the provider that could not be read.";
+    HeaderFaults Counter "header_faults_total" ["pool", "reason"] "Limit headers of the provider that could not be read.";
     MemberState Gauge "member_state" ["pool"] "0 bootstrap, 1 active, 2 braking, 3 lapsed.";
     RepliesDropped Counter "replies_dropped_total" ["why"] "Replies of the leader that were not taken.";
     ReportFailures Counter "report_failures_total" ["why"] "Reports that did not reach the leader.";

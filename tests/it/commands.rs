@@ -63,14 +63,18 @@ const WRONG: &[(&str, &str, &[&str])] = &[
     (
         "a misspelt dialect",
         "[pools.a]\ndialect = \"antropic\"\ncapacity = { \"requests/minute\" = 600 }\n",
-        &["t.toml:2:11: pools.a.dialect: found \"antropic\", expected \"openai\" or \"anthropic\"; did you mean \
-           \"anthropic\"?"],
+        &[
+            "t.toml:2:11: pools.a.dialect: found \"antropic\", expected \"openai\", \"azure\", \"anthropic\" or another of the 30 that `tidegate schema --reference` lists, or { name, refill, reset_form, headers }; did you mean \
+           \"anthropic\"?",
+        ],
     ),
     (
         "a missing key",
         "[pools.a]\ncapacity = { \"requests/minute\" = 600 }\n",
-        &["t.toml:1:1: pools.a: \"dialect\" is missing, expected \"openai\" or \"anthropic\", such as dialect = \
-           \"openai\""],
+        &[
+            "t.toml:1:1: pools.a: \"dialect\" is missing, expected \"openai\", \"azure\", \"anthropic\" or another of the 30 that `tidegate schema --reference` lists, or { name, refill, reset_form, headers }, such as dialect = \
+           \"openai\"",
+        ],
     ),
     (
         "a meter by its nickname, and one given twice",
@@ -219,9 +223,9 @@ fn json_has_every_mistake_with_its_parts() {
             "severity": "error",
             "key": "pools.a.dialect",
             "found": "\"opnai\"",
-            "expected": "\"openai\" or \"anthropic\"",
+            "expected": "\"openai\", \"azure\", \"anthropic\" or another of the 30 that `tidegate schema --reference` lists, or { name, refill, reset_form, headers }",
             "suggestion": "\"openai\"",
-            "message": "found \"opnai\", expected \"openai\" or \"anthropic\"; did you mean \"openai\"?",
+            "message": "found \"opnai\", expected \"openai\", \"azure\", \"anthropic\" or another of the 30 that `tidegate schema --reference` lists, or { name, refill, reset_form, headers }; did you mean \"openai\"?",
         })
     );
     assert_eq!(list[2]["suggestion"], "[pools.<id>.tenants.<name>] or [pools.<id>.default]");
@@ -284,8 +288,8 @@ fn the_long_help_of_each_command_tells_how_it_is_used_and_ends() {
     let brief = help(&["-h"]);
     let listed = brief.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     let commands: Vec<&str> = listed.filter_map(|line| line.split_whitespace().next()).collect();
-    assert_eq!(commands, ["run", "check", "schema", "emulate", "demo", "completions", "help"]);
-    for command in ["run", "check", "schema", "emulate", "demo", "completions", ""] {
+    assert_eq!(commands, ["run", "check", "schema", "headers", "replay", "emulate", "demo", "completions", "help"]);
+    for command in ["run", "check", "schema", "headers", "replay", "emulate", "demo", "completions", ""] {
         let args = |flag| [command, flag].into_iter().filter(|arg| !arg.is_empty()).collect::<Vec<_>>();
         let (long, short) = (help(&args("--help")), help(&args("-h")));
         for section in ["\nExamples", "\nExit codes:\n", "\nEnvironment:\n", "TIDEGATE_LOG"] {

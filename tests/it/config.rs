@@ -281,12 +281,19 @@ fn mistakes_in_how_a_meter_counts_are_told() {
 fn an_unknown_dialect_is_refused_with_those_there_are() {
     assert_eq!(
         mistakes(&POOL.replace("\"openai\"", "\"opnai\"")),
-        ["t.toml:2:11: pools.a.dialect: found \"opnai\", expected \"openai\" or \"anthropic\"; did you mean \
-          \"openai\"?"]
+        [
+            "t.toml:2:11: pools.a.dialect: found \"opnai\", expected \"openai\", \"azure\", \"anthropic\" or another of the 30 that `tidegate schema --reference` lists, or { name, refill, reset_form, headers }; did you mean \
+          \"openai\"?"
+        ]
     );
-    let names: Vec<String> = Dialect::ALL.iter().map(|dialect| format!("\"{dialect}\"")).collect();
     let found = mistakes(&POOL.replace("\"openai\"", "7")).concat();
-    assert_eq!(found, format!("t.toml:2:11: pools.a.dialect: found 7, expected {}", names.join(" or ")));
+    let several =
+        format!("another of the {} that `tidegate schema --reference` lists, or {{ name,", Dialect::ALL.len());
+    assert!(found.starts_with("t.toml:2:11: pools.a.dialect: found 7, expected \"openai\", "), "{found}");
+    assert!(found.contains(&several), "{found}");
+    for dialect in Dialect::ALL {
+        assert!(tidegate::config::reference().contains(&format!("\"{dialect}\"")), "{dialect}");
+    }
 }
 
 #[test]
@@ -295,7 +302,7 @@ fn a_pool_without_dialect_or_capacity_is_refused() {
     assert_eq!(
         mistakes("\n[pools.a]\n"),
         [
-            "t.toml:2:1: pools.a: \"dialect\" is missing, expected \"openai\" or \"anthropic\", such as \
+            "t.toml:2:1: pools.a: \"dialect\" is missing, expected \"openai\", \"azure\", \"anthropic\" or another of the 30 that `tidegate schema --reference` lists, or { name, refill, reset_form, headers }, such as \
              dialect = \"openai\""
                 .to_owned(),
             format!(

@@ -80,8 +80,8 @@ pub struct AccountParams {
 #[must_use]
 pub const fn meters(dialect: Dialect) -> &'static [Unit] {
     match dialect {
-        Dialect::OpenAi => &[Unit::Requests, Unit::Tokens],
         Dialect::Anthropic => &[Unit::Requests, Unit::InputTokens, Unit::OutputTokens],
+        _ => &[Unit::Requests, Unit::Tokens],
     }
 }
 
@@ -123,10 +123,10 @@ impl AccountParams {
             hidden_output_tokens_per_minute: None,
         };
         match dialect {
-            Dialect::OpenAi => Self { tokens_per_minute: Some(200_000), ..none },
             Dialect::Anthropic => {
                 Self { input_tokens_per_minute: Some(200_000), output_tokens_per_minute: Some(40_000), ..none }
             }
+            _ => Self { tokens_per_minute: Some(200_000), ..none },
         }
     }
 
@@ -158,10 +158,10 @@ impl AccountParams {
     pub fn validate(&self, dialect: Dialect) -> Result<(), OutOfRange> {
         let most = units(PER_MINUTE_MAX);
         let foreign = match dialect {
-            Dialect::OpenAi => "requests or tokens per minute, all that an openai account counts",
             Dialect::Anthropic => {
                 "requests, input tokens or output tokens per minute, all that an anthropic account counts"
             }
+            _ => "requests or tokens per minute, all that an openai account counts",
         };
         for unit in Unit::ALL {
             let [(limit_name, limit), (hidden_name, hidden)] = self.of_unit(unit);

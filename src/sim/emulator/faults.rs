@@ -23,8 +23,8 @@ impl FaultParams {
     #[must_use]
     pub const fn of(dialect: Dialect) -> Self {
         let stray_retry_after_rate = match dialect {
-            Dialect::OpenAi => 0.0,
             Dialect::Anthropic => 0.1,
+            _ => 0.0,
         };
         Self { overload_rate: 0.0, stream_error_rate: 0.0, stray_retry_after_rate }
     }
@@ -37,8 +37,8 @@ impl FaultParams {
         in_range("overload_rate", self.overload_rate, 0.0..=1.0, "0–1")?;
         in_range("stream_error_rate", self.stream_error_rate, 0.0..=1.0, "0–1")?;
         let (most, range) = match dialect {
-            Dialect::OpenAi => (0.0, "0: an openai account sends retry-after with refusals only"),
             Dialect::Anthropic => (1.0, "0–1"),
+            _ => (0.0, "0: an openai account sends retry-after with refusals only"),
         };
         in_range("stray_retry_after_rate", self.stray_retry_after_rate, 0.0..=most, range)
     }

@@ -304,8 +304,8 @@ impl Provider {
             return response;
         }
         let (before, after) = match self.dialect {
-            Dialect::OpenAi => (draw.to_head, draw.head_to_body),
             Dialect::Anthropic => (draw.to_head + draw.head_to_body, Duration::ZERO),
+            _ => (draw.to_head, draw.head_to_body),
         };
         tokio::time::sleep(before).await;
         ticket.wrote(draw.output_tokens);

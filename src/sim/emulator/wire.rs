@@ -89,8 +89,8 @@ pub(super) trait Wire: Send + Sync {
 /// The dialect's shapes.
 pub(super) const fn wire(dialect: Dialect) -> &'static dyn Wire {
     match dialect {
-        Dialect::OpenAi => &OpenAi,
         Dialect::Anthropic => &Anthropic,
+        _ => &OpenAi,
     }
 }
 

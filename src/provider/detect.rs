@@ -239,7 +239,9 @@ pub fn unread(dialect: Dialect, head: &Head<'_>) -> Unread {
             unread.taken.push(name.to_owned());
             return;
         }
-        let foreign = Dialect::ALL.into_iter().any(|other| takes(table::row(other), name));
+        // LiteLLM puts this before the headers that it passes on.
+        let passed_on = name.strip_prefix("llm_provider-").unwrap_or(name);
+        let foreign = Dialect::ALL.into_iter().any(|other| takes(table::row(other), passed_on));
         if foreign {
             unread.foreign.push(Missing { header: name.into(), reason: Reason::Foreign });
         } else {

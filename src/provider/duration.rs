@@ -9,7 +9,7 @@ use std::time::Duration;
 pub(super) const SPAN_MAX: Duration = Duration::from_secs(400 * 86_400);
 
 /// Units, falling, in nanoseconds. Longer names stand before those they begin with.
-const UNITS: [(&str, u128); 8] = [
+const UNITS: [(&str, u64); 8] = [
     ("h", 3_600_000_000_000),
     ("ms", 1_000_000),
     ("m", 60_000_000_000),
@@ -27,8 +27,8 @@ pub fn parse_go_duration(text: &str) -> Option<Duration> {
         return Some(Duration::ZERO);
     }
     let mut rest = text;
-    let mut total: u128 = 0;
-    let mut last_unit = u128::MAX;
+    let mut total: u64 = 0;
+    let mut last_unit = u64::MAX;
     let mut fraction_seen = false;
     loop {
         let (whole, after) = digits(rest)?;
@@ -36,21 +36,30 @@ pub fn parse_go_duration(text: &str) -> Option<Duration> {
             Some(after) => digits(after).map(|(fraction, after)| (Some(fraction), after))?,
             None => (None, after),
         };
-        let (name, unit) = UNITS.into_iter().find(|(name, _)| after.starts_with(name))?;
-        if fraction_seen || unit >= last_unit {
+        let (name, unit) = UNITS.iter().find(|(name, _)| after.starts_with(name))?;
+        if fraction_seen || *unit >= last_unit {
             return None;
         }
-        total += whole.parse::<u128>().ok()? * unit;
+        total = total.checked_add(whole.parse::<u64>().ok()?.checked_mul(*unit)?)?;
         if let Some(fraction) = fraction {
-            total += fraction.parse::<u128>().ok()? * unit / 10_u128.pow(u32::try_from(fraction.len()).ok()?);
+            total = total.checked_add(part_of(fraction, *unit)?)?;
             fraction_seen = true;
         }
-        last_unit = unit;
+        last_unit = *unit;
         rest = &after[name.len()..];
         if rest.is_empty() {
-            let span = Duration::from_nanos(u64::try_from(total).ok()?);
+            let span = Duration::from_nanos(total);
             return (span <= SPAN_MAX).then_some(span);
         }
+    }
+}
+
+/// Digits after a point, of a unit, in whole nanoseconds.
+fn part_of(fraction: &str, unit: u64) -> Option<u64> {
+    let (digits, places) = (fraction.parse::<u64>().ok()?, u32::try_from(fraction.len()).ok()?);
+    match digits.checked_mul(unit) {
+        Some(product) => Some(product / 10_u64.pow(places)),
+        None => u64::try_from(u128::from(digits) * u128::from(unit) / 10_u128.pow(places)).ok(),
     }
 }
 

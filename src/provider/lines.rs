@@ -58,9 +58,9 @@ pub(super) enum Order {
 }
 
 /// A name that follows no pattern.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Listed {
-    pub(super) name: SmolStr,
+    pub(super) name: &'static str,
     pub(super) slot: Slot,
 }
 
@@ -116,31 +116,22 @@ fn subject_and_window(words: &str, bare: Option<Subject>) -> Option<(Subject, Op
     }
 }
 
-/// Parts and their names, in the order in which they are tried.
-const PARTS: [(&str, Part); 5] = [
-    ("limit", Part::Limit),
-    ("remaining", Part::Remaining),
-    ("reset", Part::Reset),
-    ("renewalperiod", Part::Period),
-    ("interval", Part::Period),
-];
-
 impl Family {
     /// What the header of this name is, if it is one of the family's.
     #[inline]
     pub(super) fn slot(&self, name: &str) -> Option<Slot> {
         let words = name.strip_prefix(self.prefix)?;
         let (part, words) = match self.order {
-            Order::PartFirst => PARTS.iter().find_map(|(word, part)| {
-                let rest = words.strip_prefix(word)?;
-                let rest = if rest.is_empty() { rest } else { rest.strip_prefix('-')? };
-                Some((*part, rest))
-            }),
-            Order::SubjectFirst => PARTS.iter().find_map(|(word, part)| {
-                let rest = words.strip_suffix(word)?.strip_suffix('-')?;
-                Some((*part, rest))
-            }),
-        }?;
+            Order::PartFirst => words.split_once('-').unwrap_or((words, "")),
+            Order::SubjectFirst => words.rsplit_once('-').map(|(words, part)| (part, words))?,
+        };
+        let part = match part {
+            "limit" => Part::Limit,
+            "remaining" => Part::Remaining,
+            "reset" => Part::Reset,
+            "renewalperiod" | "interval" => Part::Period,
+            _ => return None,
+        };
         let (subject, window) = subject_and_window(words, self.bare)?;
         Some(Slot { subject, window, part })
     }

@@ -154,7 +154,8 @@ fn azure(
     let (least, most) = (full(limit - remaining - 1.0), full(limit - remaining));
     let in_ms = (least - 1e-3..=most + 1e-3).contains(&(n / 1e3));
     let in_seconds = (least - 1.0..=most + 1e-3).contains(&n);
-    let seconds = in_seconds && (by_seconds || !in_ms);
+    let nearer = (n - most.floor()).abs() < (n / 1e3 - most).abs();
+    let seconds = in_seconds && (by_seconds || nearer || !in_ms);
     if !in_ms && !in_seconds {
         return Err(Reason::Contradicts);
     }

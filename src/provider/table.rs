@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use smol_str::SmolStr;
-
 use super::dialect::Dialect;
 use super::lines::{Family, Listed, Order, Part, Slot, Subject};
 use super::semantics::{LimitOf, Refill, RemainingCounts, ResetMeaning, Semantics, TokenCharge, ToldWait};
@@ -129,7 +127,7 @@ static BY_UNIT: [Listed; 2] = [
 ];
 
 const fn listed(name: &'static str, unit: Unit, window: Option<Window>, part: Part) -> Listed {
-    Listed { name: SmolStr::new_static(name), slot: Slot { subject: Subject::Unit(unit), window, part } }
+    Listed { name, slot: Slot { subject: Subject::Unit(unit), window, part } }
 }
 
 /// 106 resets of spring 2026 count ms, 103 later ones whole seconds rounded down. A spent token bucket says reset 0,
@@ -194,7 +192,7 @@ static PRIORITY: [Listed; 6] = [
 ];
 
 const fn priority(name: &'static str, what: &'static str, part: Part) -> Listed {
-    Listed { name: SmolStr::new_static(name), slot: Slot { subject: Subject::Other(what), window: None, part } }
+    Listed { name, slot: Slot { subject: Subject::Other(what), window: None, part } }
 }
 
 /// All is in the body of a 429, in 2,603 and 423 recordings nothing is in a header. Days end at midnight in California.
@@ -283,6 +281,7 @@ static FIREWORKS: Row = Row {
         reset: ResetMeaning::Untold,
         windows: &[Window::Second],
         default_window: Window::Second,
+        default_request_window: Window::Second,
         wait_max: DAY,
         ..CONTINUOUS
     },

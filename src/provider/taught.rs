@@ -8,8 +8,6 @@ use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
-use smol_str::SmolStr;
-
 use super::lines::{Listed, Part, Slot, Subject};
 use super::semantics::{LimitOf, Refill, RemainingCounts, ResetMeaning, Semantics, TokenCharge, ToldWait};
 use super::table::{Resets, Row};
@@ -95,7 +93,7 @@ impl TaughtParams {
         if self.meters.is_empty() || self.meters.len() > METERS_MAX || (0..self.meters.len()).any(twice) {
             return Err(TaughtError::Meters(self.name.clone()));
         }
-        let mut listed: Vec<Listed> = Vec::new();
+        let mut listed: Vec<(String, Slot)> = Vec::new();
         for of in &self.meters {
             if of.limit.is_none() && of.remaining.is_none() {
                 return Err(TaughtError::NoHeader(of.meter));
@@ -103,13 +101,15 @@ impl TaughtParams {
             for (name, part) in [(&of.limit, Part::Limit), (&of.remaining, Part::Remaining), (&of.reset, Part::Reset)] {
                 let Some(name) = name else { continue };
                 let name = header_name(name)?;
-                if listed.iter().any(|known| known.name == name) {
-                    return Err(TaughtError::Twice(name.into()));
+                if listed.iter().any(|(known, _)| *known == name) {
+                    return Err(TaughtError::Twice(name));
                 }
                 let slot = Slot { subject: Subject::Unit(of.meter.unit), window: Some(of.meter.window), part };
-                listed.push(Listed { name, slot });
+                listed.push((name, slot));
             }
         }
+        let listed: Vec<Listed> =
+            listed.into_iter().map(|(name, slot)| Listed { name: String::leak(name), slot }).collect();
         let row = Row {
             semantics: self.semantics(),
             families: &[],
@@ -150,12 +150,12 @@ impl TaughtParams {
     }
 }
 
-fn header_name(name: &str) -> Result<SmolStr, TaughtError> {
+fn header_name(name: &str) -> Result<String, TaughtError> {
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(token) {
         return Err(TaughtError::Header(name.chars().take(NAME_BYTES_MAX).collect()));
     }
-    Ok(name.to_ascii_lowercase().into())
+    Ok(name.to_ascii_lowercase())
 }
 
 impl Taught {

@@ -87,7 +87,7 @@ impl ResetForm {
         let digits = || number(text, Number::Fraction);
         match self {
             Self::GoDuration => parse_go_duration(text).ok_or(Reason::NotADuration),
-            Self::Rfc3339 => until(text.parse().map_err(|_| Reason::NotATime)?, now),
+            Self::Rfc3339 => until(rfc3339(text).ok_or(Reason::NotATime)?, now),
             Self::HttpDate => until(http_date(text).ok_or(Reason::NotATime)?, now),
             Self::DeltaSeconds => span(digits()?, 1.0),
             Self::DeltaMillis => span(digits()?, 1e3),
@@ -152,8 +152,64 @@ pub(super) fn until(at: Timestamp, now: Option<Timestamp>) -> Result<Duration, R
     if at == Timestamp::UNIX_EPOCH {
         return Err(Reason::Unset);
     }
-    let span = Duration::try_from(at.duration_since(now.ok_or(Reason::NoDate)?)).unwrap_or_default();
+    let now = now.ok_or(Reason::NoDate)?;
+    if at <= now {
+        return Ok(Duration::ZERO);
+    }
+    let span = Duration::try_from(at.duration_since(now)).map_err(|_| Reason::TooLong)?;
     if span <= SPAN_MAX { Ok(span) } else { Err(Reason::TooLong) }
+}
+
+/// A time of day (RFC 3339).
+fn rfc3339(text: &str) -> Option<Timestamp> {
+    // Of the one form that is really sent, 24,144 of 24,144, the digits stand where they stand.
+    let plain = |b: &[u8]| match b {
+        [a, c, d, e, b'-', f, g, b'-', h, i, b'T', j, k, b':', l, m, b':', n, o, b'Z'] => {
+            moment([*a, *c, *d, *e], [*f, *g], [*h, *i], [[*j, *k], [*l, *m], [*n, *o]])
+        }
+        _ => None,
+    };
+    plain(text.as_bytes()).or_else(|| text.parse().ok())
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT`, the form that everybody sends. Which day of the week it was is not checked.
+fn fixdate(text: &[u8]) -> Option<Timestamp> {
+    const MONTHS: [&[u8; 3]; 12] =
+        [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
+    let [_, _, _, b',', b' ', d, e, b' ', m, n, o, b' ', y, z, w, v, b' ', rest @ ..] = text else { return None };
+    let [h, i, b':', j, k, b':', l, p, b' ', b'G', b'M', b'T'] = rest else { return None };
+    let month = (1_u8..).zip(MONTHS).find(|(_, name)| **name == [*m, *n, *o])?.0;
+    let month = [b'0' + month / 10, b'0' + month % 10];
+    moment([*y, *z, *w, *v], month, [*d, *e], [[*h, *i], [*j, *k], [*l, *p]])
+}
+
+/// The moment in UTC that these digits name.
+fn moment(year: [u8; 4], month: [u8; 2], day: [u8; 2], time: [[u8; 2]; 3]) -> Option<Timestamp> {
+    let two = |digits: [u8; 2]| {
+        let [a, b] = digits.map(|b| b.wrapping_sub(b'0'));
+        (a < 10 && b < 10).then_some(i64::from(a * 10 + b))
+    };
+    let [a, b, c, d] = year;
+    let (year, month, day) = (two([a, b])? * 100 + two([c, d])?, two(month)?, two(day)?);
+    let [hour, minute, second] = [two(time[0])?, two(time[1])?, two(time[2])?];
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let month_days = match month {
+        4 | 6 | 9 | 11 => 30,
+        2 => 28 + i64::from(leap),
+        _ => 31,
+    };
+    let valid = (1..=12).contains(&month) && (1..=month_days).contains(&day) && hour < 24 && minute < 60 && second < 60;
+    if !valid {
+        return None;
+    }
+    // Years that begin in March end with the day that is not always there.
+    let (years, months) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * years + years.div_euclid(4) - years.div_euclid(100)
+        + years.div_euclid(400)
+        + (153 * months + 2) / 5
+        + day
+        - 719_469;
+    Timestamp::from_second(((days * 24 + hour) * 60 + minute) * 60 + second).ok()
 }
 
 /// An HTTP date (RFC 9110 §5.6.7) in any of its three forms, and with UTC for GMT, as one gateway writes it.
@@ -163,9 +219,8 @@ pub(super) fn http_date(text: &str) -> Option<Timestamp> {
         let time = strtime::parse(format, text).ok()?;
         time.to_datetime().ok()?.to_zoned_datetime(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
     };
-    DateTimeParser::new()
-        .parse_timestamp(text)
-        .ok()
+    fixdate(text.as_bytes())
+        .or_else(|| DateTimeParser::new().parse_timestamp(text).ok())
         .or_else(|| by_format("%a, %d %b %Y %H:%M:%S UTC"))
         .or_else(|| OBSOLETE.into_iter().find_map(by_format))
 }

@@ -8,17 +8,20 @@ use std::time::Duration;
 /// Longer spans (400 days) are errors, not delays.
 pub(super) const SPAN_MAX: Duration = Duration::from_secs(400 * 86_400);
 
-/// Units, falling, in nanoseconds. Longer names stand before those they begin with.
-const UNITS: [(&str, u64); 8] = [
-    ("h", 3_600_000_000_000),
-    ("ms", 1_000_000),
-    ("m", 60_000_000_000),
-    ("s", 1_000_000_000),
-    ("µs", 1_000),
-    ("μs", 1_000),
-    ("us", 1_000),
-    ("ns", 1),
-];
+/// The unit that a text begins with: its name's length, and the unit in nanoseconds.
+fn unit(text: &str) -> Option<(usize, u64)> {
+    Some(match text.as_bytes() {
+        [b'h', ..] => (1, 3_600_000_000_000),
+        [b'm', b's', ..] => (2, 1_000_000),
+        [b'm', ..] => (1, 60_000_000_000),
+        [b's', ..] => (1, 1_000_000_000),
+        [b'u', b's', ..] => (2, 1_000),
+        [b'n', b's', ..] => (2, 1),
+        // The micro sign, or the Greek letter.
+        _ if text.starts_with("µs") || text.starts_with("μs") => ("µs".len(), 1_000),
+        _ => return None,
+    })
+}
 
 /// Reads a Go duration; `None` for anything that Go would not print, and for spans above 400 days.
 #[must_use]
@@ -36,17 +39,17 @@ pub fn parse_go_duration(text: &str) -> Option<Duration> {
             Some(after) => digits(after).map(|(fraction, after)| (Some(fraction), after))?,
             None => (None, after),
         };
-        let (name, unit) = UNITS.iter().find(|(name, _)| after.starts_with(name))?;
-        if fraction_seen || *unit >= last_unit {
+        let (name_bytes, unit) = unit(after)?;
+        if fraction_seen || unit >= last_unit {
             return None;
         }
-        total = total.checked_add(whole.parse::<u64>().ok()?.checked_mul(*unit)?)?;
+        total = total.checked_add(whole.parse::<u64>().ok()?.checked_mul(unit)?)?;
         if let Some(fraction) = fraction {
-            total = total.checked_add(part_of(fraction, *unit)?)?;
+            total = total.checked_add(part_of(fraction, unit)?)?;
             fraction_seen = true;
         }
-        last_unit = *unit;
-        rest = &after[name.len()..];
+        last_unit = unit;
+        rest = &after[name_bytes..];
         if rest.is_empty() {
             let span = Duration::from_nanos(total);
             return (span <= SPAN_MAX).then_some(span);

@@ -55,7 +55,7 @@ struct State<'a> {
 }
 
 /// What all the fields tell.
-pub(super) fn read(row: &Row, head: &Head<'_>, received_at: ReceivedAt, seen: &mut Seen) {
+pub(super) fn read(row: &Row, head: &Head<'_>, received_at: ReceivedAt, seen: &mut Seen<'_>) {
     let mut fields: [Few<&str>; FIELDS.len()] = Default::default();
     head.headers.for_each(&mut |name, value| {
         if let Some(n) = FIELDS.iter().position(|field| *field == name) {
@@ -75,12 +75,12 @@ pub(super) fn read(row: &Row, head: &Head<'_>, received_at: ReceivedAt, seen: &m
     join(row, &states, &policies, received_at, seen);
 }
 
-fn miss(seen: &mut Seen, header: &str, reason: Reason) {
+fn miss(seen: &mut Seen<'_>, header: &str, reason: Reason) {
     seen.missing.push(Missing { header: SmolStr::new(header), reason });
 }
 
 /// The items of a field, all its lines together; none when one of them is malformed.
-fn items<'a>(field: &'static str, lines: &[&'a str], seen: &mut Seen) -> Few<Item<'a>> {
+fn items<'a>(field: &'static str, lines: &[&'a str], seen: &mut Seen<'_>) -> Few<Item<'a>> {
     let mut found = SmallVec::new();
     for text in lines.iter().flat_map(|line| split(line, b',')).take(ITEMS_MAX) {
         if let Some(item) = item(text) {
@@ -168,7 +168,7 @@ fn delta(text: &str) -> Result<Duration, Reason> {
 }
 
 /// Of `RateLimit`: a dictionary with a limit of its own, or a list of named states.
-fn combined_states<'a>(lines: &[&'a str], seen: &mut Seen) -> Few<State<'a>> {
+fn combined_states<'a>(lines: &[&'a str], seen: &mut Seen<'_>) -> Few<State<'a>> {
     let field = FIELDS[4];
     let mut states = SmallVec::new();
     if lines.iter().any(|line| line.trim_start().starts_with("limit=")) {
@@ -208,10 +208,10 @@ fn separate_state<'a>(
     remaining: &[&'a str],
     reset: &[&'a str],
     policies: &mut Few<Policy<'a>>,
-    seen: &mut Seen,
+    seen: &mut Seen<'_>,
 ) -> Option<State<'a>> {
     let mut state = State::default();
-    let told = |field, lines: &[&str], seen: &mut Seen| {
+    let told = |field, lines: &[&str], seen: &mut Seen<'_>| {
         let first = lines.first()?.trim_matches([' ', '\t']);
         let same = lines.iter().all(|line| line.trim_matches([' ', '\t']) == first);
         let read = if same { number(first, Number::Whole) } else { Err(Reason::Repeated) };
@@ -237,7 +237,7 @@ fn separate_state<'a>(
 }
 
 /// Each state with the policy that it is of, and each policy that has none.
-fn join(row: &Row, states: &[State<'_>], policies: &[Policy<'_>], received_at: ReceivedAt, seen: &mut Seen) {
+fn join(row: &Row, states: &[State<'_>], policies: &[Policy<'_>], received_at: ReceivedAt, seen: &mut Seen<'_>) {
     let mut used: SmallVec<[bool; 8]> = SmallVec::from_elem(false, policies.len());
     for state in states {
         let at = policies
@@ -270,7 +270,7 @@ fn push(
     window: Option<Window>,
     told: State<'_>,
     received_at: ReceivedAt,
-    seen: &mut Seen,
+    seen: &mut Seen<'_>,
 ) {
     let semantics = &row.semantics;
     let frame = Frame {

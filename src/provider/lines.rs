@@ -158,7 +158,11 @@ impl<'a> Cell<'a> {
         if !self.unanimous {
             return Err(Reason::Repeated);
         }
-        std::str::from_utf8(self.value).map(|text| text.trim_matches([' ', '\t'])).map_err(|_| Reason::NotText)
+        let text = std::str::from_utf8(self.value).map_err(|_| Reason::NotText)?;
+        Ok(match self.value {
+            [b' ' | b'\t', ..] | [.., b' ' | b'\t'] => text.trim_matches([' ', '\t']),
+            _ => text,
+        })
     }
 
     /// What `parse` takes from the value; what it does not take is noted.
@@ -239,9 +243,9 @@ pub(super) struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
-    /// Sorts the lines of a head by a dialect's names.
-    pub(super) fn sorted(head: &Head<'a>, families: &[Family], listed: &[Listed]) -> Self {
-        let mut lines = Self::default();
+    /// Sorts the lines of a head by a dialect's names. In place: it is too large to be handed about.
+    pub(super) fn sort(&mut self, head: &Head<'a>, families: &[Family], listed: &[Listed]) {
+        let lines = self;
         head.headers.for_each(&mut |name, value| {
             let listed = || listed.iter().find(|listed| listed.name == name).map(|listed| listed.slot);
             if let Some(slot) = families.iter().find_map(|family| family.slot(name)).or_else(listed) {
@@ -250,7 +254,6 @@ impl<'a> Lines<'a> {
                 Cell::add(&mut lines.singles[single as usize], name, value);
             }
         });
-        lines
     }
 
     fn add(&mut self, slot: Slot, name: &'a str, value: &'a [u8]) {

@@ -150,15 +150,14 @@ impl fmt::Display for OtherReading {
     }
 }
 
-/// What a head tells, while it is read.
-#[derive(Debug, Default)]
-struct Seen {
-    readings: Readings,
-    others: Vec<OtherReading>,
-    missing: Vec<Missing>,
+/// Where what a head tells is put while it is read: into the observation itself, which is too large to be handed about.
+struct Seen<'o> {
+    readings: &'o mut Readings,
+    others: &'o mut Vec<OtherReading>,
+    missing: &'o mut Vec<Missing>,
 }
 
-impl Seen {
+impl Seen<'_> {
     /// Two names of one meter are read once: the first stands.
     fn add(&mut self, reading: MeterReading) {
         if self.readings.iter().all(|known| known.meter != reading.meter) {
@@ -193,33 +192,38 @@ impl Dialect {
             known => known,
         };
         let row = table::row(dialect);
-        let lines = lines::Lines::sorted(head, row.families, row.listed);
+        let mut lines = lines::Lines::default();
+        lines.sort(head, row.families, row.listed);
         let now = reading::Now::new(&lines, received_at);
-        let mut seen = Seen::default();
+        let mut observation = Observation {
+            dialect,
+            readings: Readings::new(),
+            others: Vec::new(),
+            class: Class::Ok,
+            ending: Ending::Succeeded,
+            retry_after: None,
+            exhausted: Vec::new(),
+            missing: Vec::new(),
+            sent_at: received_at.sent_at,
+            refused_at: None,
+        };
+        let Observation { readings, others, missing, .. } = &mut observation;
+        let mut seen = Seen { readings, others, missing };
         reading::read(row, &lines, &now, &mut seen);
         if row.ietf {
             ietf::read(row, head, received_at, &mut seen);
         }
-        let verdict = class::of_head(row, head.status, &lines, &seen.readings);
+        let verdict = class::of_head(row, head.status, &lines, &observation.readings);
+        let class = verdict.class;
+        (observation.class, observation.ending, observation.exhausted) = (class, verdict.ending, verdict.exhausted);
         // Nine in ten recorded Retry-After headers sit on 2xx responses, others on 400s: they ask for nothing.
-        let refused = verdict.class.asks_to_wait();
-        let retry_after = if refused { retry_after::read(&lines, &now, &mut seen.missing) } else { None };
-        let refused_at = if refused { now.get() } else { None };
-        let Seen { readings, others, missing } = seen;
-        let class::Verdict { class, ending, exhausted } = verdict;
-        let sent_at = received_at.sent_at;
-        let observation = Observation {
-            dialect,
-            readings,
-            others,
-            class,
-            ending,
-            retry_after,
-            exhausted,
-            missing,
-            sent_at,
-            refused_at,
-        };
+        if class.asks_to_wait() {
+            observation.retry_after = retry_after::read(&lines, &now, &mut observation.missing);
+            observation.refused_at = now.get();
+        }
+        if class == Class::Ok {
+            return observation;
+        }
         match dialect {
             Self::Anthropic => {
                 let hopeless = lines.text(lines::Single::ShouldRetry) == Some("false");

@@ -40,7 +40,7 @@ impl<'a> Now<'a> {
 }
 
 /// What all the buckets tell.
-pub(super) fn read(row: &Row, lines: &Lines<'_>, now: &Now<'_>, seen: &mut Seen) {
+pub(super) fn read(row: &Row, lines: &Lines<'_>, now: &Now<'_>, seen: &mut Seen<'_>) {
     // Several resets of a head are often the same instant.
     let mut last: Option<(&str, Result<Duration, Reason>)> = None;
     for bucket in &lines.buckets {
@@ -64,9 +64,9 @@ fn read_bucket<'a>(
     bucket: &Bucket<'a>,
     read_reset: ReadReset<'_, 'a>,
     received_at: ReceivedAt,
-    seen: &mut Seen,
+    seen: &mut Seen<'_>,
 ) {
-    let missing = &mut seen.missing;
+    let missing = &mut *seen.missing;
     let limit_of = |text: &str| match number(text, row.number)? {
         0.0 => Err(Reason::Zero),
         n if n >= row.unlimited_from => Err(Reason::Unlimited),

@@ -331,14 +331,14 @@ fn with_repeated_headers(row: &Row, mut seen: Observation, told: &Told) -> Obser
     };
     let headers: Vec<(String, Vec<u8>)> = repeated.iter().map(line).collect();
     let head = Head { status: 429, headers: &headers };
-    let lines = Lines::sorted(&head, row.families, row.listed);
+    let mut lines = Lines::default();
+    lines.sort(&head, row.families, row.listed);
     let wall = seen.refused_at.and_then(|at| u64::try_from(at.as_millisecond()).ok()).map(UnixMillis);
     let now = Now::new(&lines, ReceivedAt { sent_at: seen.sent_at, wall });
-    let mut repeated = Seen::default();
-    reading::read(row, &lines, &now, &mut repeated);
+    let Observation { readings, others, missing, .. } = &mut seen;
+    reading::read(row, &lines, &now, &mut Seen { readings, others, missing });
     let spent = |reading: &&MeterReading| reading.level.is_some_and(|level| level < 1.0);
-    let exhausted: Vec<Meter> = repeated.readings.iter().filter(spent).map(|reading| reading.meter).collect();
-    seen.readings = repeated.readings;
+    let exhausted: Vec<Meter> = seen.readings.iter().filter(spent).map(|reading| reading.meter).collect();
     if exhausted.is_empty() { seen } else { seen.throttled(exhausted) }
 }
 

@@ -109,8 +109,10 @@ pub(super) fn number(text: &str, form: Number) -> Result<f64, Reason> {
         return Err(Reason::Empty);
     }
     if text.bytes().all(|b| b.is_ascii_digit()) {
-        let n = text.parse::<u64>().ok().filter(|n| *n <= NUMBER_MAX);
-        return n.map(|n| n as f64).ok_or(Reason::Unlimited);
+        // Above the largest it stays above, however many digits follow.
+        let next = |n: u64, digit: u8| (n.min(NUMBER_MAX + 1)) * 10 + u64::from(digit - b'0');
+        let n = text.bytes().fold(0, next);
+        return if n <= NUMBER_MAX { Ok(n as f64) } else { Err(Reason::Unlimited) };
     }
     if text.contains(',') {
         let mut items = text.split(',').map(|item| number(item.trim(), form));

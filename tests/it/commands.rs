@@ -282,6 +282,97 @@ fn completions_know_the_commands_and_not_the_hidden_one() {
     assert_eq!(tidegate(&["completions", "tcsh"]).output().expect("it runs").status.code(), Some(2));
 }
 
+/// What `tidegate headers` prints of this on its standard input.
+fn headers_of(head: &str, args: &[&str]) -> Output {
+    let mut command = tidegate(&["headers"]);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("it runs");
+    child.stdin.take().expect("is piped").write_all(head.as_bytes()).expect("is read");
+    child.wait_with_output().expect("it ends")
+}
+
+const REFUSED: &str = "HTTP/1.1 100 Continue\r\n\r\nHTTP/2 429 \r\nOpenAI-Version: 1\r\nx-ratelimit-limit-requests: 60\r\n\
+    x-ratelimit-remaining-requests: 0\r\nx-ratelimit-reset-requests: 59.75s\r\nx-ratelimit-limit-tokens: REDACTED\r\n\
+    retry-after-ms: 750\r\nacme-ratelimit-left: 3\r\n\r\n{\"error\":{\"type\":\"requests\"}}";
+
+#[test]
+fn a_pasted_head_is_told_line_by_line() {
+    let output = headers_of(REFUSED, &[]);
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+    assert_eq!(
+        stdout(&output),
+        "x-ratelimit-limit-requests: 60\n    read\n\
+         x-ratelimit-remaining-requests: 0\n    read\n\
+         x-ratelimit-reset-requests: 59.75s\n    read\n\
+         x-ratelimit-limit-tokens: REDACTED\n    missing: it is not a number as this dialect writes them\n\
+         retry-after-ms: 750\n    read\n\
+         acme-ratelimit-left: 3\n    unread: no rule takes it\n\n\
+         dialect  openai\nstatus   429: throttled\nrefused  by requests/minute\n\
+         meter    requests/minute: limit 60, remaining 0, level 0.25, reset 59.75 s\nhold     0.75 s\n\
+         meaning  refills all the time; remaining counts this request; a limit for each model; in no header: \
+         requests/second\n"
+    );
+    let json: Value = serde_json::from_slice(&headers_of(REFUSED, &["--json"]).stdout).expect("JSON");
+    assert_eq!(
+        json,
+        serde_json::json!({
+            "dialect": "openai",
+            "class": "throttled",
+            "readings":
+                [{"meter": "requests/minute", "limit": 60.0, "remaining": 0.0, "level": 0.25, "reset_s": 59.75}],
+            "hold_s": 0.75,
+            "scope": "requests/minute",
+            "missing": [{"header": "x-ratelimit-limit-tokens", "reason": "not_a_number"}],
+            "unread": ["acme-ratelimit-left"],
+        })
+    );
+    let named = stdout(&headers_of(REFUSED, &["--dialect", "anthropic"]));
+    assert!(named.contains("missing: it is of another dialect, so of somebody in between"), "{named}");
+    for (head, said) in [
+        ("", "tidegate: found nothing, expected the head of a response\n"),
+        ("\n\n", "tidegate: found nothing, expected the head of a response\n"),
+        ("HTTP/2 ok\n", "tidegate: found \"HTTP/2 ok\", expected a status line such as HTTP/2 200\n"),
+        ("{}\n", "tidegate: found \"{}\", expected a header such as retry-after: 2\n"),
+    ] {
+        let output = headers_of(head, &[]);
+        assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(2), said), "{head:?}");
+    }
+}
+
+/// Rows as recordings have them: a request that never fits, a wait that a success asks for, and placeholders.
+const RECORDING: &str = r#"{"host":"a","status":429,"headers":{"x-ratelimit-limit-tokens":"7000"},"error_body":"{\"error\":{\"message\":\"Limit 7000, Used 0, Requested ~12903\"}}"}
+
+{"host":"b","status":200,"date":"Thu, 09 Oct 2025 21:49:43 GMT","headers":{"retry-after":"30","anthropic-ratelimit-requests-limit":"50","anthropic-ratelimit-requests-remaining":"49","anthropic-ratelimit-requests-reset":"2025-10-09T21:49:44Z"},"usage":{"input_tokens":9},"request":{"model":"m","body_bytes":40}}
+{"host":"b","headers":{"x-ratelimit-limit-requests":["7","7"],"retry-after":"REDACTED"}}
+"#;
+
+#[test]
+fn a_recording_is_read_row_by_row_and_replayed_as_series() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("r.jsonl");
+    fs::write(&file, RECORDING).expect("written");
+    let path = file.to_str().expect("text");
+    let output = tidegate(&["headers", "--jsonl", path]).output().expect("it runs");
+    let said = stdout(&output);
+    let rows: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let fields = |name: &str| rows.iter().map(|row| row[name].clone()).collect::<Vec<_>>();
+    assert_eq!(fields("class"), ["too_large", "ok", "ok"]);
+    assert_eq!(fields("hold_s"), [Value::Null, Value::Null, Value::Null]);
+    assert_eq!(fields("dialect"), ["xai", "anthropic", "xai"]);
+    assert_eq!((rows[1]["readings"][0]["reset_s"].as_f64(), output.status.code()), (Some(1.0), Some(0)));
+    let output = tidegate(&["replay", path]).output().expect("it runs");
+    let said = stdout(&output);
+    assert!(
+        said.contains("b m\n  Thu, 09 Oct 2025 21:49:43 GMT  200 ok  anthropic  requests/minute 49/50 reset 1s\n"),
+        "{said}"
+    );
+    assert!(said.ends_with("3 series: 2 ok, 1 too_large\n"), "{said}");
+    fs::write(&file, format!("{RECORDING}[]\n")).expect("written");
+    let output = tidegate(&["replay", path]).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("r.jsonl:5: no row of a recording: "), "{}", stderr(&output));
+}
+
 #[test]
 fn the_long_help_of_each_command_tells_how_it_is_used_and_ends() {
     let help = |args: &[&str]| stdout(&tidegate(args).output().expect("it runs"));

@@ -24,6 +24,7 @@ mod demo;
 mod emulator;
 mod examples;
 mod fallback;
+mod fuzz;
 mod gate;
 mod gate_model;
 mod law;

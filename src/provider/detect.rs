@@ -59,9 +59,9 @@ impl Dialect {
             // Who only uses OpenAI's names is told by what they count: requests by the day, and tokens by the minute.
             Some(Self::Groq) => {
                 let shown = Self::Groq.read(head, MonoTime::default()).readings;
-                let shows = |unit, window| shown.iter().any(|reading| reading.meter == Meter { unit, window });
+                let has = |unit, window| shown.iter().any(|reading| reading.meter == Meter { unit, window });
                 let full = shown.iter().all(|reading| reading.remaining == reading.limit);
-                let groq = shows(Unit::Requests, Window::Day) && !shows(Unit::Tokens, Window::Day) && !full;
+                let groq = has(Unit::Requests, Window::Day) && !has(Unit::Tokens, Window::Day) && !full;
                 Some(if groq && !marks.images { Self::Groq } else { Self::OpenAi })
             }
             known => known.or_else(|| body.and_then(by_body)),

@@ -68,7 +68,7 @@ pub enum Dialect {
     Ietf,
     /// `x-ratelimit-{limit,remaining,reset}`, as many gateways write them.
     Bare,
-    /// Servers of one's own, which send nothing: vLLM, SGLang, TGI.
+    /// Servers of one's own, which send nothing: vLLM, `SGLang`, TGI.
     SelfHosted,
     /// Each response is read as what it looks like.
     Auto,

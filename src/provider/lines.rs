@@ -116,21 +116,48 @@ fn subject_and_window(words: &str, bare: Option<Subject>) -> Option<(Subject, Op
     }
 }
 
+// Each word by itself, not split off and looked up: compared with a constant, it is a few machine words.
+
+#[inline]
+fn part_first(words: &str) -> Option<(Part, &str)> {
+    if let Some(rest) = words.strip_prefix("limit") {
+        return Some((Part::Limit, after_dash(rest)?));
+    }
+    if let Some(rest) = words.strip_prefix("remaining") {
+        return Some((Part::Remaining, after_dash(rest)?));
+    }
+    if let Some(rest) = words.strip_prefix("reset") {
+        return Some((Part::Reset, after_dash(rest)?));
+    }
+    let rest = words.strip_prefix("renewalperiod").or_else(|| words.strip_prefix("interval"))?;
+    Some((Part::Period, after_dash(rest)?))
+}
+
+/// What follows a part's word: nothing, or more words.
+#[inline]
+fn after_dash(rest: &str) -> Option<&str> {
+    if rest.is_empty() { Some(rest) } else { rest.strip_prefix('-') }
+}
+
+#[inline]
+fn part_last(words: &str) -> Option<(Part, &str)> {
+    if let Some(rest) = words.strip_suffix("-limit") {
+        return Some((Part::Limit, rest));
+    }
+    if let Some(rest) = words.strip_suffix("-remaining") {
+        return Some((Part::Remaining, rest));
+    }
+    words.strip_suffix("-reset").map(|rest| (Part::Reset, rest))
+}
+
 impl Family {
     /// What the header of this name is, if it is one of the family's.
     #[inline]
     pub(super) fn slot(&self, name: &str) -> Option<Slot> {
         let words = name.strip_prefix(self.prefix)?;
         let (part, words) = match self.order {
-            Order::PartFirst => words.split_once('-').unwrap_or((words, "")),
-            Order::SubjectFirst => words.rsplit_once('-').map(|(words, part)| (part, words))?,
-        };
-        let part = match part {
-            "limit" => Part::Limit,
-            "remaining" => Part::Remaining,
-            "reset" => Part::Reset,
-            "renewalperiod" | "interval" => Part::Period,
-            _ => return None,
+            Order::PartFirst => part_first(words)?,
+            Order::SubjectFirst => part_last(words)?,
         };
         let (subject, window) = subject_and_window(words, self.bare)?;
         Some(Slot { subject, window, part })
@@ -163,6 +190,24 @@ impl<'a> Cell<'a> {
             [b' ' | b'\t', ..] | [.., b' ' | b'\t'] => text.trim_matches([' ', '\t']),
             _ => text,
         })
+    }
+
+    /// The number, where the value is plain digits: most are, and need not be looked at as text.
+    #[inline]
+    pub(super) fn digits(&self) -> Option<u64> {
+        const PLACES_MAX: usize = 15;
+        if !self.unanimous || self.value.is_empty() || self.value.len() > PLACES_MAX {
+            return None;
+        }
+        self.value.iter().try_fold(0_u64, |n, byte| {
+            let digit = byte.wrapping_sub(b'0');
+            (digit < 10).then(|| n * 10 + u64::from(digit))
+        })
+    }
+
+    /// Whether it has the same value as another.
+    pub(super) fn equals(&self, other: &Self) -> bool {
+        self.unanimous && other.unanimous && self.value == other.value
     }
 
     /// What `parse` takes from the value; what it does not take is noted.
@@ -257,18 +302,13 @@ impl<'a> Lines<'a> {
     }
 
     fn add(&mut self, slot: Slot, name: &'a str, value: &'a [u8]) {
-        let same = |bucket: &&mut Bucket<'_>| bucket.subject == slot.subject && bucket.window == slot.window;
-        let known = self.buckets.iter_mut().find(same);
-        let bucket = match known {
-            Some(bucket) => bucket,
-            None => {
-                let Slot { subject, window, .. } = slot;
-                let none = Bucket { subject, window, limit: None, remaining: None, reset: None, period: None };
-                self.buckets.push(none);
-                let last = self.buckets.len() - 1;
-                &mut self.buckets[last]
-            }
-        };
+        let Slot { subject, window, .. } = slot;
+        let same = |bucket: &Bucket<'_>| bucket.subject == subject && bucket.window == window;
+        let at = self.buckets.iter().position(same).unwrap_or(self.buckets.len());
+        if at == self.buckets.len() {
+            self.buckets.push(Bucket { subject, window, limit: None, remaining: None, reset: None, period: None });
+        }
+        let bucket = &mut self.buckets[at];
         let cell = match slot.part {
             Part::Limit => &mut bucket.limit,
             Part::Remaining => &mut bucket.remaining,

@@ -6,11 +6,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::level::{Frame, Place};
-use super::lines::{Bucket, Lines, Single, Subject};
-use super::missing::Reason;
+use super::lines::{Bucket, Cell, Lines, Single, Subject};
+use super::missing::{Missing, Reason};
 use super::semantics::ResetMeaning;
 use super::table::{Resets, Row};
-use super::value::{Number, ResetForm, http_date, number};
+use super::value::{Number, http_date, number};
 use super::{OtherReading, ReceivedAt, Seen};
 use crate::observation::MeterReading;
 use crate::quota::{Meter, Unit, Window};
@@ -40,43 +40,41 @@ impl<'a> Now<'a> {
 }
 
 /// What all the buckets tell.
-pub(super) fn read(row: &Row, lines: &Lines<'_>, now: &Now<'_>, seen: &mut Seen<'_>) {
+pub(super) fn read<'a>(row: &Row, lines: &Lines<'a>, now: &Now<'a>, seen: &mut Seen<'_>) {
     // Several resets of a head are often the same instant.
-    let mut last: Option<(&str, Result<Duration, Reason>)> = None;
+    let mut last: Option<(Cell<'_>, Duration)> = None;
     for bucket in &lines.buckets {
-        let mut reset_form = |form: ResetForm, text| match last {
-            Some((known, read)) if known == text => read,
-            _ => {
-                let read = form.read(text, if form.is_instant() { now.get() } else { None });
-                last = Some((text, read));
-                read
-            }
-        };
-        read_bucket(row, lines, bucket, &mut reset_form, now.received_at, seen);
+        read_bucket(row, lines, bucket, &mut last, now, seen);
     }
 }
-
-type ReadReset<'r, 'a> = &'r mut dyn FnMut(ResetForm, &'a str) -> Result<Duration, Reason>;
 
 fn read_bucket<'a>(
     row: &Row,
     lines: &Lines<'a>,
     bucket: &Bucket<'a>,
-    read_reset: ReadReset<'_, 'a>,
-    received_at: ReceivedAt,
+    last: &mut Option<(Cell<'a>, Duration)>,
+    now: &Now<'a>,
     seen: &mut Seen<'_>,
 ) {
     let missing = &mut *seen.missing;
-    let limit_of = |text: &str| match number(text, row.number)? {
+    let limit_of = |n: f64| match n {
         0.0 => Err(Reason::Zero),
         n if n >= row.unlimited_from => Err(Reason::Unlimited),
         n => Ok(n),
     };
-    let limit = bucket.limit.and_then(|cell| cell.read(missing, limit_of));
-    let remaining = bucket.remaining.and_then(|cell| cell.read(missing, |text| number(text, row.number)));
+    let limit = bucket.limit.and_then(|cell| number_of(&cell, row.number, missing, limit_of));
+    let remaining = bucket.remaining.and_then(|cell| number_of(&cell, row.number, missing, Ok));
     let period = bucket.period.and_then(|cell| cell.read(missing, seconds));
     let reset = bucket.reset.and_then(|cell| match row.resets {
-        Resets::Form(form) => cell.read(missing, |text| read_reset(form, text)),
+        Resets::Form(form) => match last {
+            Some((known, reset)) if known.equals(&cell) => Some(*reset),
+            _ => {
+                let date = if form.is_instant() { now.get() } else { None };
+                let reset = cell.read(missing, |text| form.read(text, date))?;
+                *last = Some((cell, reset));
+                Some(reset)
+            }
+        },
         Resets::Azure => {
             let by_seconds = lines.single(Single::LimitKey).is_some();
             cell.read(missing, |text| azure(text, limit, remaining, period, by_seconds))
@@ -98,7 +96,7 @@ fn read_bucket<'a>(
     match bucket.subject {
         Subject::Unit(unit) => {
             let meter = Meter { unit, window: place.window };
-            let sent_at = received_at.sent_at;
+            let sent_at = now.received_at.sent_at;
             seen.add(MeterReading { meter, sent_at, limit, remaining, level, reset: place.reset });
         }
         Subject::Other(what) => {
@@ -127,6 +125,21 @@ fn place(
         (ResetMeaning::ToFull, ..) if !instant => Place { reset: None, ..as_told },
         (ResetMeaning::ToNextWindow, ..) => frame.fixed(remaining.unwrap_or(0.0), reset),
         _ => as_told,
+    }
+}
+
+/// A cell's number, if `accept` takes it.
+#[inline]
+#[allow(clippy::cast_precision_loss, reason = "15 digits are below 2^53")]
+fn number_of(
+    cell: &Cell<'_>,
+    form: Number,
+    missing: &mut Vec<Missing>,
+    accept: impl Fn(f64) -> Result<f64, Reason>,
+) -> Option<f64> {
+    match cell.digits().map(|n| accept(n as f64)) {
+        Some(Ok(n)) => Some(n),
+        _ => cell.read(missing, |text| number(text, form).and_then(&accept)),
     }
 }
 

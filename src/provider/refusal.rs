@@ -319,7 +319,7 @@ fn by_google(
     seen.waiting(told.wait()).throttled(meters).until_the_day_ends(semantics)
 }
 
-/// OpenRouter repeats its headers in the body, and sends the body alone at times.
+/// `OpenRouter` repeats its headers in the body, and sends the body alone at times.
 fn with_repeated_headers(row: &Row, mut seen: Observation, told: &Told) -> Observation {
     let Some(repeated) = told.root.pointer("/error/metadata/headers").and_then(Value::as_object) else { return seen };
     if !seen.readings.is_empty() {

@@ -424,7 +424,7 @@ static IETF: Row = Row {
     ..PLAIN
 };
 
-/// vLLM, SGLang, TGI, Triton, llama.cpp, Ollama: a status, and how long it took.
+/// vLLM, `SGLang`, TGI, Triton, llama.cpp, Ollama: a status, and how long it took.
 static SELF_HOSTED: Row = Row { semantics: Semantics { limit_of: LimitOf::Deployment, ..SILENT }, ..PLAIN };
 
 /// The row of a dialect.

@@ -165,35 +165,36 @@ pub(super) fn until(at: Timestamp, now: Option<Timestamp>) -> Result<Duration, R
 /// A time of day (RFC 3339).
 fn rfc3339(text: &str) -> Option<Timestamp> {
     // Of the one form that is really sent, 24,144 of 24,144, the digits stand where they stand.
-    let plain = |b: &[u8]| match b {
-        [a, c, d, e, b'-', f, g, b'-', h, i, b'T', j, k, b':', l, m, b':', n, o, b'Z'] => {
-            moment([*a, *c, *d, *e], [*f, *g], [*h, *i], [[*j, *k], [*l, *m], [*n, *o]])
-        }
-        _ => None,
-    };
-    plain(text.as_bytes()).or_else(|| text.parse().ok())
+    let stand = |byte: u8, places: &[usize]| places.iter().all(|at| text.as_bytes().get(*at) == Some(&byte));
+    let plain = text.len() == 20 && stand(b'-', &[4, 7]) && stand(b'T', &[10]) && stand(b':', &[13, 16]);
+    let plain = (plain && stand(b'Z', &[19])).then(|| {
+        let two = |at| two_digits(text.as_bytes(), at);
+        moment([two(0)? * 100 + two(2)?, two(5)?, two(8)?], [two(11)?, two(14)?, two(17)?])
+    });
+    plain.flatten().or_else(|| text.parse().ok())
 }
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT`, the form that everybody sends. Which day of the week it was is not checked.
 fn fixdate(text: &[u8]) -> Option<Timestamp> {
     const MONTHS: [&[u8; 3]; 12] =
         [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
-    let [_, _, _, b',', b' ', d, e, b' ', m, n, o, b' ', y, z, w, v, b' ', rest @ ..] = text else { return None };
-    let [h, i, b':', j, k, b':', l, p, b' ', b'G', b'M', b'T'] = rest else { return None };
-    let month = (1_u8..).zip(MONTHS).find(|(_, name)| **name == [*m, *n, *o])?.0;
-    let month = [b'0' + month / 10, b'0' + month % 10];
-    moment([*y, *z, *w, *v], month, [*d, *e], [[*h, *i], [*j, *k], [*l, *p]])
+    let stand = |byte: u8, places: &[usize]| places.iter().all(|at| text.get(*at) == Some(&byte));
+    let form = text.len() == 29 && stand(b',', &[3]) && stand(b' ', &[4, 7, 11, 16]) && stand(b':', &[19, 22]);
+    if !form || !text.ends_with(b" GMT") {
+        return None;
+    }
+    let month = (1_i64..).zip(MONTHS).find(|(_, name)| text.get(8..11) == Some(name.as_slice()))?.0;
+    let two = |at| two_digits(text, at);
+    moment([two(12)? * 100 + two(14)?, month, two(5)?], [two(17)?, two(20)?, two(23)?])
 }
 
-/// The moment in UTC that these digits name.
-fn moment(year: [u8; 4], month: [u8; 2], day: [u8; 2], time: [[u8; 2]; 3]) -> Option<Timestamp> {
-    let two = |digits: [u8; 2]| {
-        let [a, b] = digits.map(|b| b.wrapping_sub(b'0'));
-        (a < 10 && b < 10).then_some(i64::from(a * 10 + b))
-    };
-    let [a, b, c, d] = year;
-    let (year, month, day) = (two([a, b])? * 100 + two([c, d])?, two(month)?, two(day)?);
-    let [hour, minute, second] = [two(time[0])?, two(time[1])?, two(time[2])?];
+fn two_digits(text: &[u8], at: usize) -> Option<i64> {
+    let [tens, ones] = [*text.get(at)?, *text.get(at + 1)?].map(|byte| byte.wrapping_sub(b'0'));
+    (tens < 10 && ones < 10).then_some(i64::from(tens * 10 + ones))
+}
+
+/// The moment in UTC of a year, month and day, at an hour, minute and second.
+fn moment([year, month, day]: [i64; 3], [hour, minute, second]: [i64; 3]) -> Option<Timestamp> {
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let month_days = match month {
         4 | 6 | 9 | 11 => 30,
@@ -206,11 +207,8 @@ fn moment(year: [u8; 4], month: [u8; 2], day: [u8; 2], time: [[u8; 2]; 3]) -> Op
     }
     // Years that begin in March end with the day that is not always there.
     let (years, months) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * years + years.div_euclid(4) - years.div_euclid(100)
-        + years.div_euclid(400)
-        + (153 * months + 2) / 5
-        + day
-        - 719_469;
+    let leap_days = years.div_euclid(4) - years.div_euclid(100) + years.div_euclid(400);
+    let days = 365 * years + leap_days + (153 * months + 2) / 5 + day - 719_469;
     Timestamp::from_second(((days * 24 + hour) * 60 + minute) * 60 + second).ok()
 }
 

@@ -26,6 +26,7 @@ fn observe(dialect: Dialect, status: u16, pairs: Pairs<'_>, body: &str) -> Obser
     dialect.observe(&Head { status, headers: &map(pairs) }, Some(body.as_bytes()), SENT)
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "compared with what may be absent")]
 fn wait(seconds: f64) -> Option<Duration> {
     Some(Duration::from_secs_f64(seconds))
 }

@@ -36,7 +36,9 @@ fn detected(pairs: Pairs<'_>) -> Option<Dialect> {
 /// A reading, or a bucket that is no meter's: name, limit, remaining, reset in ms.
 type Line<'a> = (&'a str, Option<f64>, Option<f64>, Option<u64>);
 
-fn told(seen: &Observation) -> Vec<(String, Option<f64>, Option<f64>, Option<u64>)> {
+type Told = (String, Option<f64>, Option<f64>, Option<u64>);
+
+fn told(seen: &Observation) -> Vec<Told> {
     let ms = |reset: Option<Duration>| reset.map(|reset| u64::try_from(reset.as_millis()).expect("short"));
     let ours = seen.readings.iter().map(|r| (r.meter.to_string(), r.limit, r.remaining, ms(r.reset)));
     let others = seen.others.iter().map(|r| (r.to_string(), r.limit, r.remaining, ms(r.reset)));
@@ -66,7 +68,7 @@ const fn full(limit: f64, remaining: f64, reset_ms: u64) -> (Option<f64>, Option
     (Some(limit), Some(remaining), Some(reset_ms))
 }
 
-fn line<'a>(name: &'a str, (limit, remaining, reset): (Option<f64>, Option<f64>, Option<u64>)) -> Line<'a> {
+fn line(name: &str, (limit, remaining, reset): (Option<f64>, Option<f64>, Option<u64>)) -> Line<'_> {
     (name, limit, remaining, reset)
 }
 

@@ -210,7 +210,10 @@ pub(super) fn by_body(body: &[u8]) -> Option<Dialect> {
         () if root["error_type"].is_string() => Dialect::SelfHosted,
         () if root["object"] == "error" => Dialect::Mistral,
         () if root["error_code"] == "REQUEST_LIMIT_EXCEEDED" => Dialect::Databricks,
-        () if error["type"].is_string() && !error["code"].is_null() => Dialect::OpenAi,
+        // Written in full, with nulls for what is not there.
+        () if error["type"].is_string() && (!error["code"].is_null() || error.get("param").is_some()) => {
+            Dialect::OpenAi
+        }
         () => return None,
     })
 }

@@ -360,6 +360,8 @@ fn bodies_tell_the_dialect_where_heads_do_not() {
     assert_eq!(by(&google("No.", &json!([]))), Some(Dialect::Gemini));
     assert_eq!(by(r#"{"error":{"code":429,"metadata":{"raw":"x"}}}"#), Some(Dialect::OpenRouter));
     assert_eq!(by(r#"{"error":{"type":"tokens","code":"rate_limit_exceeded"}}"#), Some(Dialect::OpenAi));
+    let unpaid = r#"{"error":{"message":"No credit.","type":"insufficient_quota","param":null,"code":null}}"#;
+    assert_eq!(by(unpaid), Some(Dialect::OpenAi));
     assert_eq!(by(r#"{"error":"x","error_type":"overloaded"}"#), Some(Dialect::SelfHosted));
     assert_eq!(by("<html>"), None);
     let seen = observe(Dialect::Auto, 429, &[], r#"{"type":"error","error":{"type":"overloaded_error"}}"#);

@@ -14,14 +14,15 @@ use tracing::{debug, info, warn};
 
 use super::Params;
 use super::desk::{Desk, Office};
+use super::outbox::Batch;
 use super::overseer::Overseer;
-use super::planner::{PoolPlanner, Publication};
-use super::publish::{PublishError, publish};
+use super::planner::PoolPlanner;
+use super::publish::{PublishError, Publisher};
 use crate::clock::{Clock, MonoTime};
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
 use crate::plan::{Grant, Pulse};
 use crate::quota::{Grantee, PoolId};
-use crate::store::{Change, Condition, LeaseId, Op, Outcome, Select, Store, StoreError, Txn, WatchEvent};
+use crate::store::{Change, Condition, LeaseId, Op, Outcome, Select, Store, StoreError, TXN_OPS_MAX, Txn, WatchEvent};
 use crate::telemetry::{Metric, Telemetry};
 
 /// The leader's lease.
@@ -32,6 +33,8 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_millis(700);
 const TICK_EVERY: Duration = Duration::from_secs(1);
 /// Early ticks are at least this far apart.
 const EARLY_TICK_GAP: Duration = Duration::from_millis(100);
+/// Grants are written at most this fast, so that a large pool does not keep the store busy.
+const GRANTS_PER_TICK: usize = 2_000;
 /// A cut to less than this is said at the ordinary log level.
 const NEWSWORTHY_CUT: f64 = 0.8;
 /// A store that stays away is spoken of this often.
@@ -277,38 +280,71 @@ impl Leading {
                 Ok(()) => {}
             }
         }
-        let ids: Vec<PoolId> = self.params.pools.iter().map(|pool| pool.id.clone()).collect();
-        for id in ids {
-            let planned = self.desk.with_office(|office| {
-                office.pools.get_mut(&id).map(|pool| pool.tick(self.clock.now(), self.clock.wall()))
-            });
-            let Some(Some(publication)) = planned else { continue };
-            match publish(&*self.store, self.keys(), term, &id, &publication).await {
-                Ok(()) => {}
-                Err(PublishError::Deposed) => return Err(Deposed),
-                // One pool's trouble is not the others'.
-                Err(error) => {
-                    self.telemetry.add(Metric::PublishFailures, &["store"], 1.0);
-                    warn!(pool = id.as_str(), "cannot publish, will plan again: {error}");
-                    continue;
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        let planned = self.desk.with_office(|office| {
+            let tick = |(id, pool): (&PoolId, &mut PoolPlanner)| {
+                (pool.take_urgent() || !early).then(|| (id.clone(), pool.tick(now, wall)))
+            };
+            office.pools.iter_mut().filter_map(tick).collect::<BTreeMap<PoolId, Pulse>>()
+        });
+        let pulses = planned.unwrap_or_default();
+        let publisher = self.publisher(term);
+        // The pulses first: a cut overtakes the grants.
+        match publisher.pulses(&pulses).await {
+            Ok(()) => self.record_pulses(&pulses),
+            Err(error) => return self.cannot_publish(&error),
+        }
+        // A pool's part at a time, so that one with ten thousand changes does not hold up the others.
+        let mut left = GRANTS_PER_TICK;
+        let mut open: Vec<&PoolId> = pulses.keys().collect();
+        while left > 0 && !open.is_empty() {
+            let mut still_open = Vec::with_capacity(open.len());
+            for id in open {
+                let batch = self.with_pool(id, |pool| pool.outbox_mut().take(left.min(TXN_OPS_MAX)));
+                let Some(batch) = batch.filter(|batch| !batch.is_empty()) else { continue };
+                left -= batch.len();
+                match publisher.grants(id, &batch).await {
+                    Ok(()) => self.record_grants(id, &batch),
+                    Err(error) => return self.cannot_publish(&error),
                 }
+                let now = self.clock.now();
+                self.with_pool(id, |pool| pool.outbox_mut().committed(batch, now));
+                still_open.push(id);
             }
-            let now = self.clock.now();
-            self.desk.with_office(|office| {
-                if let Some(pool) = office.pools.get_mut(&id) {
-                    pool.committed(&publication, now);
-                    self.record(&id, pool, &publication);
-                }
-            });
+            open = still_open;
         }
         self.telemetry.add(Metric::Ticks, &[], 1.0);
         self.telemetry.set(Metric::TickSeconds, &[], self.clock.now().seconds_since(began));
         Ok(())
     }
 
+    pub(super) fn publisher(&self, term: u64) -> Publisher<'_> {
+        Publisher { store: &*self.store, keys: self.keys(), term }
+    }
+
+    fn with_pool<T>(&self, id: &PoolId, work: impl FnOnce(&mut PoolPlanner) -> T) -> Option<T> {
+        self.desk.with_office(|office| office.pools.get_mut(id).map(work)).flatten()
+    }
+
+    /// What is not acknowledged is planned again at the next tick.
+    fn cannot_publish(&self, error: &PublishError) -> Result<(), Deposed> {
+        if matches!(error, PublishError::Deposed) {
+            return Err(Deposed);
+        }
+        self.telemetry.add(Metric::PublishFailures, &["store"], 1.0);
+        warn!("cannot publish, will plan again: {error}");
+        Ok(())
+    }
+
     /// One decision, one record: what was decided goes to metrics and the log from the same values.
-    fn record(&self, id: &PoolId, pool: &PoolPlanner, publication: &Publication) {
-        let id = id.as_str();
+    fn record_pulses(&self, pulses: &BTreeMap<PoolId, Pulse>) {
+        for (id, pulse) in pulses {
+            self.telemetry.add(Metric::Publishes, &[id.as_str(), "pulse"], 1.0);
+            self.with_pool(id, |pool| self.record_pulse(id.as_str(), pool, pulse));
+        }
+    }
+
+    fn record_pulse(&self, id: &str, pool: &PoolPlanner, pulse: &Pulse) {
         for (meter, step) in pool.steps() {
             let meter_name = meter.to_string();
             let labels = [id, meter_name.as_str()];
@@ -322,25 +358,25 @@ impl Leading {
                 self.telemetry.set(Metric::PoolLevel, &labels, level);
             }
         }
-        self.telemetry.add(Metric::Publishes, &[id, "pulse"], 1.0);
-        for (grantee, grant) in &publication.grants {
-            self.telemetry.add(Metric::Publishes, &[id, "grant"], 1.0);
-            let tenant = grantee.to_string();
-            for (meter, rate) in &grant.thresholds.rates {
-                self.telemetry.set(Metric::Threshold, &[id, &tenant, &meter.to_string()], rate.rate);
+        self.telemetry.set(Metric::Members, &[id], precise(pool.members(self.clock.now()) as u64));
+        if pulse.scale_epoch == Some(pulse.stamp.epoch) {
+            let cuts: Vec<String> = pulse.scale.iter().map(|(meter, factor)| format!("{meter} × {factor}")).collect();
+            let reason = pool.reason().text;
+            // The level control moves by a few percent all the time; that is no news.
+            if pulse.scale.values().any(|factor| *factor < NEWSWORTHY_CUT) {
+                info!(pool = id, reason, "thresholds cut: {}", cuts.join(", "));
+            } else {
+                debug!(pool = id, reason, "thresholds trimmed: {}", cuts.join(", "));
             }
         }
-        self.telemetry.set(Metric::Members, &[id], precise(pool.members(self.clock.now()) as u64));
-        if !publication.pulse.scale.is_empty()
-            && let Some(grant) = pool.published().values().next()
-        {
-            let cuts: Vec<String> =
-                publication.pulse.scale.iter().map(|(meter, factor)| format!("{meter} × {factor}")).collect();
-            // The level control moves by a few percent all the time; that is no news.
-            if publication.pulse.scale.values().any(|factor| *factor < NEWSWORTHY_CUT) {
-                info!(pool = id, reason = grant.reason.text, "thresholds cut: {}", cuts.join(", "));
-            } else {
-                debug!(pool = id, reason = grant.reason.text, "thresholds trimmed: {}", cuts.join(", "));
+    }
+
+    fn record_grants(&self, id: &PoolId, batch: &Batch) {
+        for (grantee, grant) in batch {
+            self.telemetry.add(Metric::Publishes, &[id.as_str(), "grant"], 1.0);
+            let tenant = grantee.to_string();
+            for (meter, rate) in grant.iter().flat_map(|grant| &grant.thresholds.rates) {
+                self.telemetry.set(Metric::Threshold, &[id.as_str(), &tenant, &meter.to_string()], rate.rate);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The control loop: reports in, thresholds out.
 //!
 //! ```text
-//! serve ─► desk ─► planner: signal ─► law ─► apportion ─► publication ─► publish ─► store
+//! serve ─► desk ─► planner: signal ─► law ─► apportion ─► outbox ─► publish ─► store
 //!            └──► shares (the reply)                                      ▲ lead: campaign, lease, ticks
 //! ```
 //!
@@ -14,6 +14,7 @@ pub mod apportion;
 mod desk;
 pub mod law;
 mod lead;
+pub mod outbox;
 mod overseer;
 mod params;
 pub mod planner;

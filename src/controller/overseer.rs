@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::{info, warn};
 
 use super::lead::Leading;
-use super::publish::{PublishError, publish_statuses};
+use super::publish::PublishError;
 use crate::plan::keyspace::{Key, Presence};
 use crate::plan::{Override, OverrideStatus, Target};
 use crate::quota::PoolId;
@@ -55,7 +55,7 @@ impl Overseer {
             return Ok(());
         }
         let records = said.iter().map(|((pool, target), status, _)| (pool.clone(), target.clone(), status.clone()));
-        publish_statuses(&*leading.store, leading.keys(), term, records.collect()).await?;
+        leading.publisher(term).statuses(records.collect()).await?;
         for (key, status, revision) in said {
             if status.is_some() {
                 self.judged.insert(key, revision);

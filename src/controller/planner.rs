@@ -1,7 +1,6 @@
 //! The planner: signals and law in, records out. One value per pool, driven by ticks; it never sees a store or a clock.
 //!
-//! A tick ends in a [`Publication`]. Only what was committed counts as published, so a failed commit is simply
-//! planned again at the next tick.
+//! A tick ends in a pulse to write at once, and in grants that wait in the [`Outbox`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use jiff::tz::TimeZone;
 use super::alignment::window_left;
 use super::apportion::{Claim, divide, divide_places};
 use super::law::{Inputs, MeterLaw, Mode, Step};
+use super::outbox::{Cut, Outbox};
 use super::params::{PoolParams, TenantParams};
 use super::shares::{SHARE_VALID, Shares, Wish};
 use super::signal::PoolSignal;
@@ -25,12 +25,6 @@ use crate::quota::{Grantee, Meter, Unit};
 
 /// How long grants live after the last pulse.
 pub const VALID_FOR: Duration = Duration::from_secs(15);
-/// Grants are rewritten at most this often.
-const GRANTS_EVERY: Duration = Duration::from_millis(950);
-/// A threshold that moved by less than this fraction is not rewritten.
-const REWRITE_TOLERANCE: f64 = 0.02;
-/// A fall of the capacity by more than this fraction is a cut, sent ahead of the grants.
-const CUT: f64 = 0.02;
 /// A tenant may store this much of its rate, in seconds.
 const REQUEST_BURST_S: f64 = 6.0;
 const TOKEN_BURST_S: f64 = 12.0;
@@ -45,32 +39,19 @@ const IDLE_PART: f64 = 0.1;
 const ABOVE_LIMIT: f64 = 1.02;
 const SAFE_PART: f64 = 0.5;
 
-/// What one tick wants written, in this order: the pulse, then the grants.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Publication {
-    /// The pool's heartbeat, with the cut if there is one.
-    pub pulse: Pulse,
-    /// Grants that changed.
-    pub grants: BTreeMap<Grantee, Grant>,
-    /// Tenants that are not declared any more.
-    pub removed: Vec<Grantee>,
-}
-
 /// The planner of one pool.
 #[derive(Debug)]
 pub struct PoolPlanner {
     params: PoolParams,
-    term: u64,
-    epoch: u64,
+    outbox: Outbox,
     signal: PoolSignal,
     laws: BTreeMap<Meter, MeterLaw>,
     steps: BTreeMap<Meter, Step>,
     shares: BTreeMap<Grantee, Shares>,
     overrides: OverrideBook,
-    published: BTreeMap<Grantee, Grant>,
-    grants_at: Option<MonoTime>,
     learning_until: Option<MonoTime>,
     present: usize,
+    urgent: bool,
 }
 
 impl PoolPlanner {
@@ -98,17 +79,15 @@ impl PoolPlanner {
             .collect();
         Self {
             params,
-            term,
-            epoch: 0,
+            outbox: Outbox::new(term, left),
             signal: PoolSignal::default(),
             laws,
             steps: BTreeMap::new(),
             shares: BTreeMap::new(),
             overrides: OverrideBook::default(),
-            published: left,
-            grants_at: None,
             learning_until,
             present: 0,
+            urgent: false,
         }
     }
 
@@ -128,10 +107,15 @@ impl PoolPlanner {
         &self.steps
     }
 
-    /// Grants as last published.
+    /// The grants on their way to the store.
     #[must_use]
-    pub fn published(&self) -> &BTreeMap<Grantee, Grant> {
-        &self.published
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// The grants, to be taken and acknowledged by the loop.
+    pub fn outbox_mut(&mut self) -> &mut Outbox {
+        &mut self.outbox
     }
 
     /// Members that have reported lately.
@@ -163,13 +147,19 @@ impl PoolPlanner {
                     echoed_concurrency: tenant.concurrency,
                     waiting: tenant.waiting > 0,
                 };
-                let places = self.published.get(&grantee).and_then(|grant| grant.thresholds.concurrency);
+                let places = self.outbox.published().get(&grantee).and_then(|grant| grant.thresholds.concurrency);
                 let shares = self.shares.entry(grantee.clone()).or_default();
                 let share = shares.answer(&member, wish, places, now, self.learning_until)?;
                 Some((grantee, share))
             })
             .collect();
+        self.urgent |= urgency.throttled;
         (answered, urgency.throttled)
+    }
+
+    /// Whether a report asked for an early tick since this was last asked.
+    pub fn take_urgent(&mut self) -> bool {
+        std::mem::take(&mut self.urgent)
     }
 
     /// A member that has just reported enforces nothing any more.
@@ -184,49 +174,24 @@ impl PoolPlanner {
         std::iter::once((Grantee::Default, self.params.default_tenant.clone())).chain(declared).collect()
     }
 
-    /// One tick: steps the law and plans what to publish.
-    pub fn tick(&mut self, now: MonoTime, wall: UnixMillis) -> Publication {
+    /// One tick: steps the law, and plans what to publish.
+    pub fn tick(&mut self, now: MonoTime, wall: UnixMillis) -> Pulse {
         self.signal.forget_silent(now);
         self.step_laws(now);
         let planned = self.plan(now, wall);
-        let due = self.grants_at.is_none_or(|at| now.since(at) >= GRANTS_EVERY);
-        let removed: Vec<Grantee> =
-            self.published.keys().filter(|grantee| !planned.contains_key(grantee)).cloned().collect();
-        let scale = self.cut(&planned);
-
-        self.epoch += 1;
-        let pulse_stamp = Stamp { term: self.term, epoch: self.epoch };
-        let grants: BTreeMap<Grantee, Grant> = if due {
-            self.epoch += 1;
-            let stamp = Stamp { term: self.term, epoch: self.epoch };
-            planned
-                .into_iter()
-                // After a cut each scaled grant is rewritten, so that the next pulse can drop the scale.
-                .filter(|(grantee, grant)| {
-                    let known = self.published.get(grantee);
-                    !scale.is_empty() || known.is_none_or(|known| grant.differs_from(known, REWRITE_TOLERANCE))
-                })
-                .map(|(grantee, grant)| (grantee, Grant { stamp, ..grant }))
-                .collect()
-        } else {
-            BTreeMap::new()
-        };
-        let pulse = Pulse {
+        let (stamp, Cut { scale, epoch: scale_epoch }) = self.outbox.plan(planned, now);
+        let capacity = |(meter, step): (&Meter, &Step)| (*meter, round(per_window(*meter, step.capacity_per_s)));
+        Pulse {
             schema: PULSE_SCHEMA,
-            stamp: pulse_stamp,
+            stamp,
             valid_for_ms: u64::try_from(VALID_FOR.as_millis()).unwrap_or(u64::MAX),
-            capacity: self
-                .steps
-                .iter()
-                .map(|(meter, step)| (*meter, round(per_window(*meter, step.capacity_per_s))))
-                .collect(),
-            scale_epoch: (!scale.is_empty()).then_some(pulse_stamp.epoch),
+            capacity: self.steps.iter().map(capacity).collect(),
+            scale_epoch,
             scale,
             hold_ms: self.signal.holds_ms(now),
             window_left_ms: self.window_left_ms(wall),
             unix_ms: wall,
-        };
-        Publication { pulse, grants, removed: if due { removed } else { Vec::new() } }
+        }
     }
 
     /// What is left of the windows that end by a clock.
@@ -235,15 +200,6 @@ impl PoolPlanner {
             (*meter, u64::try_from(window_left(zone, meter.window, wall).as_millis()).unwrap_or(u64::MAX))
         };
         self.params.zones.iter().map(left).collect()
-    }
-
-    /// The publication was written.
-    pub fn committed(&mut self, publication: &Publication, now: MonoTime) {
-        if !publication.grants.is_empty() {
-            self.grants_at = Some(now);
-        }
-        self.published.extend(publication.grants.iter().map(|(grantee, grant)| (grantee.clone(), grant.clone())));
-        publication.removed.iter().for_each(|grantee| drop(self.published.remove(grantee)));
     }
 
     fn step_laws(&mut self, now: MonoTime) {
@@ -293,7 +249,8 @@ impl PoolPlanner {
                     thresholds = frozen.thresholds.clone();
                 }
                 let safe = self.safe(&thresholds, tenant.weight / weight_sum);
-                let stamp = Stamp { term: self.term, epoch: 0 };
+                // Filled in when it is written.
+                let stamp = Stamp::default();
                 let (algorithms, reason) = (self.params.algorithms.clone(), reason.clone());
                 (grantee, Grant { schema: GRANT_SCHEMA, stamp, thresholds, safe, algorithms, members, reason })
             })
@@ -319,7 +276,7 @@ impl PoolPlanner {
     fn frozen(&self, grantee: &Grantee, wall: UnixMillis) -> Option<&Grant> {
         let (star, own) = self.overrides.for_tenant(grantee, wall);
         let frozen = [star, own].into_iter().flatten().any(|record| record.action == Action::Freeze);
-        self.published.get(grantee).filter(|_| frozen)
+        self.outbox.published().get(grantee).filter(|_| frozen)
     }
 
     /// What each tenant brings to the division of one meter.
@@ -336,7 +293,7 @@ impl PoolPlanner {
         let claim = |(grantee, tenant): &(Grantee, TenantParams)| {
             let idle = (IDLE_PER_S * self.signal.cost_per_request(grantee, meter.unit)).min(idle_most);
             let seen = self.signal.demand_per_s(grantee, meter) + idle;
-            let granted = self.published.get(grantee).and_then(|grant| grant.thresholds.rates.get(&meter));
+            let granted = self.outbox.published().get(grantee).and_then(|grant| grant.thresholds.rates.get(&meter));
             // A new leader has not heard of all demand yet: what was granted stands for it.
             let demand = match granted {
                 Some(rate) if learning => seen.max(meter.per_second(rate.rate)),
@@ -412,22 +369,9 @@ impl PoolPlanner {
         safe
     }
 
-    /// Per meter the factor by which all thresholds together fall, when they fall by more than [`CUT`].
-    fn cut(&self, planned: &BTreeMap<Grantee, Grant>) -> BTreeMap<Meter, f64> {
-        let total = |grants: &BTreeMap<Grantee, Grant>, meter: &Meter| -> f64 {
-            grants.values().filter_map(|grant| grant.thresholds.rates.get(meter)).map(|rate| rate.rate).sum()
-        };
-        self.steps
-            .keys()
-            .filter_map(|meter| {
-                let (old, new) = (total(&self.published, meter), total(planned, meter));
-                (old > 0.0 && new < old * (1.0 - CUT)).then(|| (*meter, round(new / old)))
-            })
-            .collect()
-    }
-
     /// Why the grants are as they are: said of the meter with the least room.
-    fn reason(&self) -> Reason {
+    #[must_use]
+    pub fn reason(&self) -> Reason {
         let room = |step: &Step| step.level.map_or(f64::INFINITY, |level| level / step.burst.max(1.0));
         let Some((meter, step)) = self.steps.iter().min_by(|a, b| room(a.1).total_cmp(&room(b.1))) else {
             return Reason { code: "no_meter".into(), text: "no meter is configured".into() };
@@ -456,6 +400,6 @@ fn per_window(meter: Meter, per_s: f64) -> f64 {
 }
 
 /// Records are read by people: three decimals are enough for a rate.
-fn round(x: f64) -> f64 {
+pub(super) fn round(x: f64) -> f64 {
     (x * 1e3).round() / 1e3
 }

@@ -1,11 +1,14 @@
-//! Publications to transactions: each at most etcd's 128 operations, each fenced by the leader key's create revision.
+//! Records to transactions: each at most etcd's 128 operations, each fenced by the leader key's create revision.
 
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::outbox::Batch;
 use crate::plan::keyspace::{Key, Keyspace};
-use crate::plan::{OverrideStatus, Target};
-use crate::quota::PoolId;
+use crate::plan::{Grant, OverrideStatus, Pulse, Target};
+use crate::quota::{Grantee, PoolId};
 use crate::store::{Condition, Op, Outcome, Store, StoreError, TXN_OPS_MAX, Txn};
-
-use super::planner::Publication;
 
 /// Why records were not written.
 #[derive(Debug, thiserror::Error)]
@@ -21,58 +24,70 @@ pub(super) enum PublishError {
     Record(#[from] serde_json::Error),
 }
 
-/// Writes a publication: the pulse first, alone, so that a cut overtakes the grants.
-///
-/// # Errors
-/// [`PublishError`]; what was not written is planned again at the next tick.
-pub(super) async fn publish(
-    store: &dyn Store,
-    keys: &Keyspace,
-    term: u64,
-    pool: &PoolId,
-    publication: &Publication,
-) -> Result<(), PublishError> {
-    let put = |key: Key, value: Vec<u8>| Op::Put { key: keys.key(&key), value, lease: None };
-    commit(store, keys, term, vec![put(Key::Pulse(pool.clone()), serde_json::to_vec(&publication.pulse)?)]).await?;
-    let mut ops = Vec::with_capacity(publication.grants.len() + publication.removed.len());
-    for (grantee, grant) in &publication.grants {
-        ops.push(put(Key::Limits(pool.clone(), grantee.clone()), serde_json::to_vec(grant)?));
-    }
-    for grantee in &publication.removed {
-        ops.push(Op::Delete { key: keys.key(&Key::Limits(pool.clone(), grantee.clone())) });
-    }
-    commit(store, keys, term, ops).await
+/// Writes a term's records.
+pub(super) struct Publisher<'a> {
+    pub store: &'a dyn Store,
+    pub keys: &'a Keyspace,
+    /// The leader key's create revision: the fence.
+    pub term: u64,
 }
 
-/// Writes what the leader says of overrides; `None` takes the status away.
-///
-/// # Errors
-/// [`PublishError`].
-pub(super) async fn publish_statuses(
-    store: &dyn Store,
-    keys: &Keyspace,
-    term: u64,
-    statuses: Vec<(PoolId, Target, Option<OverrideStatus>)>,
-) -> Result<(), PublishError> {
-    let mut ops = Vec::with_capacity(statuses.len());
-    for (pool, target, status) in statuses {
-        let key = keys.key(&Key::OverrideStatus(pool, target));
-        ops.push(match status {
-            Some(status) => Op::Put { key, value: serde_json::to_vec(&status)?, lease: None },
-            None => Op::Delete { key },
-        });
+impl Publisher<'_> {
+    /// Writes the pulses of many pools.
+    ///
+    /// # Errors
+    /// [`PublishError`]; the next tick's pulses say it all again.
+    pub(super) async fn pulses(&self, pulses: &BTreeMap<PoolId, Pulse>) -> Result<(), PublishError> {
+        let put = |(pool, pulse): (&PoolId, &Pulse)| self.put(&Key::Pulse(pool.clone()), pulse);
+        self.commit(pulses.iter().map(put).collect::<Result<_, _>>()?).await
     }
-    commit(store, keys, term, ops).await
-}
 
-async fn commit(store: &dyn Store, keys: &Keyspace, term: u64, mut ops: Vec<Op>) -> Result<(), PublishError> {
-    while !ops.is_empty() {
-        let rest = ops.split_off(ops.len().min(TXN_OPS_MAX));
-        let fence = Condition { key: keys.key(&Key::Leader), create_revision: term };
-        match store.commit(Txn { conditions: vec![fence], ops }).await? {
-            Outcome::Committed { .. } => ops = rest,
-            Outcome::Refused { .. } => return Err(PublishError::Deposed),
+    /// Writes grants of one pool, in one transaction if they are no more than one takes.
+    ///
+    /// # Errors
+    /// [`PublishError`]; what is not acknowledged is sent again.
+    pub(super) async fn grants(&self, pool: &PoolId, batch: &Batch) -> Result<(), PublishError> {
+        let op = |(grantee, grant): &(Grantee, Option<Grant>)| {
+            let key = Key::Limits(pool.clone(), grantee.clone());
+            match grant {
+                Some(grant) => self.put(&key, grant),
+                None => Ok(Op::Delete { key: self.keys.key(&key) }),
+            }
+        };
+        self.commit(batch.iter().map(op).collect::<Result<_, _>>()?).await
+    }
+
+    /// Writes what the leader says of overrides; `None` takes the status away.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub(super) async fn statuses(
+        &self,
+        statuses: Vec<(PoolId, Target, Option<OverrideStatus>)>,
+    ) -> Result<(), PublishError> {
+        let op = |(pool, target, status)| {
+            let key = Key::OverrideStatus(pool, target);
+            match status {
+                Some(status) => self.put(&key, &status),
+                None => Ok(Op::Delete { key: self.keys.key(&key) }),
+            }
+        };
+        self.commit(statuses.into_iter().map(op).collect::<Result<_, _>>()?).await
+    }
+
+    fn put(&self, key: &Key, record: &impl Serialize) -> Result<Op, PublishError> {
+        Ok(Op::Put { key: self.keys.key(key), value: serde_json::to_vec(record)?, lease: None })
+    }
+
+    async fn commit(&self, mut ops: Vec<Op>) -> Result<(), PublishError> {
+        while !ops.is_empty() {
+            let rest = ops.split_off(ops.len().min(TXN_OPS_MAX));
+            let fence = Condition { key: self.keys.key(&Key::Leader), create_revision: self.term };
+            match self.store.commit(Txn { conditions: vec![fence], ops }).await? {
+                Outcome::Committed { .. } => ops = rest,
+                Outcome::Refused { .. } => return Err(PublishError::Deposed),
+            }
         }
+        Ok(())
     }
-    Ok(())
 }

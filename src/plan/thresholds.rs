@@ -68,6 +68,31 @@ impl Thresholds {
         }
     }
 
+    /// The stricter of both on each meter; one that only one of them limits is limited by it.
+    #[must_use]
+    pub fn lower_of(&self, other: &Self) -> Self {
+        let mut lower = self.clone();
+        for (meter, theirs) in &other.rates {
+            let own = lower.rates.entry(*meter).or_insert(*theirs);
+            *own = Rate { rate: own.rate.min(theirs.rate), burst: own.burst.min(theirs.burst) };
+        }
+        lower.concurrency = self.concurrency.into_iter().chain(other.concurrency).min();
+        lower
+    }
+
+    /// The looser of both on each meter; one that only one of them limits is not limited.
+    #[must_use]
+    pub fn higher_of(&self, other: &Self) -> Self {
+        let both = |(meter, own): (&Meter, &Rate)| {
+            let theirs = other.rates.get(meter)?;
+            Some((*meter, Rate { rate: own.rate.max(theirs.rate), burst: own.burst.max(theirs.burst) }))
+        };
+        Self {
+            rates: self.rates.iter().filter_map(both).collect(),
+            concurrency: self.concurrency.zip(other.concurrency).map(|(own, theirs)| own.max(theirs)),
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), RecordError> {
         self.rates.iter().try_for_each(|(meter, rate)| rate.check(&meter.to_string()).map(drop))
     }

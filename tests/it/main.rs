@@ -35,6 +35,7 @@ mod line;
 mod member;
 mod middleware;
 mod peers;
+mod outbox;
 mod planner;
 mod provider;
 mod provider_bodies;

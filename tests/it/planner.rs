@@ -6,12 +6,12 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use tidegate::clock::{MonoTime, UnixMillis};
-use tidegate::controller::planner::{PoolPlanner, Publication};
+use tidegate::controller::planner::PoolPlanner;
 use tidegate::controller::signal::{PoolSignal, SmoothRate};
 use tidegate::controller::{PoolParams, TenantParams};
 use tidegate::limiter::{Counting, Limiter, Limits, MeterLimit};
 use tidegate::observation::{Counters, MeterReport, PoolReport, Reading, TenantReport, ThrottleKind, UnitCounts};
-use tidegate::plan::{Algorithm, Grant, OverrideBook, Rate, Share, Target, capacity_factor, effective};
+use tidegate::plan::{Algorithm, Grant, OverrideBook, Pulse, Rate, Share, Target, capacity_factor, effective};
 use tidegate::provider::Dialect;
 use tidegate::quota::{Cost, Grantee, Meter, Unit, Window};
 
@@ -61,15 +61,40 @@ fn with_reading(mut report: PoolReport, limit: f64, level: f64, age_ms: u64) -> 
     report
 }
 
-/// Ticks and commits.
+/// What one tick wrote.
+struct Publication {
+    pulse: Pulse,
+    grants: BTreeMap<Grantee, Grant>,
+    removed: Vec<Grantee>,
+}
+
+/// Ticks, and writes all of it; `heard` is whether the store's answers arrive.
+fn tick_with(planner: &mut PoolPlanner, at: u64, heard: bool) -> Publication {
+    let pulse = planner.tick(ms(at), WALL);
+    let (mut grants, mut removed) = (BTreeMap::new(), Vec::new());
+    loop {
+        let batch = planner.outbox_mut().take(128);
+        if batch.is_empty() {
+            return Publication { pulse, grants, removed };
+        }
+        for (grantee, grant) in &batch {
+            match grant {
+                Some(grant) => drop(grants.insert(grantee.clone(), grant.clone())),
+                None => removed.push(grantee.clone()),
+            }
+        }
+        if heard {
+            planner.outbox_mut().committed(batch, ms(at));
+        }
+    }
+}
+
 fn tick(planner: &mut PoolPlanner, at: u64) -> Publication {
-    let publication = planner.tick(ms(at), WALL);
-    planner.committed(&publication, ms(at));
-    publication
+    tick_with(planner, at, true)
 }
 
 fn rate(planner: &PoolPlanner, name: &str) -> f64 {
-    planner.published()[&tenant(name)].thresholds.rates[&RPM].rate
+    planner.outbox().published()[&tenant(name)].thresholds.rates[&RPM].rate
 }
 
 const OUTPUT: Meter = Meter { unit: Unit::OutputTokens, window: Window::Minute };
@@ -93,7 +118,7 @@ fn a_tenant_that_was_never_admitted_gets_its_part_of_an_output_limit_that_anothe
         planner.report("m", "boot", &report, ms(1_000 * s));
         tick(&mut planner, 1_000 * s);
     }
-    let [a, b] = ["a", "b"].map(|name| planner.published()[&tenant(name)].thresholds.rates[&OUTPUT].rate);
+    let [a, b] = ["a", "b"].map(|name| planner.outbox().published()[&tenant(name)].thresholds.rates[&OUTPUT].rate);
     assert!(b >= 0.3 * (a + b), "equal weights, both waiting: {a} and {b}");
 }
 
@@ -106,7 +131,7 @@ fn where_more_is_reserved_than_used_the_bursts_add_up_to_what_the_provider_holds
         planner.report("m", "boot", &report_of(&[("a", a)]), ms(1_000 * s));
         tick(&mut planner, 1_000 * s);
     }
-    let grants = planner.published();
+    let grants = planner.outbox().published();
     let burst = |name: &str| grants[&tenant(name)].thresholds.rates[&OUTPUT].burst;
     // Room for one answer of 8,192 tokens beside others, though a second's rate is 667.
     assert!(burst("a") >= 8_192.0, "{}", burst("a"));
@@ -282,13 +307,12 @@ fn grants_are_written_at_most_once_a_second() {
 #[test]
 fn what_was_not_committed_is_planned_again() {
     let mut planner = planner(600.0, &["a"]);
-    let first = planner.tick(ms(0), WALL);
+    let first = tick_with(&mut planner, 0, false);
     assert_eq!(first.grants.len(), 2, "the tenant and the undeclared ones");
-    let again = planner.tick(ms(100), WALL);
+    let again = tick(&mut planner, 100);
     assert_eq!(again.grants.len(), 2);
     assert!(again.pulse.stamp > first.grants[&tenant("a")].stamp);
-    planner.committed(&again, ms(100));
-    assert!(planner.tick(ms(1_100), WALL).grants.is_empty());
+    assert!(tick(&mut planner, 1_100).grants.is_empty());
 }
 
 /// A planner at 600/min with readings, one second after its last grants.
@@ -319,7 +343,7 @@ fn a_halved_limit_scales_everyone_at_once_and_rewrites_all_grants() {
 #[test]
 fn on_an_early_tick_the_cut_goes_out_in_the_pulse_alone() {
     let mut planner = with_headers();
-    let old = planner.published().clone();
+    let old = planner.outbox().published().clone();
     // Something is written at 20 s, so the grants are not due at 20.3 s.
     planner.overrides_mut().put(Target::One(tenant("a")), br#"{"set":{"requests/minute":60}}"#).unwrap();
     assert!(!tick(&mut planner, 20_000).grants.is_empty());
@@ -348,6 +372,7 @@ fn effective_sum(planner: &mut PoolPlanner, publication: &Publication, book: &Ov
     let told = publication.pulse.capacity[&RPM];
     let factor = capacity_factor(book.at(&Target::Capacity, WALL), Some(told), RPM);
     planner
+        .outbox()
         .published()
         .iter()
         .map(|(grantee, grant)| {
@@ -403,11 +428,11 @@ fn a_frozen_tenant_keeps_its_grant_and_the_others_share_the_rest() {
         }
     };
     drive(&mut planner, 0, 8, 8);
-    let before = planner.published()[&tenant("a")].thresholds.clone();
+    let before = planner.outbox().published()[&tenant("a")].thresholds.clone();
     planner.overrides_mut().put(Target::One(tenant("a")), br#"{"freeze":true}"#).unwrap();
     drive(&mut planner, 30, 8, 30);
-    assert_eq!(planner.published()[&tenant("a")].thresholds, before);
-    let sum: f64 = planner.published().values().map(|g| g.thresholds.rates[&RPM].rate).sum();
+    assert_eq!(planner.outbox().published()[&tenant("a")].thresholds, before);
+    let sum: f64 = planner.outbox().published().values().map(|g| g.thresholds.rates[&RPM].rate).sum();
     assert!(sum <= planner.steps()[&RPM].capacity_per_s * 60.0 * 1.02, "{sum}");
 }
 
@@ -419,7 +444,7 @@ fn a_tenant_that_is_not_declared_any_more_is_removed_once() {
     let mut planner = PoolPlanner::new(pool(600.0, &["a"]), 8, left, None, ms(0));
     assert_eq!(tick(&mut planner, 0).removed, vec![tenant("gone")]);
     assert!(tick(&mut planner, 1_000).removed.is_empty());
-    assert!(planner.published().contains_key(&Grantee::Default));
+    assert!(planner.outbox().published().contains_key(&Grantee::Default));
 }
 
 #[test]
@@ -429,7 +454,7 @@ fn a_new_leader_goes_on_from_the_grants_it_finds() {
         old.report("m", "boot", &report_of(&[("a", counters(s * 20)), ("b", counters(s))]), ms(s * 1_000));
         tick(&mut old, s * 1_000);
     }
-    let left = old.published().clone();
+    let left = old.outbox().published().clone();
     assert!(rate(&old, "a") > 1.3 * rate(&old, "b"));
     let mut new = PoolPlanner::new(pool(600.0, &["a", "b", "c"]), 8, left.clone(), None, ms(100_000));
     for s in 100..105_u64 {
@@ -437,7 +462,8 @@ fn a_new_leader_goes_on_from_the_grants_it_finds() {
         new.report("n", "boot", &report_of(&[("b", counters(s))]), ms(s * 1_000));
         tick(&mut new, s * 1_000);
         for (grantee, grant) in &left {
-            let (was, is) = (grant.thresholds.rates[&RPM].rate, new.published()[grantee].thresholds.rates[&RPM].rate);
+            let (was, is) =
+                (grant.thresholds.rates[&RPM].rate, new.outbox().published()[grantee].thresholds.rates[&RPM].rate);
             assert!((is / was - 1.0).abs() < 0.1, "{grantee} from {was} to {is}");
         }
     }
@@ -452,7 +478,7 @@ fn safe_is_at_most_half_and_at_most_the_static_part() {
         tick(&mut planner, s * 1_000);
     }
     assert!(rate(&planner, "a") > 1_000.0, "{}", rate(&planner, "a"));
-    for grant in planner.published().values() {
+    for grant in planner.outbox().published().values() {
         let (safe, whole) = (grant.safe.rates[&RPM], grant.thresholds.rates[&RPM]);
         assert!(safe.rate <= 0.5 * whole.rate + 1e-9 && safe.burst <= 0.5 * whole.burst + 1e-9);
         assert!(safe.rate <= 600.0 / 3.0 + 1e-3, "a third of the static capacity: {}", safe.rate);
@@ -524,10 +550,9 @@ impl Fleet {
         self.level = (self.level + self.per_s / 100.0).min(self.depth);
         let now = ms(self.now);
         if self.now.is_multiple_of(1_000) {
-            let publication = self.planner.tick(now, WALL);
-            self.planner.committed(&publication, now);
+            tick(&mut self.planner, self.now);
         }
-        let grants: BTreeMap<Grantee, Grant> = self.planner.published().clone();
+        let grants: BTreeMap<Grantee, Grant> = self.planner.outbox().published().clone();
         for (i, member) in self.members.iter_mut().enumerate() {
             if self.now % 250 == (i as u64) * 50 {
                 let reports = member.gates.iter().map(|(grantee, gate)| {
@@ -591,7 +616,7 @@ fn a_steady_tenant_below_its_fair_share_is_granted_its_demand_within_seconds_and
         let (mut least, mut lowest_level) = (f64::INFINITY, f64::INFINITY);
         for i in 0..12_000_u64 {
             fleet.step(&mut rng, &arrivals);
-            if i > 300 && fleet.planner.published().contains_key(&tenant("steady")) {
+            if i > 300 && fleet.planner.outbox().published().contains_key(&tenant("steady")) {
                 least = least.min(rate(&fleet.planner, "steady") / 60.0);
                 lowest_level = lowest_level.min(fleet.level);
             }
@@ -632,7 +657,7 @@ fn grants_say_how_meters_count_and_the_pulse_when_their_windows_end() {
     assert_eq!(first.pulse.window_left_ms, BTreeMap::from([(day, 12 * 3_600_000)]));
     // Another policy is a reason to rewrite the grants, though no number moves.
     params.algorithms.remove(&RPM);
-    let left = planner.published().clone();
+    let left = planner.outbox().published().clone();
     let mut next = PoolPlanner::new(params.clone(), 8, left, None, ms(1_000));
     assert!(tick(&mut next, 1_000).grants.values().all(|grant| grant.algorithms == params.algorithms));
 }

@@ -1,0 +1,250 @@
+//! What should stand in the store against what does: one pool's pulse and grants, as values. It never sees a store.
+//!
+//! *Stored.* What was acknowledged is known; what was sent and not acknowledged may stand there too, and counts as the
+//! larger of both until it has been written again. So a lost answer, a retry or half a batch needs no case of its own: what
+//! is in doubt is simply sent again.
+//! *Cut.* A fall of what is planned leaves first, as the factor of one pulse: Σ planned ÷ Σ stored of the grants older than
+//! the cut. They are rewritten as fast as the store is to be burdened; those that are, contain the cut already, and when the
+//! last one is, the pulse drops the factor. A further fall begins a new cut over all of them.
+//! *Order.* What falls is written, and acknowledged, before anything is raised; a grant that falls on one meter and rises on
+//! another is written twice. So at no moment does what stands in the store allow more than was planned (but for the 2 % that
+//! are not worth a write).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::time::Duration;
+
+use crate::clock::MonoTime;
+use crate::plan::{Grant, Rate, Stamp, Thresholds};
+use crate::quota::{Grantee, Meter};
+
+/// Grants are rewritten at most this often.
+const GRANTS_EVERY: Duration = Duration::from_millis(950);
+/// A threshold that moved by less than this fraction is not rewritten.
+const REWRITE_TOLERANCE: f64 = 0.02;
+/// A fall by more than this fraction is a cut, sent ahead of the grants.
+const CUT: f64 = 0.02;
+
+/// Grants to write in one transaction; `None` deletes.
+pub type Batch = Vec<(Grantee, Option<Grant>)>;
+
+/// What a pulse says of a cut.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Cut {
+    /// Factors for grants older than `epoch`.
+    pub scale: BTreeMap<Meter, f64>,
+    /// The epoch of the cut; `None` without one.
+    pub epoch: Option<u64>,
+}
+
+/// One pool's records.
+#[derive(Debug)]
+pub struct Outbox {
+    term: u64,
+    epoch: u64,
+    published: BTreeMap<Grantee, Grant>,
+    /// Sent without an answer: each of them may stand in the store, or what was published may still. One more a tick at the
+    /// most, as long as the store answers to pulses and not to grants.
+    doubtful: BTreeMap<Grantee, Vec<Grant>>,
+    /// To be written first: what falls, as far as it falls, and what is in doubt. `None` deletes.
+    falls: BTreeMap<Grantee, Option<Grant>>,
+    /// To be written when nothing falls any more.
+    raises: BTreeMap<Grantee, Option<Grant>>,
+    /// Grants older than this are scaled by the pulse,
+    cut: Option<Stamp>,
+    /// by these factors.
+    scale: BTreeMap<Meter, f64>,
+    grants_at: Option<MonoTime>,
+    /// Where the last batch ended: the next one goes on behind it, so that no tenant is always the last.
+    last: Option<Grantee>,
+}
+
+impl Outbox {
+    /// Begins a term with the grants that an earlier leader left.
+    #[must_use]
+    pub fn new(term: u64, left: BTreeMap<Grantee, Grant>) -> Self {
+        Self {
+            term,
+            epoch: 0,
+            published: left,
+            doubtful: BTreeMap::new(),
+            falls: BTreeMap::new(),
+            raises: BTreeMap::new(),
+            cut: None,
+            scale: BTreeMap::new(),
+            grants_at: None,
+            last: None,
+        }
+    }
+
+    /// Grants as last acknowledged.
+    #[must_use]
+    pub fn published(&self) -> &BTreeMap<Grantee, Grant> {
+        &self.published
+    }
+
+    /// Compares what should stand in the store with what does. Returns the next pulse's stamp and cut; what grants are to be
+    /// written is then taken with [`Outbox::take`], after the pulse is written.
+    pub fn plan(&mut self, planned: BTreeMap<Grantee, Grant>, now: MonoTime) -> (Stamp, Cut) {
+        let stamp = self.next_stamp();
+        // None if none is needed, the one that is under way if that will do, else a new one, which is over all of them.
+        let cuts = [None, self.cut, Some(stamp)].map(|cut| (cut, self.factors(&planned, cut)));
+        let enough = |(cut, scale): &(Option<Stamp>, BTreeMap<Meter, f64>)| self.is_within(&planned, *cut, scale);
+        let [none, old, new] = cuts;
+        (self.cut, self.scale) = [none, old].into_iter().find(enough).unwrap_or(new);
+        self.falls.clear();
+        self.raises.clear();
+        if self.grants_at.is_none_or(|at| now.since(at) >= GRANTS_EVERY) {
+            self.compare(planned);
+        }
+        (stamp, Cut { epoch: self.cut.map(|cut| cut.epoch), scale: self.scale.clone() })
+    }
+
+    /// The next grants to write, `most` at the most; empty when nothing is left, or when what falls is still in doubt. Until
+    /// [`Outbox::committed`] the batch is in doubt.
+    pub fn take(&mut self, most: usize) -> Batch {
+        let wanted = match (self.falls.is_empty(), self.doubtful.is_empty()) {
+            (false, _) => &mut self.falls,
+            (true, true) => &mut self.raises,
+            (true, false) => return Batch::new(),
+        };
+        let keys = next_keys(wanted, self.last.as_ref(), most);
+        let grants: Vec<Option<Grant>> = keys.iter().map(|key| wanted.remove(key).flatten()).collect();
+        let Some(last) = keys.last() else { return Batch::new() };
+        self.last = Some(last.clone());
+        let stamp = self.next_stamp();
+        let batch: Batch = keys
+            .into_iter()
+            .zip(grants)
+            .map(|(key, grant)| (key, grant.map(|grant| Grant { stamp, ..grant })))
+            .collect();
+        for (grantee, grant) in &batch {
+            self.doubtful.entry(grantee.clone()).or_default().extend(grant.clone());
+        }
+        batch
+    }
+
+    /// The batch was written.
+    pub fn committed(&mut self, batch: Batch, now: MonoTime) {
+        self.grants_at = Some(now);
+        for (grantee, grant) in batch {
+            self.doubtful.remove(&grantee);
+            match grant {
+                Some(grant) => drop(self.published.insert(grantee, grant)),
+                None => drop(self.published.remove(&grantee)),
+            }
+        }
+    }
+
+    fn next_stamp(&mut self) -> Stamp {
+        self.epoch += 1;
+        Stamp { term: self.term, epoch: self.epoch }
+    }
+
+    /// Sorts what is planned and does not stand yet.
+    fn compare(&mut self, planned: BTreeMap<Grantee, Grant>) {
+        let known = self.published.keys().chain(self.doubtful.keys());
+        let gone = known.filter(|grantee| !planned.contains_key(*grantee)).map(|grantee| (grantee.clone(), None));
+        self.falls = gone.collect();
+        for (grantee, grant) in planned {
+            let Some(allowed) = self.allowed(&grantee, self.cut, &self.scale) else {
+                self.raises.insert(grantee, Some(grant));
+                continue;
+            };
+            let doubtful = self.doubtful.contains_key(&grantee);
+            if doubtful || falls(&allowed, &grant.thresholds) {
+                let thresholds = allowed.lower_of(&grant.thresholds);
+                if thresholds != grant.thresholds {
+                    self.raises.insert(grantee.clone(), Some(grant.clone()));
+                }
+                let safe = grant.safe.lower_of(&thresholds);
+                self.falls.insert(grantee, Some(Grant { thresholds, safe, ..grant }));
+            } else if self.published.get(&grantee).is_some_and(|known| {
+                // After a cut each scaled grant is rewritten, so that the pulse can drop the factor.
+                self.cut.is_some_and(|cut| known.stamp < cut) || grant.differs_from(known, REWRITE_TOLERANCE)
+            }) {
+                self.raises.insert(grantee, Some(grant));
+            }
+        }
+    }
+
+    /// What may stand in the store for a tenant.
+    fn standing(&self, grantee: &Grantee) -> impl Iterator<Item = &Grant> {
+        self.published.get(grantee).into_iter().chain(self.doubtful.get(grantee).into_iter().flatten())
+    }
+
+    /// The most that what stands in the store allows a tenant, under a cut.
+    fn allowed(&self, grantee: &Grantee, cut: Option<Stamp>, scale: &BTreeMap<Meter, f64>) -> Option<Thresholds> {
+        let scaled = |grant: &Grant| {
+            let mut thresholds = grant.thresholds.clone();
+            if cut.is_some_and(|cut| grant.stamp < cut) {
+                for (meter, rate) in &mut thresholds.rates {
+                    *rate = rate.scaled(scale.get(meter).copied().unwrap_or(1.0));
+                }
+            }
+            thresholds
+        };
+        self.standing(grantee).map(scaled).reduce(|a, b| a.higher_of(&b))
+    }
+
+    /// Those of whom something may stand in the store.
+    fn grantees(&self) -> BTreeSet<&Grantee> {
+        self.published.keys().chain(self.doubtful.keys()).collect()
+    }
+
+    /// Whether what stands in the store allows no more than is planned, under a cut.
+    fn is_within(&self, planned: &BTreeMap<Grantee, Grant>, cut: Option<Stamp>, scale: &BTreeMap<Meter, f64>) -> bool {
+        let allowed: Vec<Thresholds> =
+            self.grantees().into_iter().filter_map(|grantee| self.allowed(grantee, cut, scale)).collect();
+        let standing = sums(allowed.iter());
+        let planned = sums(planned.values().map(|grant| &grant.thresholds));
+        // A meter that nobody is limited by any more is no cut to nothing.
+        planned.iter().all(|(meter, new)| standing.get(meter).is_none_or(|rate| rate * (1.0 - CUT) <= *new))
+    }
+
+    /// Per meter Σ planned ÷ Σ stored of the grants older than a cut, where that is less.
+    fn factors(&self, planned: &BTreeMap<Grantee, Grant>, cut: Option<Stamp>) -> BTreeMap<Meter, f64> {
+        let Some(cut) = cut else { return BTreeMap::new() };
+        let older = |grant: &&Grant| grant.stamp < cut;
+        let (mut stored, mut new) = (Vec::new(), Vec::new());
+        for grantee in self.grantees() {
+            let standing = self.standing(grantee).filter(older).map(|grant| grant.thresholds.clone());
+            stored.extend(standing.reduce(|a, b| a.higher_of(&b)).inspect(|_| new.push(grantee)));
+        }
+        let limited: BTreeSet<&Meter> = planned.values().flat_map(|grant| grant.thresholds.rates.keys()).collect();
+        let planned = sums(new.into_iter().filter_map(|grantee| Some(&planned.get(grantee)?.thresholds)));
+        let factor = |(meter, stored): (Meter, f64)| (meter, planned.get(&meter).copied().unwrap_or(0.0) / stored);
+        let stored = sums(stored.iter()).into_iter().filter(|(meter, stored)| *stored > 0.0 && limited.contains(meter));
+        let factors = stored.map(factor);
+        factors
+            .filter(|(_, factor)| *factor < 1.0 - CUT)
+            .map(|(meter, factor)| (meter, super::planner::round(factor)))
+            .collect()
+    }
+}
+
+/// Rates added up per meter.
+fn sums<'a>(of: impl Iterator<Item = &'a Thresholds>) -> BTreeMap<Meter, f64> {
+    let mut sums = BTreeMap::new();
+    for (meter, rate) in of.flat_map(|thresholds| &thresholds.rates) {
+        *sums.entry(*meter).or_default() += rate.rate;
+    }
+    sums
+}
+
+/// Whether `next` is stricter than `now` by more than is not worth a write.
+fn falls(now: &Thresholds, next: &Thresholds) -> bool {
+    let places = |thresholds: &Thresholds| thresholds.concurrency.unwrap_or(u32::MAX);
+    let falls = |(meter, next): (&Meter, &Rate)| {
+        now.rates.get(meter).is_none_or(|now| next.rate < now.rate * (1.0 - REWRITE_TOLERANCE))
+    };
+    places(next) < places(now) || next.rates.iter().any(falls)
+}
+
+/// The first keys behind `last`, or from the start when none is.
+fn next_keys<V>(of: &BTreeMap<Grantee, V>, last: Option<&Grantee>, most: usize) -> Vec<Grantee> {
+    let behind = last.map_or(Bound::Unbounded, Bound::Excluded);
+    let keys: Vec<Grantee> =
+        of.range::<Grantee, _>((behind, Bound::Unbounded)).map(|(key, _)| key.clone()).take(most).collect();
+    if keys.is_empty() { of.keys().take(most).cloned().collect() } else { keys }
+}

@@ -307,12 +307,8 @@ impl FromStr for Meter {
             "month" => Window::Month,
             other => {
                 let digits = other.strip_suffix('s').filter(|n| n.starts_with(|c: char| matches!(c, '1'..='9')));
-                match digits.and_then(|n| n.parse().ok()).ok_or_else(refused)? {
-                    1 => Window::Second,
-                    60 => Window::Minute,
-                    n @ 2..=86_400 => Window::Seconds(n),
-                    _ => return Err(refused()),
-                }
+                let seconds = digits.and_then(|n| n.parse().ok()).filter(|n| *n <= 86_400);
+                seconds.and_then(Window::from_seconds).ok_or_else(refused)?
             }
         };
         Ok(Self { unit, window })

@@ -136,6 +136,16 @@ impl At {
             && parents.is_none_or(|(gates, (account, declared))| gates.is_current(account, *declared))
     }
 
+    /// Whether these are the same gates: then a place in line is kept, whoever else got one of his own.
+    fn is_same(&self, other: &Self) -> bool {
+        let parents = (self.parent_account(), other.parent_account());
+        Arc::ptr_eq(&self.account, &other.account)
+            && match parents {
+                (Some(mine), Some(theirs)) => Arc::ptr_eq(mine, theirs),
+                (mine, theirs) => mine.is_none() && theirs.is_none(),
+            }
+    }
+
     fn parent_account(&self) -> Option<&Arc<Account>> {
         self.parent.as_ref().map(|(account, _)| account)
     }
@@ -184,16 +194,24 @@ impl Admission {
     /// Asks once, now; a request that would have to wait is refused when it may not wait, and else stands in line.
     fn step(&mut self) -> Step {
         loop {
-            let at = self.at.take().unwrap_or_else(|| At::find(&self.gates, &self.tenant));
+            let mut at = self.at.take().unwrap_or_else(|| At::find(&self.gates, &self.tenant));
             let answer = at.ask(&mut self.asker, self.now);
             if let Answer::Admitted(mine, theirs) = answer {
                 let parent = at.parent.map(|(account, _)| account).zip(theirs);
                 return Step::Done(Ok(Permit::new(at.account, mine, parent, self.now)));
             }
             // Asked first, and looked then: who joined the shared line after everyone in it was woken asks again.
-            if matches!(answer, Answer::Moved) || !at.is_current(&self.gates) {
+            if matches!(answer, Answer::Moved) {
                 at.leave(&mut self.asker);
                 continue;
+            }
+            if !at.is_current(&self.gates) {
+                let found = At::find(&self.gates, &self.tenant);
+                if !found.is_same(&at) {
+                    at.leave(&mut self.asker);
+                    continue;
+                }
+                at = found;
             }
             return match (answer, self.asker.wake()) {
                 (Answer::Never(never), _) => Step::Done(Err(Refusal::Never(never))),
@@ -212,7 +230,9 @@ impl Admission {
     #[must_use]
     pub fn place(&self) -> Option<Place> {
         let now = self.gates.pool.clock.now();
-        let standing = self.at.as_ref()?.account.gate.standing(&self.asker, now)?;
+        let at = self.at.as_ref()?;
+        let parent = at.parent_account().map(|parent| &parent.gate);
+        let standing = at.account.gate.standing(&self.asker, parent, now)?;
         let Wait { at, by } = standing.expected;
         Some(Place { ahead: standing.ahead, expected: at.map(|at| at.since(now)), why: by.into() })
     }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -58,6 +59,8 @@ pub(super) struct Core {
     pub views: Views,
     /// Filled once, when the client starts.
     pub pools: std::sync::OnceLock<BTreeMap<PoolId, Arc<Gates>>>,
+    /// How many reports were made.
+    pub reports: AtomicU64,
     /// Something must reach the leader at once.
     pub urgent: Notify,
     /// The first shares have come.
@@ -67,6 +70,12 @@ pub(super) struct Core {
 }
 
 impl Core {
+    /// What this process has to say; each report has the next number.
+    fn report(&self, views: &BTreeMap<PoolId, PoolView>, now: MonoTime) -> Report {
+        let sequence = self.reports.fetch_add(1, Ordering::Relaxed) + 1;
+        report(&self.instance, &self.boot, self.pools().map(|gates| &**gates), views, sequence, now)
+    }
+
     fn pools(&self) -> impl Iterator<Item = &Arc<Gates>> {
         self.pools.get().into_iter().flat_map(BTreeMap::values)
     }
@@ -314,7 +323,7 @@ pub(super) async fn farewell(core: &Core, report_url: Option<&str>) {
         views.values_mut().for_each(PoolView::give_shares_back);
         // A pool that somebody still holds is on its part of the safe thresholds.
         core.retune(&mut views, now);
-        let last = report(&core.instance, &core.boot, core.pools().map(|gates| &**gates), &views, now);
+        let last = core.report(&views, now);
         Report { leaving: true, ..last }
     };
     let leader = core.session.lock().leader().map(|leader| leader.report_url.clone());
@@ -335,7 +344,7 @@ async fn post(core: &Core, http: &reqwest::Client, url: &str) -> Result<Reply, P
     let asked_at = core.clock.now();
     let body: Report = {
         let views = core.views.lock();
-        report(&core.instance, &core.boot, core.pools().map(|gates| &**gates), &views, asked_at)
+        core.report(&views, asked_at)
     };
     let url = format!("{}/v1/observations", url.trim_end_matches('/'));
     let response = http.post(url).json(&body).send().await.map_err(|_| PostError::Failed("unreachable"))?;

@@ -82,6 +82,21 @@ pub struct Late {
     pub line_is_full: bool,
 }
 
+/// The one that comes later; what nobody can tell comes last.
+fn later(a: Wait, b: Wait) -> Wait {
+    match (a.at, b.at) {
+        (None, _) => a,
+        (_, None) => b,
+        (Some(first), Some(second)) => {
+            if second > first {
+                b
+            } else {
+                a
+            }
+        }
+    }
+}
+
 /// Where one who waits stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
@@ -257,10 +272,15 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     }
 
     /// Where one who waits stands; `None` when he does not.
-    pub fn standing(&self, asker: &Asker<W>, now: MonoTime) -> Option<Standing> {
+    pub fn standing(&self, asker: &Asker<W>, parent: Option<&Self>, now: MonoTime) -> Option<Standing> {
         self.state.with(|state| {
             let ahead = state.line.ahead_of(asker.ticket?)?;
-            Some(Standing { ahead: ahead.waiters, expected: state.limiter.expected(&ahead.cost, &asker.cost, now) })
+            let mut expected = state.limiter.expected(&ahead.cost, &asker.cost, now);
+            if let Some(parent) = parent {
+                expected =
+                    later(expected, parent.state.with(|parent| parent.limiter.expected(&ahead.cost, &asker.cost, now)));
+            }
+            Some(Standing { ahead: ahead.waiters, expected })
         })
     }
 
@@ -340,7 +360,15 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         })
     }
 
-    /// Whether nobody has asked since `since`, and a new gate in its place would admit no more than this one.
+    /// Whether nothing that happened before `left_at`, when it was closed, counts any more: not even debt that nothing pays.
+    pub fn is_over(&self, left_at: MonoTime, now: MonoTime) -> bool {
+        self.state.with(|state| {
+            let window = state.limiter.longest_window();
+            state.line.is_empty() && state.limiter.in_flight() == 0 && now.since(left_at) >= window
+        })
+    }
+
+    /// Whether nobody has asked since `since`, and a new gate, filled, could take its place.
     pub fn is_idle(&self, since: MonoTime, now: MonoTime) -> bool {
         self.state.with(|state| state.asked_at <= since && state.line.is_empty() && state.limiter.is_fresh_at(now))
     }
@@ -408,7 +436,7 @@ impl<W: Wake> State<W> {
 
     fn ask(&mut self, asker: &mut Asker<W>, now: MonoTime) -> Answer {
         if !self.has_turn(asker.ticket, asker.priority, now) {
-            return self.no_turn(asker, now);
+            return self.no_turn(asker, None, now);
         }
         match self.limiter.decide(&asker.cost, now) {
             Ok(reservation) => {
@@ -425,7 +453,7 @@ impl<W: Wake> State<W> {
             parent.leave_as_child(asker);
             return match parent.limiter.never(&asker.cost) {
                 Some(never) => self.never(asker, never),
-                None => self.no_turn(asker, now),
+                None => self.no_turn(asker, Some(parent), now),
             };
         }
         let decided = match self.limiter.room(&asker.cost, now) {
@@ -498,7 +526,7 @@ impl<W: Wake> State<W> {
     }
 
     /// It is not his turn; but no turn makes too large a request fit.
-    fn no_turn(&mut self, asker: &mut Asker<W>, now: MonoTime) -> Answer {
+    fn no_turn(&mut self, asker: &mut Asker<W>, parent: Option<&Self>, now: MonoTime) -> Answer {
         if let Some(never) = self.limiter.never(&asker.cost) {
             return self.never(asker, never);
         }
@@ -506,7 +534,11 @@ impl<W: Wake> State<W> {
             Some(ahead) => ahead,
             None => self.line.ahead_of_newcomer(asker.priority, now),
         };
-        let expected = self.limiter.expected(&ahead.cost, &asker.cost, now);
+        let mut expected = self.limiter.expected(&ahead.cost, &asker.cost, now);
+        if let Some(parent) = parent {
+            // Those ahead need room in both.
+            expected = later(expected, parent.limiter.expected(&ahead.cost, &asker.cost, now));
+        }
         self.stand(asker, expected, None, now)
     }
 

@@ -66,8 +66,8 @@ struct Shard {
 impl Shard {
     fn accounts(&self) -> impl Iterator<Item = &Arc<Account>> {
         self.in_use.iter().chain(self.others.iter().filter_map(|other| match other {
-            Other::Declared(_) => None,
-            Other::Leaving(account) => Some(account),
+            Other::Declared(..) => None,
+            Other::Leaving(account, _) => Some(account),
         }))
     }
 }
@@ -75,17 +75,17 @@ impl Shard {
 /// A tenant that is not asked for at its own gate.
 #[derive(Debug)]
 enum Other {
-    /// Has limits of its own, and was not used for a while.
-    Declared(TenantId),
-    /// Has no limits of its own any more, and is still owed or owing.
-    Leaving(Arc<Account>),
+    /// Has limits of its own, and was not used for a while: never, or since its gate was dropped.
+    Declared(TenantId, Option<MonoTime>),
+    /// Has no limits of its own any more, since then, and is still owed or owing.
+    Leaving(Arc<Account>, MonoTime),
 }
 
 impl Other {
     fn is_of(&self, tenant: &TenantId) -> bool {
         match self {
-            Self::Declared(known) => known == tenant,
-            Self::Leaving(account) => account.is_of(tenant),
+            Self::Declared(known, _) => known == tenant,
+            Self::Leaving(account, _) => account.is_of(tenant),
         }
     }
 }
@@ -104,7 +104,7 @@ pub(super) struct Gates {
     declared: AtomicU64,
     /// How often limits changed.
     generation: AtomicU64,
-    /// How many gates there are.
+    /// How many gates tenants have of their own, those included that are to be dropped.
     live: AtomicUsize,
     /// Which shard is looked after next, and how many wait and have expired in each, the shared gate's being the last.
     sweep: Mutex<(usize, Vec<(u64, u64)>)>,
@@ -161,7 +161,7 @@ impl Gates {
         if let Some(account) = shard.in_use.find(hash, |account| account.is_of(tenant)) {
             return (account.clone(), declared);
         }
-        let is_declared = matches!(shard.others.find(hash, |other| other.is_of(tenant)), Some(Other::Declared(_)));
+        let is_declared = matches!(shard.others.find(hash, |other| other.is_of(tenant)), Some(Other::Declared(..)));
         drop(shard);
         (if is_declared { self.first_use(tenant, hash) } else { self.default.clone() }, declared)
     }
@@ -179,29 +179,40 @@ impl Gates {
         if let Some(account) = shard.in_use.find(hash, |account| account.is_of(tenant)) {
             return account.clone();
         }
-        let declared = |other: &Other| matches!(other, Other::Declared(known) if known == tenant);
+        let (now, wall) = (self.pool.clock.now(), self.pool.clock.wall());
+        let grantee = Grantee::Tenant(tenant.clone());
+        // A block that is just over has left it without limits of its own: not open, but one of the others.
+        let Some(limits) = views.get(&self.pool.id).and_then(|view| view.limits_of(&grantee, now, wall)) else {
+            return self.default.clone();
+        };
+        let declared = |other: &Other| matches!(other, Other::Declared(known, _) if known == tenant);
         let Ok(place) = shard.others.find_entry(hash, declared) else {
             return self.default.clone();
         };
-        place.remove();
-        let (now, wall) = (self.pool.clock.now(), self.pool.clock.wall());
-        let grantee = Grantee::Tenant(tenant.clone());
-        let limits = views.get(&self.pool.id).and_then(|view| view.limits_of(&grantee, now, wall)).unwrap_or_default();
-        let gate = Gate::new(Limiter::with_call_max(&limits, self.pool.call_max, now), now);
+        let dropped_at = match place.remove().0 {
+            Other::Declared(_, dropped_at) => dropped_at,
+            Other::Leaving(..) => None,
+        };
+        let mut limiter = Limiter::with_call_max(&limits, self.pool.call_max, dropped_at.unwrap_or(now));
+        if dropped_at.is_some() {
+            // It was full when its gate was dropped.
+            limiter.fill(now);
+        }
+        let gate = Gate::new(limiter, now);
         let account = Arc::new(Account { grantee, gate, pool: self.pool.clone() });
+        self.live.fetch_add(1, Ordering::Relaxed);
         self.put_in_use(&mut shard, hash, account.clone());
         account
     }
 
     fn put_in_use(&self, shard: &mut Shard, hash: u64, account: Arc<Account>) {
         shard.in_use.insert_unique(hash, account, |account| self.hash_of(account));
-        self.live.fetch_add(1, Ordering::Relaxed);
     }
 
     fn put_aside(&self, shard: &mut Shard, hash: u64, other: Other) {
         shard.others.insert_unique(hash, other, |other| match other {
-            Other::Declared(tenant) => self.hash(tenant),
-            Other::Leaving(account) => self.hash_of(account),
+            Other::Declared(tenant, _) => self.hash(tenant),
+            Other::Leaving(account, _) => self.hash_of(account),
         });
     }
 
@@ -248,9 +259,8 @@ impl Gates {
             }
             (Ok(place), None) => {
                 let account = place.remove().0;
-                self.live.fetch_sub(1, Ordering::Relaxed);
                 account.gate.close();
-                self.put_aside(&mut shard, hash, Other::Leaving(account));
+                self.put_aside(&mut shard, hash, Other::Leaving(account, now));
                 return true;
             }
             (Err(_), _) => {}
@@ -258,19 +268,23 @@ impl Gates {
         let other = shard.others.find_entry(hash, |other| other.is_of(tenant)).ok().map(|place| place.remove().0);
         match (other, limits) {
             (None, None) => false,
-            (Some(leaving @ Other::Leaving(_)), None) => {
+            (Some(leaving @ Other::Leaving(..)), None) => {
                 self.put_aside(&mut shard, hash, leaving);
                 false
             }
-            (Some(Other::Declared(_)), None) => true,
-            (Some(Other::Leaving(account)), Some(limits)) => {
+            (Some(Other::Declared(..)), None) => true,
+            (Some(Other::Leaving(account, _)), Some(limits)) => {
                 account.gate.retune(limits, now);
                 self.put_in_use(&mut shard, hash, account);
                 true
             }
-            (other, Some(_)) => {
-                self.put_aside(&mut shard, hash, Other::Declared(tenant.clone()));
-                other.is_none()
+            (Some(declared @ Other::Declared(..)), Some(_)) => {
+                self.put_aside(&mut shard, hash, declared);
+                false
+            }
+            (None, Some(_)) => {
+                self.put_aside(&mut shard, hash, Other::Declared(tenant.clone(), None));
+                true
             }
         }
     }
@@ -316,23 +330,37 @@ impl Gates {
         let since = now.before(self.pool.idle_after);
         let (mut sum, mut any_idle) = ((0, 0), false);
         let shard = &self.shards[shard];
-        for account in shard.read().accounts() {
+        let found = shard.read();
+        any_idle |= found
+            .others
+            .iter()
+            .any(|other| matches!(other, Other::Leaving(account, left_at) if account.gate.is_over(*left_at, now)));
+        for account in found.accounts() {
             account.gate.expire(now);
             let glance = account.gate.glance();
             sum = (sum.0 + glance.waiting as u64, sum.1 + glance.expired);
             tell(&account.grantee, glance);
             any_idle |= account.gate.is_idle(since, now);
         }
+        drop(found);
         if any_idle {
             // Nobody can get at one while the shard is locked: who has it already is counted.
-            let is_idle = |account: &Arc<Account>| Arc::strong_count(account) == 1 && account.gate.is_idle(since, now);
+            let unused = |account: &Arc<Account>| Arc::strong_count(account) == 1;
             let mut shard = shard.write();
-            shard.others.retain(|other| !matches!(other, Other::Leaving(account) if is_idle(account)));
-            let idle: Vec<Arc<Account>> = shard.in_use.extract_if(|account| is_idle(account)).collect();
-            self.live.fetch_sub(idle.len(), Ordering::Relaxed);
+            let others = shard.others.len();
+            shard.others.retain(|other| match other {
+                Other::Declared(..) => true,
+                Other::Leaving(account, left_at) => {
+                    !(unused(account) && (account.gate.is_idle(since, now) || account.gate.is_over(*left_at, now)))
+                }
+            });
+            let left = others - shard.others.len();
+            let idle = shard.in_use.extract_if(|account| unused(account) && account.gate.is_idle(since, now));
+            let idle: Vec<Arc<Account>> = idle.collect();
+            self.live.fetch_sub(left + idle.len(), Ordering::Relaxed);
             for account in idle {
                 if let Grantee::Tenant(tenant) = &account.grantee {
-                    self.put_aside(&mut shard, self.hash(tenant), Other::Declared(tenant.clone()));
+                    self.put_aside(&mut shard, self.hash(tenant), Other::Declared(tenant.clone(), Some(now)));
                 }
             }
         }

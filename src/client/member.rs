@@ -28,6 +28,7 @@ const BRAKE_MIN: f64 = 0.05;
 const RELEASE_PER_S: f64 = 0.01;
 const CLEAN_BEFORE_RELEASE_S: f64 = 8.0;
 const LAPSE_TAU_S: f64 = 30.0;
+const LAPSE_STEPS: f64 = 100.0;
 /// Ends of a window that are told no further apart than this are one: pulses travel.
 const SAME_WINDOW_END: Duration = Duration::from_millis(500);
 
@@ -513,7 +514,8 @@ impl PoolView {
         match &self.pulse {
             Some((pulse, Some(at))) => {
                 let late_s = now.seconds_since(*at + Duration::from_millis(pulse.valid_for_ms));
-                (-late_s / LAPSE_TAU_S).exp()
+                // In steps: each is a retune of every tenant.
+                ((-late_s / LAPSE_TAU_S).exp() * LAPSE_STEPS).round() / LAPSE_STEPS
             }
             _ => 0.0,
         }

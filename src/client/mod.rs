@@ -193,6 +193,7 @@ impl Client {
             session: Mutex::new(Session::new(params.keyspace.clone(), ids)),
             views: views.clone(),
             pools: std::sync::OnceLock::new(),
+            reports: std::sync::atomic::AtomicU64::new(0),
             urgent: tokio::sync::Notify::new(),
             joined: tokio::sync::Notify::new(),
             jitter: fastrand::f64(),

@@ -21,8 +21,8 @@ pub struct ClientParams {
     pub report_url: Option<String>,
     /// How long a request waits for admission unless the caller says otherwise.
     pub max_wait: Duration,
-    /// After how long without a request the process forgets what it kept of a tenant, once nothing that the tenant owes
-    /// would be forgotten with it.
+    /// After how long without a request the process forgets what it kept of a tenant, once the tenant owes nothing and has
+    /// saved up all that it may.
     pub idle_after: Duration,
 }
 

@@ -17,11 +17,12 @@ pub(super) fn report<'a>(
     boot: &str,
     pools: impl Iterator<Item = &'a Gates>,
     views: &BTreeMap<PoolId, PoolView>,
+    sequence: u64,
     now: MonoTime,
 ) -> Report {
     let pools = pools.map(|gates| {
         let id = &gates.pool.id;
-        (id.clone(), pool_report(gates, views.get(id), now))
+        (id.clone(), PoolReport { sequence, ..pool_report(gates, views.get(id), now) })
     });
     let pools = pools.collect();
     Report { schema: REPORT_SCHEMA, instance: instance.to_owned(), boot: boot.to_owned(), leaving: false, pools }
@@ -71,5 +72,5 @@ fn pool_report(gates: &Gates, view: Option<&PoolView>, now: MonoTime) -> PoolRep
         tenant.share = share.map(|share| share.share);
         tenant.concurrency = share.and_then(|share| share.concurrency);
     }
-    PoolReport { meters, hold_ms, tenants }
+    PoolReport { sequence: 0, meters, hold_ms, tenants }
 }

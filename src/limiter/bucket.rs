@@ -59,10 +59,14 @@ impl Bucket {
     }
 
     /// Lowers the level to what would be there at `now` had there been `seconds` of the rate, no more, at `since`: what was
-    /// stored till then is not let go at once.
-    pub fn drain(&mut self, seconds: f64, since: MonoTime, now: MonoTime) {
-        self.accrue(now);
-        self.level = self.level.min(self.rate_per_ns * (seconds * 1e9 + now.nanos_since(since)));
+    /// stored till then is not let go at once. Takes `most_s` seconds of the rate at the most.
+    pub fn drain(&mut self, seconds: f64, most_s: f64, since: MonoTime, now: MonoTime) {
+        // Then, or when it was last touched: what has flowed in since on top of a full bucket was lost for nothing.
+        let then = since.max(self.updated).min(now);
+        self.accrue(then);
+        let left = self.rate_per_ns * (seconds * 1e9 + then.nanos_since(since));
+        let kept = self.level - self.rate_per_ns * most_s * 1e9;
+        self.level = self.level.min(left.max(kept));
     }
 
     /// Takes `units` if they are no more than the burst and there at `now`, to the billionth of a unit.
@@ -119,10 +123,10 @@ impl Bucket {
         }
     }
 
-    /// Whether a new bucket would hold no more than this one does: then it remembers nothing that matters.
+    /// Whether it is as full as it can be: then it remembers nothing that matters.
     #[must_use]
-    pub fn is_fresh_at(&self, now: MonoTime) -> bool {
-        let start = (self.rate_per_ns * 1e9).min(self.burst);
-        self.level_at(now) + slack(start) >= start
+    pub fn is_full_at(&self, now: MonoTime) -> bool {
+        let most = if self.rate_per_ns > 0.0 { self.burst } else { 0.0 };
+        self.level_at(now) + slack(most) >= most
     }
 }

@@ -1,6 +1,7 @@
 //! What counts on one meter: the algorithm that policy chose for it.
 
 use super::limits::{Counting, MeterLimit};
+use super::log::ENTRIES_MAX;
 use super::{Alignment, Bucket, FixedWindow, SlidingLog, SlidingWindow};
 use crate::clock::MonoTime;
 use crate::quota::Meter;
@@ -12,6 +13,12 @@ const SLOW_START_S: f64 = 0.25;
 /// second, in seconds.
 const PACE_PART: f64 = 0.1;
 const PACE_MAX_S: f64 = 10.0;
+
+/// A log stays one up to so many times the limit that it is made for.
+const LOG_KEPT_UP_TO: f64 = 2.0;
+/// What a hold's end takes from a bucket at the most, in seconds of its rate: as much as a tenant is usually let store. One
+/// with little rate, that saves up for a request for longer than holds are apart, would never be admitted otherwise.
+const DRAINED_MAX_S: f64 = 12.0;
 
 /// A meter's state. Only the bucket stands in place: it is what nearly all meters are.
 #[derive(Debug)]
@@ -27,7 +34,10 @@ pub(super) enum Counter {
 pub(super) struct Paced {
     window: FixedWindow,
     window_s: f64,
+    /// The one that runs, or that will.
     pace: Option<Pace>,
+    /// When the next one begins: the end of a window that somebody waits for while the pace of the last one runs.
+    next: Option<MonoTime>,
 }
 
 /// From an instant on, no more than what flows in.
@@ -44,8 +54,41 @@ impl Paced {
 
     fn pace_from(&mut self, from: MonoTime) {
         let mut flow = Bucket::new(self.pace_per_s(), self.window.burst(), from);
-        flow.drain(0.0, from, from);
+        flow.take(flow.level_at(from), from);
         self.pace = Some(Pace { from, flow });
+    }
+
+    /// Goes over to the next pace when its window has begun; one that holds nobody up any more is over.
+    fn advance(&mut self, now: MonoTime) {
+        if let Some(next) = self.next.take_if(|next| now >= *next) {
+            self.pace_from(next);
+        }
+        self.pace.take_if(|pace| now > pace.from && pace.flow.level_at(now) >= pace.flow.burst());
+    }
+
+    /// Somebody waits for the window that begins then, and he may not be alone.
+    fn expect(&mut self, begins: MonoTime) {
+        match &self.pace {
+            None => self.pace_from(begins),
+            Some(pace) if pace.from < begins => self.next = Some(begins),
+            Some(_) => {}
+        }
+    }
+
+    /// A hold has ended, at `at`. What begins later still begins then.
+    fn start_slowly(&mut self, at: MonoTime) {
+        match &self.pace {
+            Some(pace) if pace.from > at => {
+                self.next = self.next.max(Some(pace.from));
+                self.pace_from(at);
+            }
+            _ => self.pace_from(at),
+        }
+    }
+
+    fn is_fresh_at(&self, now: MonoTime) -> bool {
+        let paced = self.pace.as_ref().is_some_and(|pace| pace.flow.level_at(now) < pace.flow.burst());
+        !paced && self.window.is_fresh_at(now)
     }
 
     /// What the window says, and from its beginning on what the pace says too.
@@ -65,23 +108,25 @@ impl Paced {
         self.window.retune(limit, alignment, since);
         let per_s = self.pace_per_s();
         // One that has not begun was for an end that may have moved; who finds no room sets another.
+        self.advance(since);
         self.pace.take_if(|pace| since < pace.from);
+        self.next = None;
         if let Some(pace) = &mut self.pace {
             pace.flow.retune(per_s, limit, since);
         }
     }
 
     fn reaches_at(&mut self, units: f64, now: MonoTime) -> Option<MonoTime> {
-        self.pace.take_if(|pace| now > pace.from && pace.flow.level_at(now) >= pace.flow.burst());
+        self.advance(now);
         let at = self.window.reaches_at(units, now);
-        if let Some(at) = at.filter(|at| *at > now && self.pace.is_none()) {
-            // Somebody waits for the next window, and he may not be alone.
-            self.pace_from(at);
+        if let Some(at) = at.filter(|at| *at > now) {
+            self.expect(at);
         }
         self.later(at, now, |flow, now| flow.reaches_at(units, now))
     }
 
     fn take(&mut self, units: f64, now: MonoTime) {
+        self.advance(now);
         self.window.take(units, now);
         if let Some(pace) = self.pace.as_mut().filter(|pace| now >= pace.from) {
             pace.flow.take(units, now);
@@ -104,7 +149,7 @@ impl Counter {
             Counting::TokenBucket => Self::Bucket(Bucket::new(meter.per_second(units), limit.rate.burst, now)),
             Counting::FixedWindow(alignment) => {
                 let window = FixedWindow::new(units, window_s, alignment, now);
-                Self::Fixed(Box::new(Paced { window, window_s, pace: None }))
+                Self::Fixed(Box::new(Paced { window, window_s, pace: None, next: None }))
             }
             Counting::SlidingWindow => Self::Sliding(Box::new(SlidingWindow::new(units, window_s, now))),
             Counting::SlidingLog => Self::Log(Box::new(SlidingLog::new(units, window_s, now))),
@@ -122,6 +167,12 @@ impl Counter {
             }
             (Self::Sliding(window), Counting::SlidingWindow) => window.retune(units, since),
             (Self::Log(log), Counting::SlidingLog) => log.retune(units, since),
+            // A limit about as large as a log is kept for does not go to and fro between the two: each time, all that is counted
+            // would count from then on.
+            #[allow(clippy::cast_precision_loss, reason = "a thousand")]
+            (Self::Log(log), Counting::SlidingWindow) if units <= LOG_KEPT_UP_TO * ENTRIES_MAX as f64 => {
+                log.retune(units, since);
+            }
             _ => {
                 let mut other = Self::new(meter, limit, since);
                 other.carry(self, since);
@@ -189,8 +240,8 @@ impl Counter {
 
     pub(super) fn is_fresh_at(&self, now: MonoTime) -> bool {
         match self {
-            Self::Bucket(bucket) => bucket.is_fresh_at(now),
-            Self::Fixed(paced) => paced.window.is_fresh_at(now),
+            Self::Bucket(bucket) => bucket.is_full_at(now),
+            Self::Fixed(paced) => paced.is_fresh_at(now),
             Self::Sliding(window) => window.is_fresh_at(now),
             Self::Log(log) => log.is_fresh_at(now),
         }
@@ -220,8 +271,8 @@ impl Counter {
     /// A hold has ended, at `at`. What a sliding window lets go follows what was taken before: it is spread already.
     pub(super) fn start_slowly(&mut self, at: MonoTime, now: MonoTime) {
         match self {
-            Self::Bucket(bucket) => bucket.drain(SLOW_START_S, at, now),
-            Self::Fixed(paced) => paced.pace_from(at),
+            Self::Bucket(bucket) => bucket.drain(SLOW_START_S, DRAINED_MAX_S, at, now),
+            Self::Fixed(paced) => paced.start_slowly(at),
             Self::Sliding(_) | Self::Log(_) => {}
         }
     }

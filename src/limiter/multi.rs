@@ -167,6 +167,14 @@ impl Limiter {
         }
     }
 
+    /// Fills every bucket: for one that takes the place of a limiter that [remembered nothing](Self::is_fresh_at).
+    pub fn fill(&mut self, now: MonoTime) {
+        for metered in &mut self.meters {
+            let burst = metered.counter.burst();
+            metered.counter.top_up(burst, now);
+        }
+    }
+
     fn aside(&mut self) -> &mut Aside {
         self.aside.get_or_insert_default()
     }
@@ -300,8 +308,15 @@ impl Limiter {
         self.meters.iter().find(|metered| metered.meter == meter).map(|metered| metered.counter.level_at(now))
     }
 
-    /// Whether a new limiter in its place would admit no more: it owes nothing, nothing is in flight, and no meter is
-    /// remembered.
+    /// The longest window of its meters.
+    #[must_use]
+    pub fn longest_window(&self) -> Duration {
+        let seconds = self.meters.iter().map(|metered| metered.meter.window.seconds());
+        Duration::from_secs_f64(seconds.fold(0.0, f64::max))
+    }
+
+    /// Whether a new one that is [filled](Self::fill) could take its place: it owes nothing, nothing is missing, nothing is in
+    /// flight, and no meter is remembered.
     #[must_use]
     pub fn is_fresh_at(&self, now: MonoTime) -> bool {
         self.flights.taken() == 0

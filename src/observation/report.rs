@@ -72,6 +72,9 @@ pub struct Report {
 /// What a member saw of one pool.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct PoolReport {
+    /// Counts the process's reports: one with a lower number than another was overtaken by it on its way.
+    #[serde(default)]
+    pub sequence: u64,
     /// The newest-sent reading of each meter, none older than 60 s.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub meters: BTreeMap<Meter, MeterReport>,

@@ -403,6 +403,32 @@ async fn a_block_reaches_undeclared_tenants_without_any_grant() {
     assert_eq!(wait_of(stage.now("anyone", one()).await).1, Why::Blocked);
 }
 
+/// Who waits at the gate that undeclared tenants share keeps his place when another tenant gets one of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn those_in_line_keep_their_places_when_others_get_gates_of_their_own() {
+    let stage = Stage::open(&[("@default", at_a_time(1))]).await;
+    let held = stage.now("first", one()).await.expect("free");
+    let ask = Ask { max_wait: LONG, ..stage.pool.asking(one()) };
+    let names: Vec<_> = (0..20).map(|n| tenant(&format!("made-up-{n}"))).collect();
+    let mut waiting = Vec::new();
+    for name in &names {
+        let mut request = stage.pool.request(name, &ask);
+        assert!(timeout(Duration::from_millis(1), request.admitted()).await.is_err());
+        waiting.push(request);
+    }
+    for n in 0..3 {
+        stage.regrant(&format!("declared-{n}"), at_a_time(1)).await;
+        stage.enforced(&format!("declared-{n}"), &at_a_time(1)).await;
+        // All of them ask again, the last one first.
+        for request in waiting.iter_mut().rev() {
+            assert!(timeout(Duration::from_millis(1), request.admitted()).await.is_err());
+        }
+    }
+    let places: Vec<_> = waiting.iter().map(|request| request.place().expect("in line").ahead).collect();
+    assert_eq!(places, (0..20).collect::<Vec<_>>());
+    drop(held);
+}
+
 // === urgency, place, parents, time ===
 
 #[tokio::test(flavor = "multi_thread")]
@@ -513,6 +539,46 @@ async fn an_idle_tenant_is_forgotten_and_one_in_debt_is_not() {
     let (after, why) = wait_of(pool.admit_within(&tenant("debtor"), Cost::request(100, 0), Duration::ZERO).await);
     assert!(after > Duration::from_secs(900), "{after:?}");
     assert_eq!(why, Why::Rate(TPM));
+}
+
+/// A tenant that is used now and then has what flowed in between: its gate is dropped meanwhile, and that takes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_was_forgotten_has_what_has_flowed_in_since() {
+    let (hand, desk) = (Hand::new(), Desk::open().await);
+    desk.share("acme", 1.0, None);
+    // A hundred a second, and the request needs three hundred.
+    hand.grant("acme", &grant(stamp(1, 1), rates(&[(TPM, 6_000.0, 400.0)]))).await;
+    hand.lead(&desk.url).await;
+    hand.pulse(&Pulse { valid_for_ms: 3_600_000, ..pulse(stamp(1, 1)) }).await;
+    let params = ClientParams {
+        idle_after: Duration::ZERO,
+        ..ClientParams::new(vec![PoolParams::new(pool(), Dialect::Anthropic)])
+    };
+    let client = Client::start(params, Arc::new(hand.store.clone()), Arc::new(Telemetry::new())).await;
+    let pool = client.pool(POOL).expect("named");
+    let shares =
+        || pool.tuning().limits.get(&grantee("acme")).is_some_and(|limits| limits.meters[&TPM].rate.burst == 400.0);
+    eventually("its share", shares).await;
+    // Asked for now and then, and dropped in between.
+    eventually("it has saved enough", || {
+        !pool.traffic().contains_key(&grantee("acme")) && pool.try_admit(&tenant("acme"), Cost::request(300, 0)).is_ok()
+    })
+    .await;
+    assert!(pool.try_admit(&tenant("acme"), Cost::request(300, 0)).is_err(), "and no more than that");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_over_leaves_nobody_open() {
+    let stage = Stage::open(&[("@default", rates(&[(RPM, 0.0, 1.0)]))]).await;
+    // What the pool began with.
+    drop(stage.now("another", one()).await);
+    let expires_at = jiff::Timestamp::now() + Duration::from_millis(300);
+    let block = format!(r#"{{"block":true,"expires_at":"{expires_at}"}}"#);
+    stage.hand.override_of(target("made-up"), &block).await;
+    eventually("blocked", || stage.pool.tuning().limits.get(&grantee("made-up")).is_some_and(|l| l.blocked)).await;
+    // The first use, right after the end: nothing is granted to those without limits of their own.
+    eventually("it is over", || jiff::Timestamp::now() > expires_at).await;
+    assert!(wait_of(stage.now("made-up", one()).await).1 != Why::Blocked);
 }
 
 // === retunes ===

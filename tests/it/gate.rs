@@ -1,13 +1,15 @@
 //! The gate without its tasks: whose turn it is, in a pool and in its parent.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidegate::client::MemberState;
 use tidegate::client::gate::{Answer, Asker, Gate};
 use tidegate::client::swap::{PoolWide, Swap};
 use tidegate::clock::MonoTime;
-use tidegate::limiter::{Limiter, Limits, Priority};
-use tidegate::quota::Cost;
+use tidegate::limiter::{Counting, Limiter, Limits, MeterLimit, Priority};
+use tidegate::plan::Rate;
+use tidegate::quota::{Cost, Meter};
 use tokio::sync::Notify;
 
 const ONE: Cost = Cost::request(0, 0);
@@ -18,6 +20,35 @@ fn s(seconds: u64) -> MonoTime {
 
 fn gate(concurrency: Option<u32>) -> Gate<Arc<Notify>> {
     Gate::new(Limiter::new(&Limits { concurrency, ..Limits::default() }, s(0)), s(0))
+}
+
+/// One request a minute, after the first.
+fn slow_gate() -> Gate<Arc<Notify>> {
+    let rate = Rate { rate: 1.0, burst: 1.0 };
+    let limit = MeterLimit { rate, largest_request: 1.0, counting: Counting::TokenBucket };
+    let meters = BTreeMap::from([(Meter::REQUESTS_PER_MINUTE, limit)]);
+    let mut limiter = Limiter::new(&Limits { meters, ..Limits::default() }, s(0));
+    limiter.top_up_to_one_request(s(0));
+    Gate::new(limiter, s(0))
+}
+
+#[test]
+fn who_stands_behind_the_head_is_told_of_the_parents_wait_too() {
+    let wide = Swap::new(PoolWide::new(MemberState::Active));
+    let (child, account) = (gate(None), slow_gate());
+    let ask = |asker: &mut Asker<_>| child.ask(asker, &wide, Some((&account, &wide)), s(0));
+    let Answer::Admitted(..) = ask(&mut Asker::new(ONE, Priority::Interactive, s(0))) else { panic!("there is room") };
+    let mut head = Asker::new(ONE, Priority::Interactive, s(100));
+    assert!(matches!(ask(&mut head), Answer::Wait(_)));
+    let mut second = Asker::new(ONE, Priority::Interactive, s(200));
+    assert!(matches!(ask(&mut second), Answer::Wait(_)));
+    let standing = child.standing(&second, Some(&account), s(0)).expect("it waits");
+    assert_eq!((standing.ahead, standing.expected.at), (1, Some(s(120))));
+    // The third would have its turn after three minutes: it cannot wait so long, and need not begin to.
+    let Answer::Late(late) = ask(&mut Asker::new(ONE, Priority::Interactive, s(150))) else {
+        panic!("it cannot be in time")
+    };
+    assert_eq!(late.expected.at, Some(s(180)));
 }
 
 #[test]

@@ -415,6 +415,59 @@ fn those_who_wait_for_a_window_are_spread_over_its_beginning_and_hold_up_nobody_
     drop(admitted(&mut limiter, Cost::request(100, 0), ms(62_000)));
 }
 
+fn window_of_600() -> Limiter {
+    let counting = Counting::FixedWindow(Alignment::EndsAt(ms(60_000)));
+    let limit = MeterLimit { rate: Rate { rate: 600.0, burst: 600.0 }, largest_request: 600.0, counting };
+    Limiter::new(&Limits { meters: BTreeMap::from([(TPM, limit)]), ..Limits::default() }, ms(0))
+}
+
+/// How many of one token each are admitted from then on, one a millisecond, within `span_ms`.
+fn flown(limiter: &mut Limiter, from_ms: u64, span_ms: u64) -> usize {
+    (0..span_ms).filter(|n| ask(limiter, Cost::request(1, 0), ms(from_ms + n)).is_ok()).count()
+}
+
+#[test]
+fn a_window_after_one_that_was_paced_is_paced_too() {
+    let mut limiter = window_of_600();
+    drop(admitted(&mut limiter, Cost::request(600, 0), ms(0)));
+    assert!(wait(&mut limiter, Cost::request(1, 0), ms(1_000)).is_some());
+    // A line of long waiters takes all of each window at its pace, and the next one asks at once when it is used up.
+    assert_eq!(flown(&mut limiter, 60_000, 7_000), 600);
+    assert!(wait(&mut limiter, Cost::request(1, 0), ms(67_000)) >= Some(ms(120_000)));
+    assert!(flown(&mut limiter, 120_000, 600) <= 61);
+}
+
+#[test]
+fn a_hold_that_ends_before_a_window_does_leaves_the_windows_pace_alone() {
+    let mut limiter = window_of_600();
+    drop(admitted(&mut limiter, Cost::request(600, 0), ms(0)));
+    assert!(wait(&mut limiter, Cost::request(1, 0), ms(1_000)).is_some());
+    limiter.hold(&[Hold { meter: TPM, until: ms(22_000) }], ms(20_000));
+    assert!(wait(&mut limiter, Cost::request(1, 0), ms(23_000)).is_some());
+    assert!(flown(&mut limiter, 60_000, 600) <= 61);
+}
+
+/// Holds of others that come more often than its rate gives a request must not keep a tenant out for ever.
+#[test]
+fn one_who_saves_for_a_request_is_admitted_however_often_others_are_held() {
+    let mut limiter = Limiter::new(&limits(&[(RPM, 1.0 / 30.0, 1.0, 1.0)]), ms(0));
+    let mut when = None;
+    for round in 0..20_u64 {
+        let began = round * 20_000;
+        limiter.hold(&[Hold { meter: RPM, until: ms(began + 500) }], ms(began));
+        if ask(&mut limiter, REQUEST, ms(began + 19_999)).is_ok() {
+            when = Some(round);
+            break;
+        }
+    }
+    assert!(when.is_some_and(|round| round <= 5), "{when:?}");
+    // One with more rate starts at its pace: what it had stored, six seconds' worth, is gone.
+    let mut limiter = Limiter::new(&limits(&[(RPM, 10.0, 60.0, 60.0)]), ms(0));
+    limiter.hold(&[Hold { meter: RPM, until: ms(20_500) }], ms(20_000));
+    let sent = (0..40).filter(|_| ask(&mut limiter, REQUEST, ms(20_500)).is_ok()).count();
+    assert!(sent <= 3, "{sent}");
+}
+
 #[test]
 fn the_limits_of_a_tenant_without_meters_admit_everything() {
     let mut limiter = Limiter::new(&Limits { meters: BTreeMap::new(), ..Limits::default() }, ms(0));

@@ -77,8 +77,8 @@ fn a_bucket_agrees_with_one_that_goes_millisecond_by_millisecond() {
                     slow.level = (slow.level + units).min(slow.burst);
                 }
                 2 => {
-                    bucket.drain(0.004, ms(now), ms(now));
-                    slow.level = slow.level.min(slow.per_ms * 4);
+                    bucket.drain(0.004, 0.03, ms(now), ms(now));
+                    slow.level = slow.level.min((slow.per_ms * 4).max(slow.level - slow.per_ms * 30));
                 }
                 _ => {
                     let units = rng.i64(0..300);
@@ -133,29 +133,30 @@ impl SlowLimiter {
         }
     }
 
-    /// Ends holds at the moment they end: levels there are lowered to a quarter of a second's rate.
+    /// Ends holds at the moment they end: levels there are lowered to a quarter of a second's rate, by twelve seconds' rate at
+    /// the most.
     fn release(&mut self, now_ms: i64) {
         for n in 0..2 {
             if let Some(until) = self.holds[n].filter(|until| *until <= now_ms) {
                 self.holds[n] = None;
                 if let Some(bucket) = &mut self.buckets[n] {
-                    // Nothing was taken since, so going back to then and forward again is exact.
-                    let mut then = SlowBucket { level: bucket.level, ..*bucket };
-                    then.level = bucket.level.min(bucket.per_ms * (250 + now_ms - until)).min(bucket.burst);
-                    *bucket = then;
+                    // One that was touched since is lowered then.
+                    bucket.go_to(until.max(bucket.at_ms));
+                    let left = bucket.per_ms * (250 + bucket.at_ms - until);
+                    bucket.level = bucket.level.min(left.max(bucket.level - bucket.per_ms * 12_000));
                 }
             }
         }
     }
 
     fn decide(&mut self, cost: [i64; 2], now_ms: i64) -> Right {
-        self.go_to(now_ms);
         for n in 0..2 {
             if self.buckets[n].is_some() && cost[n] > self.largest {
                 return Right::Never(n);
             }
         }
         self.release(now_ms);
+        self.go_to(now_ms);
         let mut wait = Some(0);
         let mut not_before = |at: Option<i64>| wait = wait.zip(at).map(|(a, b)| a.max(b));
         let mut oversize = [false; 2];

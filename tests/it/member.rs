@@ -149,7 +149,8 @@ fn a_process_that_slept_brakes_once_not_for_every_second_it_slept() {
 #[test]
 fn lapsed_grants_fall_to_the_safe_thresholds_with_tau_30_s() {
     let view = active();
-    let kept = |late_s: f64| round(60.0 + 60.0 * (-late_s / 30.0).exp());
+    // In steps of a hundredth: each is a retune of every tenant.
+    let kept = |late_s: f64| round(60.0 + 60.0 * ((-late_s / 30.0).exp() * 100.0).round() / 100.0);
     assert_eq!(rpm(&view, 15_000), 120.0);
     assert_eq!(round(rpm(&view, 30_000)), kept(15.0));
     assert_eq!(round(rpm(&view, 45_000)), kept(30.0));

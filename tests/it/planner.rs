@@ -208,10 +208,26 @@ fn a_restarted_member_is_another_member_and_what_the_old_one_had_sent_stays() {
 #[test]
 fn a_report_overtaken_by_a_later_one_changes_nothing() {
     let mut signal = PoolSignal::default();
-    for (n, at) in [(0, 0), (10, 1_000), (6, 1_100), (11, 2_000)] {
-        signal.ingest("m", &report_of(&[("a", counters(n))]), ms(at));
+    for (sequence, n, at) in [(1, 0, 0), (3, 10, 1_000), (2, 6, 1_100), (4, 11, 2_000)] {
+        signal.ingest("m", &PoolReport { sequence, ..report_of(&[("a", counters(n))]) }, ms(at));
     }
     assert_eq!(signal.own_at(Unit::Requests, ms(2_000)), 11.0);
+}
+
+/// A member drops the gate of a tenant that nobody uses, and counts the next one's from nothing.
+#[test]
+fn a_tenant_that_is_counted_anew_is_heard_again() {
+    let mut signal = PoolSignal::default();
+    for (sequence, n) in [(1, 100_000), (2, 100_000), (3, 0), (4, 5), (5, 10)] {
+        let told = PoolReport { sequence, ..report_of(&[("a", counters(n))]) };
+        signal.ingest("m", &told, ms(sequence * 1_000));
+    }
+    assert_eq!(signal.own_at(Unit::Requests, ms(5_000)), 10.0);
+    let before = signal.member_demand("m", &tenant("a"));
+    for (sequence, n) in [(6, 500), (7, 1_000)] {
+        signal.ingest("m", &PoolReport { sequence, ..report_of(&[("a", counters(n))]) }, ms(sequence * 1_000));
+    }
+    assert!(signal.member_demand("m", &tenant("a")) > before);
 }
 
 #[test]

@@ -45,6 +45,8 @@ struct Member {
     /// Cumulative units taken and not given back, over time. Below zero when more came back than was taken since it was
     /// first heard of.
     history: VecDeque<(MonoTime, Units)>,
+    /// Of its newest report.
+    sequence: u64,
 }
 
 /// Units of each unit, in the order of [`Unit::ALL`].
@@ -98,18 +100,24 @@ impl PoolSignal {
                 })
                 .collect(),
             history: VecDeque::from([(now, Units::default())]),
+            sequence: report.sequence,
         });
         member.seen_at = now;
+        if report.sequence < member.sequence {
+            // Overtaken by a later one, which has said all of it.
+            return Urgency::default();
+        }
+        member.sequence = report.sequence;
 
         let mut ended = Ended { at: now, resolved: 0, refused: [0; Unit::ALL.len()] };
         let mut total = member.history.back().map_or_else(Units::default, |(_, units)| *units);
         for (grantee, tenant) in &report.tenants {
             let known = member.tenants.entry(grantee.clone()).or_default();
-            let (old, new) = (&known.counters, &tenant.counters);
-            if runs_backwards(old, new) {
-                // A report that was overtaken by a later one.
-                continue;
+            if runs_backwards(&known.counters, &tenant.counters) {
+                // Nobody used the tenant there for a while, and the member counts it anew.
+                known.counters = Counters::default();
             }
+            let (old, new) = (&known.counters, &tenant.counters);
             known.attempts.add(delta(old.attempts, new.attempts), now);
             known.waiting = tenant.waiting;
             let refused = |counters: &Counters, unit: Unit| {

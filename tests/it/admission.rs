@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tidegate::client::{
     Ask, Client, ClientParams, LINE_MAX, MemberState, Permit, Pool, PoolParams, Priority, Refusal, Usage, Why,
 };
+use tidegate::clock::{Clock, SystemClock};
 use tidegate::observation::{Report, TenantReport};
 use tidegate::plan::keyspace::Key;
 use tidegate::plan::{Pulse, Rate, Reply, Share, Target, Thresholds};
@@ -572,12 +573,14 @@ async fn a_block_that_is_over_leaves_nobody_open() {
     let stage = Stage::open(&[("@default", rates(&[(RPM, 0.0, 1.0)]))]).await;
     // What the pool began with.
     drop(stage.now("another", one()).await);
-    let expires_at = jiff::Timestamp::now() + Duration::from_millis(300);
+    let clock = SystemClock::new();
+    let end = clock.wall() + Duration::from_millis(300);
+    let expires_at = jiff::Timestamp::from_millisecond(end.0.cast_signed()).expect("a time of today");
     let block = format!(r#"{{"block":true,"expires_at":"{expires_at}"}}"#);
     stage.hand.override_of(target("made-up"), &block).await;
     eventually("blocked", || stage.pool.tuning().limits.get(&grantee("made-up")).is_some_and(|l| l.blocked)).await;
     // The first use, right after the end: nothing is granted to those without limits of their own.
-    eventually("it is over", || jiff::Timestamp::now() > expires_at).await;
+    eventually("it is over", || clock.wall() > end).await;
     assert!(wait_of(stage.now("made-up", one()).await).1 != Why::Blocked);
 }
 

@@ -151,8 +151,17 @@ impl Counter {
                 let window = FixedWindow::new(units, window_s, alignment, now);
                 Self::Fixed(Box::new(Paced { window, window_s, pace: None, next: None }))
             }
-            Counting::SlidingWindow => Self::Sliding(Box::new(SlidingWindow::new(units, window_s, now))),
-            Counting::SlidingLog => Self::Log(Box::new(SlidingLog::new(units, window_s, now))),
+            // They begin with a second's rate, as a bucket does, and rise from there.
+            Counting::SlidingWindow => {
+                let mut window = SlidingWindow::new(meter.per_second(units), window_s, now);
+                window.retune(units, now);
+                Self::Sliding(Box::new(window))
+            }
+            Counting::SlidingLog => {
+                let mut log = SlidingLog::new(meter.per_second(units), window_s, now);
+                log.retune(units, now);
+                Self::Log(Box::new(log))
+            }
         }
     }
 
@@ -244,6 +253,16 @@ impl Counter {
             Self::Fixed(paced) => paced.is_fresh_at(now),
             Self::Sliding(window) => window.is_fresh_at(now),
             Self::Log(log) => log.is_fresh_at(now),
+        }
+    }
+
+    /// As full as it can be. What was counted still counts.
+    pub(super) fn fill(&mut self, now: MonoTime) {
+        match self {
+            Self::Bucket(bucket) => bucket.top_up(bucket.burst(), now),
+            Self::Fixed(_) => {}
+            Self::Sliding(window) => window.raise(),
+            Self::Log(log) => log.raise(),
         }
     }
 

@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 
 use super::owed::Owed;
-use super::reach::{enough, whole_windows, window_ns};
+use super::reach::{enough, first_instant, whole_windows, window_ns};
 use crate::clock::MonoTime;
 
 /// The most entries of a log, and so the largest limit, in units, for which it is exact: 1,000 entries are 16 kB, and a
@@ -48,7 +48,7 @@ impl SlidingLog {
     #[must_use]
     pub fn level_at(&self, now: MonoTime) -> f64 {
         let now = self.owed.clamp(now);
-        self.owed.limit() - self.counted(now).max(self.owed.at(now))
+        self.owed.risen(now) - self.counted(now).max(self.owed.at(now))
     }
 
     /// The most that one request can take without debt, in units: the limit.
@@ -63,7 +63,8 @@ impl SlidingLog {
         self.entries.len()
     }
 
-    /// Changes the limit from `now` on; what was taken stays counted, so a lower limit may leave a negative level.
+    /// Changes the limit from `now` on; what was taken stays counted, so a lower limit may leave a negative level. A higher one
+    /// rises over a window's length.
     pub fn retune(&mut self, limit: f64, now: MonoTime) {
         self.owed.retune(limit, now);
     }
@@ -73,6 +74,11 @@ impl SlidingLog {
         let (limit, wanted) = (self.owed.limit(), enough(units));
         if limit < wanted {
             return None;
+        }
+        if !self.owed.has_risen(now) {
+            let newest = self.entries.back().map_or(now, |(at, _)| self.leaves(*at));
+            let room = |at: MonoTime| self.owed.risen(at) - self.counted(at) >= wanted;
+            return first_instant(now, newest.max(self.owed.risen_at()), room);
         }
         // The newest entry that leaves no room has to go.
         let mut counted = 0.0;
@@ -102,6 +108,8 @@ impl SlidingLog {
         let from = self.owed.clamp(now);
         let owed = self.owed.supplies(units, from)?;
         let limit = self.owed.limit();
+        // What the limit lacks now comes on top, as late as if it had been taken.
+        let units = units + limit - self.owed.risen(from);
         // The queue takes so many limits before the last of its units, which come as if it had taken nothing.
         let full = ((enough(units) / limit).ceil() - 1.0).max(0.0);
         let room = self.has_room((units - limit * full).min(limit), from)?;
@@ -152,6 +160,11 @@ impl SlidingLog {
             self.entries.remove(place);
         }
         self.owed.give_back(given, self.counted(now), now);
+    }
+
+    /// Lets the limit be all there, which it is not yet in a window that began or was raised less than a window ago.
+    pub fn raise(&mut self) {
+        self.owed.raise();
     }
 
     /// Whether nothing that it remembers matters any more: a new one would hold no more than this.

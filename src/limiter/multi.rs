@@ -167,12 +167,9 @@ impl Limiter {
         }
     }
 
-    /// Fills every bucket: for one that takes the place of a limiter that [remembered nothing](Self::is_fresh_at).
+    /// Fills every meter: for one that takes the place of a limiter that [remembered nothing](Self::is_fresh_at).
     pub fn fill(&mut self, now: MonoTime) {
-        for metered in &mut self.meters {
-            let burst = metered.counter.burst();
-            metered.counter.top_up(burst, now);
-        }
+        self.meters.iter_mut().for_each(|metered| metered.counter.fill(now));
     }
 
     fn aside(&mut self) -> &mut Aside {

@@ -66,7 +66,7 @@ impl SlidingWindow {
     #[must_use]
     pub fn level_at(&self, now: MonoTime) -> f64 {
         let now = self.owed.clamp(now);
-        self.owed.limit() - self.counted(now).max(self.owed.at(now))
+        self.owed.risen(now) - self.counted(now).max(self.owed.at(now))
     }
 
     /// The most that one request can take without debt, in units: the limit.
@@ -75,7 +75,8 @@ impl SlidingWindow {
         self.owed.limit()
     }
 
-    /// Changes the limit from `now` on; what was taken stays counted, so a lower limit may leave a negative level.
+    /// Changes the limit from `now` on; what was taken stays counted, so a lower limit may leave a negative level. A higher one
+    /// rises over a window's length.
     pub fn retune(&mut self, limit: f64, now: MonoTime) {
         self.owed.retune(limit, now);
     }
@@ -84,9 +85,11 @@ impl SlidingWindow {
     #[must_use]
     pub fn reaches_at(&self, units: f64, now: MonoTime) -> Option<MonoTime> {
         let from = self.owed.clamp(now);
-        let (limit, wanted) = (self.owed.limit(), enough(units));
+        let wanted = enough(units);
         let forgotten = MonoTime(self.rolled(from).began.0.saturating_add(self.window_ns.saturating_mul(2)));
-        let counted = first_instant(from, forgotten, |at| limit - self.counted(at) >= wanted)?;
+        let latest = forgotten.max(self.owed.risen_at());
+        let room = |at: MonoTime| self.owed.risen(at) - self.counted(at) >= wanted;
+        let counted = first_instant(from, latest, room)?;
         let ready = counted.max(self.owed.leaves(units, from)?);
         Some(if ready == from { now } else { ready })
     }
@@ -100,7 +103,8 @@ impl SlidingWindow {
     pub fn supplies_at(&self, units: f64, now: MonoTime) -> Option<MonoTime> {
         let from = self.owed.clamp(now);
         let rolled = self.rolled(from);
-        let (limit, wanted) = (self.owed.limit(), enough(units));
+        // What the limit lacks now comes on top, as late as if it had been taken.
+        let (limit, wanted) = (self.owed.limit(), enough(units) + self.owed.limit() - self.owed.risen(from));
         let ends = MonoTime(rolled.began.0.saturating_add(self.window_ns));
         let supplied = |at: MonoTime| {
             if at < ends {
@@ -140,6 +144,11 @@ impl SlidingWindow {
         let given = units.min(*bucket);
         *bucket -= given;
         self.owed.give_back(given, self.counted(now), now);
+    }
+
+    /// Lets the limit be all there, which it is not yet in a window that began or was raised less than a window ago.
+    pub fn raise(&mut self) {
+        self.owed.raise();
     }
 
     /// Whether nothing that it remembers matters any more: a new one would hold no more than this.

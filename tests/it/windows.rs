@@ -188,6 +188,9 @@ struct Takes {
     owed: f64,
     owed_at: u64,
     in_debt: bool,
+    /// What the limit lacked when it was raised last, and when that was.
+    lacked: f64,
+    raised_at: u64,
     /// The last window's units, by the twin's way of counting.
     counted: fn(&Self, u64) -> f64,
     /// Whether entries beyond the limit's whole number join the newest.
@@ -196,7 +199,17 @@ struct Takes {
 
 impl Takes {
     fn new(limit: f64, counted: fn(&Self, u64) -> f64, bounded: bool) -> Self {
-        Self { limit, list: Vec::new(), owed: 0.0, owed_at: 0, in_debt: false, counted, bounded }
+        Self {
+            limit,
+            list: Vec::new(),
+            owed: 0.0,
+            owed_at: 0,
+            in_debt: false,
+            lacked: 0.0,
+            raised_at: 0,
+            counted,
+            bounded,
+        }
     }
 
     fn between(&self, from: u64, to: u64) -> f64 {
@@ -219,6 +232,11 @@ impl Takes {
         (self.owed - self.limit * (now - self.owed_at) as f64 / W as f64).max(0.0)
     }
 
+    /// The limit as far as it has risen: evenly over a window's length.
+    fn risen(&self, now: u64) -> f64 {
+        self.limit - self.lacked * (self.raised_at + W).saturating_sub(now) as f64 / W as f64
+    }
+
     /// A log with as many entries as the limit allows has no place for another.
     fn join_newest(&mut self, now: u64) {
         let entries: BTreeSet<u64> =
@@ -231,7 +249,7 @@ impl Takes {
 
 impl Twin for Takes {
     fn level(&self, now: u64) -> f64 {
-        self.limit - (self.counted)(self, now).max(self.owed_by(now))
+        self.risen(now) - (self.counted)(self, now).max(self.owed_by(now))
     }
 
     fn happens(&mut self, event: Event) {
@@ -260,7 +278,8 @@ impl Twin for Takes {
                 self.owed = (self.owed - units).max(self.owed.min(counted)).max(0.0);
             }
             Event::GiveBack { .. } => {}
-            Event::Limit { limit, .. } => {
+            Event::Limit { limit, at } => {
+                (self.lacked, self.raised_at) = ((limit - self.risen(at)).max(0.0), at);
                 self.owed = if self.in_debt { self.owed } else { self.owed.min(limit) };
                 self.limit = limit;
             }

@@ -10,7 +10,7 @@ use super::Permit;
 use super::gate::{Answer, Asker, Late};
 use super::gates::{Account, Gates, Waker};
 use crate::clock::MonoTime;
-use crate::limiter::{Bound, Never, Priority, Wait};
+use crate::limiter::{Bound, Denial, Never, Priority, Wait};
 use crate::quota::{Cost, Meter, TenantId};
 
 /// What a refusal says when nothing flows and nobody knows for how long.
@@ -263,13 +263,21 @@ impl Gates {
     /// Asks without waiting.
     pub(super) fn try_admit(&self, tenant: &TenantId, cost: Cost) -> Result<Permit, Refusal> {
         let now = self.pool.clock.now();
-        match self.admit_at_once(tenant, &cost, Priority::default(), now) {
-            Some(permit) => Ok(permit),
-            None => self.ask_once(tenant, cost, now),
+        if self.parent.is_none() {
+            let (account, _) = self.account_of(tenant);
+            match account.gate.decide(&cost, Priority::default(), &self.pool.wide, now) {
+                Some(Ok(reservation)) => return Ok(Permit::new(account, reservation, None, now)),
+                Some(Err(Denial::Never(never))) => return Err(Refusal::Never(never)),
+                Some(Err(Denial::WaitUntil(expected))) => {
+                    return Err(refusal(Late { expected, line_is_full: false }, now));
+                }
+                None => {}
+            }
         }
+        self.ask_once(tenant, cost, now)
     }
 
-    /// The way of most requests: there is room, and nobody waits.
+    /// The way of most requests that may wait: there is room, and nobody waits.
     #[inline]
     fn admit_at_once(&self, tenant: &TenantId, cost: &Cost, priority: Priority, now: MonoTime) -> Option<Permit> {
         if self.parent.is_some() {

@@ -197,17 +197,24 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         Self { state: C::Lock::new(state) }
     }
 
-    /// Decides, whoever may be waiting: what [`Gate::ask`] does without its line.
-    ///
-    /// # Errors
-    /// What stands in the way.
+    /// Decides on a request that does not wait, here where there is no parent: what [`Gate::ask`] would do for it, in less time.
+    /// `None` says nothing and counts nothing: it is not its turn, or the tenant has another gate; ask.
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "what a call stores has to reach memory before the lock is left: measured")]
-    pub fn decide(&self, cost: &Cost, wide: &Swap<PoolWide, C>, now: MonoTime) -> Decision {
+    pub fn decide(&self, cost: &Cost, priority: Priority, wide: &Swap<PoolWide, C>, now: MonoTime) -> Option<Decision> {
         // No closure: one that is used in several places is called.
         let mut state = self.state.lock();
         state.catch_up(wide, now);
-        state.limiter.decide(cost, now)
+        if state.closed || !state.has_turn(None, priority, now) {
+            return None;
+        }
+        match state.limiter.decide(cost, now) {
+            Ok(reservation) => {
+                state.reserve(cost);
+                Some(Ok(reservation))
+            }
+            Err(denial) => Some(Err(state.refused_at_once(denial, cost, now))),
+        }
     }
 
     /// Asks for admission; whoever is told to wait stands in line, until he is admitted or refused, or [leaves](Gate::leave).
@@ -377,6 +384,19 @@ impl<W: Wake, C: Cells> Gate<W, C> {
 impl<W: Wake> State<W> {
     fn aside(&mut self) -> &mut Aside {
         self.aside.get_or_insert_default()
+    }
+
+    /// Counts a request that does not wait, and is told when it could be admitted.
+    fn refused_at_once(&mut self, denial: Denial, cost: &Cost, now: MonoTime) -> Denial {
+        let aside = self.aside();
+        aside.unadmitted += 1;
+        aside.counters.refused += 1;
+        match denial {
+            Denial::WaitUntil(Wait { at: None, by }) => {
+                Denial::WaitUntil(Wait { by, ..self.limiter.expected(&Cost::default(), cost, now) })
+            }
+            denial => denial,
+        }
     }
 
     /// Counts what an admission reserved.

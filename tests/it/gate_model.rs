@@ -13,7 +13,7 @@ use tidegate::client::cells::{Cells, Lock, Number, Pointer};
 use tidegate::client::gate::{Answer, Asker, Gate, Wake};
 use tidegate::client::swap::{PoolWide, Swap};
 use tidegate::clock::MonoTime;
-use tidegate::limiter::{Counting, Limiter, Limits, MeterLimit, Priority, Reservation};
+use tidegate::limiter::{Counting, Decision, Limiter, Limits, MeterLimit, Priority, Reservation};
 use tidegate::plan::Rate;
 use tidegate::quota::{Cost, Meter};
 
@@ -139,6 +139,11 @@ fn admitted(gate: &ModelGate, wide: &Wide, parent: Option<(&ModelGate, &Wide)>) 
     }
 }
 
+/// Asks once.
+fn decided(gate: &ModelGate, wide: &Wide) -> Decision {
+    gate.decide(&ONE, Priority::Interactive, wide, NOW).expect("nobody waits")
+}
+
 fn check(model: impl Fn() + Send + Sync + 'static) {
     loom::model::Builder::new().check(model);
 }
@@ -217,11 +222,11 @@ fn two_who_ask_at_once_for_the_last_unit_get_it_once() {
         let (gate, wide) = (gate(None, 1), wide());
         let other = thread::spawn({
             let (gate, wide) = (gate.clone(), wide.clone());
-            move || u32::from(gate.decide(&ONE, &wide, NOW).is_ok())
+            move || u32::from(decided(&gate, &wide).is_ok())
         });
         // A retune meanwhile keeps the level.
         gate.retune(&limits(None, 50.0), NOW);
-        let mine = u32::from(gate.decide(&ONE, &wide, NOW).is_ok());
+        let mine = u32::from(decided(&gate, &wide).is_ok());
         assert_eq!(mine + other.join().expect("decided"), 1);
         assert_eq!(gate.traffic().in_flight, 1);
     });
@@ -240,10 +245,10 @@ fn a_hold_that_was_set_before_holds_whoever_asks_after() {
             }
         });
         if said.load(Ordering::Acquire) {
-            assert!(gate.decide(&ONE, &wide, NOW).is_err());
+            assert!(decided(&gate, &wide).is_err());
         }
         holder.join().expect("held");
-        assert!(gate.decide(&ONE, &wide, NOW).is_err());
+        assert!(decided(&gate, &wide).is_err());
     });
 }
 

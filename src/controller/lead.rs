@@ -17,6 +17,7 @@ use super::desk::{Desk, Office};
 use super::overseer::Overseer;
 use super::planner::{PoolPlanner, Publication};
 use super::publish::{PublishError, publish};
+use super::upkeep::Upkeep;
 use crate::clock::{Clock, MonoTime};
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
 use crate::plan::{Grant, Pulse};
@@ -240,7 +241,7 @@ impl Leading {
     async fn tick_until_ended(&mut self, term: u64) -> Ended {
         let mut regular = interval(TICK_EVERY);
         regular.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut overseer = Overseer::default();
+        let (mut overseer, mut upkeep) = (Overseer::default(), Upkeep::default());
         let desk = self.desk.clone();
         loop {
             let early = tokio::select! {
@@ -256,6 +257,12 @@ impl Leading {
             }
             let now = self.clock.now();
             desk.with_office(|office| office.ticked_at = now);
+            match upkeep.attend(self, term, now).await {
+                Err(PublishError::Deposed) => return Ended::Deposed,
+                // It comes round again.
+                Err(error) => warn!("cannot look after the store: {error}"),
+                Ok(()) => {}
+            }
             if early {
                 // The first 429 after quiet is acted on at once, the following ones at most this often.
                 sleep(EARLY_TICK_GAP).await;
@@ -372,6 +379,6 @@ async fn keep_alive(store: Arc<dyn Store>, desk: Arc<Desk>, clock: Arc<dyn Clock
 }
 
 #[allow(clippy::cast_precision_loss, reason = "revisions and counts stay far below 2^53")]
-fn precise(n: u64) -> f64 {
+pub(super) fn precise(n: u64) -> f64 {
     n as f64
 }

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
+use super::account::{MemberAccount, MeterAccount, PoolAccount};
 use super::alignment::window_left;
 use super::apportion::{Claim, divide, divide_places};
+use super::history::{Decided, DecidedBy, Explained, Granted, History, MeterDecided, ThresholdDecided};
 use super::law::{Inputs, MeterLaw, Mode, Step};
 use super::params::{PoolParams, TenantParams};
 use super::shares::{SHARE_VALID, Shares, Wish};
@@ -64,10 +66,12 @@ pub struct PoolPlanner {
     epoch: u64,
     signal: PoolSignal,
     laws: BTreeMap<Meter, MeterLaw>,
-    steps: BTreeMap<Meter, Step>,
+    /// What the law was told at the last tick, and its step.
+    steps: BTreeMap<Meter, (Inputs, Step)>,
     shares: BTreeMap<Grantee, Shares>,
     overrides: OverrideBook,
     published: BTreeMap<Grantee, Grant>,
+    history: History,
     grants_at: Option<MonoTime>,
     learning_until: Option<MonoTime>,
     present: usize,
@@ -106,6 +110,7 @@ impl PoolPlanner {
             shares: BTreeMap::new(),
             overrides: OverrideBook::default(),
             published: left,
+            history: History::default(),
             grants_at: None,
             learning_until,
             present: 0,
@@ -123,9 +128,8 @@ impl PoolPlanner {
     }
 
     /// The last tick's step of each meter.
-    #[must_use]
-    pub fn steps(&self) -> &BTreeMap<Meter, Step> {
-        &self.steps
+    pub fn steps(&self) -> impl Iterator<Item = (&Meter, &Step)> {
+        self.steps.iter().map(|(meter, (_, step))| (meter, step))
     }
 
     /// Grants as last published.
@@ -216,8 +220,7 @@ impl PoolPlanner {
             stamp: pulse_stamp,
             valid_for_ms: u64::try_from(VALID_FOR.as_millis()).unwrap_or(u64::MAX),
             capacity: self
-                .steps
-                .iter()
+                .steps()
                 .map(|(meter, step)| (*meter, round(per_window(*meter, step.capacity_per_s))))
                 .collect(),
             scale_epoch: (!scale.is_empty()).then_some(pulse_stamp.epoch),
@@ -242,15 +245,111 @@ impl PoolPlanner {
         if !publication.grants.is_empty() {
             self.grants_at = Some(now);
         }
+        self.remember(publication);
         self.published.extend(publication.grants.iter().map(|(grantee, grant)| (grantee.clone(), grant.clone())));
         publication.removed.iter().for_each(|grantee| drop(self.published.remove(grantee)));
+    }
+
+    fn remember(&mut self, publication: &Publication) {
+        let Publication { pulse, grants, .. } = publication;
+        let reason = grants.values().next().map_or_else(|| self.reason(), |grant| grant.reason.clone());
+        let meters = self.steps.iter().map(|(meter, (inputs, step))| (*meter, MeterDecided::new(*meter, inputs, step)));
+        let (unix_ms, stamp, scale) = (pulse.unix_ms, pulse.stamp, pulse.scale.clone());
+        let decided = Decided { unix_ms, stamp, reason, scale, meters: meters.collect() };
+        let granted =
+            grants.iter().map(|(grantee, grant)| (grantee.clone(), self.decided(grantee, &grant.thresholds, unix_ms)));
+        let granted = granted.collect();
+        self.history.push(decided, granted);
+    }
+
+    /// A tenant's thresholds, what overrides make of them, and who decided that.
+    fn decided(&self, grantee: &Grantee, base: &Thresholds, wall: UnixMillis) -> Granted {
+        let (star, own) = self.overrides.for_tenant(grantee, wall);
+        let used = star.or(own).map(|_| effective(base, star, own));
+        let policy = match grantee {
+            Grantee::Default => Some(&self.params.default_tenant),
+            Grantee::Tenant(id) => self.params.tenants.get(id),
+        };
+        let at_bound = |meter: &Meter, rate: f64| {
+            let bounds = policy.into_iter().flat_map(|policy| [policy.floor.get(meter), policy.ceiling.get(meter)]);
+            bounds.flatten().any(|bound| round(*bound) == rate)
+        };
+        let decide = |(meter, base): (&Meter, &Rate)| {
+            let (effective, overridden) = match &used {
+                Some(used) if used.blocked => (Rate { rate: 0.0, burst: 0.0 }, true),
+                Some(used) => {
+                    let rate = used.thresholds.rates.get(meter).copied().unwrap_or(*base);
+                    (rate, used.frozen || rate != *base)
+                }
+                None => (*base, false),
+            };
+            let by = match overridden {
+                true => DecidedBy::Override,
+                false if at_bound(meter, base.rate) => DecidedBy::Policy,
+                false => DecidedBy::Law,
+            };
+            (*meter, ThresholdDecided { base: *base, effective, by })
+        };
+        base.rates.iter().map(decide).collect()
+    }
+
+    /// The last steps that concern a tenant; `None` when it has no grant.
+    #[must_use]
+    pub fn explain(&self, grantee: &Grantee, wall: UnixMillis) -> Option<Explained> {
+        let grant = self.published.get(grantee)?;
+        let targets = [Target::Every, Target::One(grantee.clone()), Target::Capacity];
+        let standing = targets.iter().filter_map(|target| Some((target, self.overrides.at(target, wall)?)));
+        Some(Explained {
+            pool: self.params.id.clone(),
+            tenant: grantee.clone(),
+            overrides: standing.map(|(target, record)| (target.to_string(), record.clone())).collect(),
+            now: self.decided(grantee, &grant.thresholds, wall).into_iter().collect(),
+            steps: self.history.of(grantee),
+        })
+    }
+
+    /// What is told of the pool.
+    #[must_use]
+    pub fn account(&self, now: MonoTime) -> PoolAccount {
+        let meters = self.steps.iter().map(|(meter, (inputs, step))| {
+            let window = |per_s: f64| per_window(*meter, per_s);
+            let account = MeterAccount {
+                capacity: window(step.capacity_per_s),
+                limit: step.limit_per_s.map(window),
+                used: window(inputs.traffic.sent_per_s),
+                demand: window(inputs.traffic.demand_per_s),
+                others: step.others_per_s.map(window),
+            };
+            (*meter, account)
+        });
+        let mut shares: BTreeMap<&str, BTreeMap<Grantee, Share>> = BTreeMap::new();
+        for (grantee, leases) in &self.shares {
+            let limited = self.published.get(grantee).is_some_and(|grant| grant.thresholds.concurrency.is_some());
+            for (member, share, places) in leases.leases(now) {
+                let lease = Share { share, concurrency: limited.then_some(places) };
+                shares.entry(member).or_default().insert(grantee.clone(), lease);
+            }
+        }
+        let members = self.signal.heard(now).map(|(member, age)| MemberAccount {
+            member: member.to_owned(),
+            report_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            shares: shares.remove(member).unwrap_or_default(),
+        });
+        PoolAccount {
+            dialect: self.params.dialect.to_string(),
+            reason: self.reason(),
+            tenants: self.published.len(),
+            members: members.collect(),
+            meters: meters.collect(),
+        }
     }
 
     fn step_laws(&mut self, now: MonoTime) {
         let semantics = self.params.dialect.semantics();
         for (meter, law) in &mut self.laws {
             let nominal = self.params.capacity.get(meter).copied().unwrap_or(Rate { rate: 0.0, burst: 0.0 });
-            let rate_per_s = self.steps.get(meter).map_or(meter.per_second(nominal.rate), |s| s.capacity_per_s);
+            let rate_per_s =
+                self.steps.get(meter).map_or(meter.per_second(nominal.rate), |(_, step)| step.capacity_per_s);
             let inputs = Inputs {
                 now,
                 sample: self.signal.sample(*meter, semantics.level_slack(meter.unit), now),
@@ -258,7 +357,7 @@ impl PoolPlanner {
                 traffic: self.signal.traffic(*meter, rate_per_s, law.decreased_at(), now),
                 nominal_per_s: Rate { rate: meter.per_second(nominal.rate), burst: nominal.burst },
             };
-            self.steps.insert(*meter, law.step(&inputs));
+            self.steps.insert(*meter, (inputs, law.step(&inputs)));
         }
     }
 
@@ -273,7 +372,7 @@ impl PoolPlanner {
         });
         let weight_sum: f64 = weights.iter().sum();
         let mut thresholds = vec![Thresholds::default(); grantees.len()];
-        for (meter, step) in &self.steps {
+        for (meter, step) in self.steps() {
             let rates = self.divide_meter(*meter, step, &grantees, now, wall);
             for ((t, rate_per_s), weight) in thresholds.iter_mut().zip(rates).zip(&weights) {
                 let burst = self.tenant_burst(*meter, step, rate_per_s, weight / weight_sum);
@@ -429,7 +528,7 @@ impl PoolPlanner {
     /// Why the grants are as they are: said of the meter with the least room.
     fn reason(&self) -> Reason {
         let room = |step: &Step| step.level.map_or(f64::INFINITY, |level| level / step.burst.max(1.0));
-        let Some((meter, step)) = self.steps.iter().min_by(|a, b| room(a.1).total_cmp(&room(b.1))) else {
+        let Some((meter, step)) = self.steps().min_by(|a, b| room(a.1).total_cmp(&room(b.1))) else {
             return Reason { code: "no_meter".into(), text: "no meter is configured".into() };
         };
         let now = per_window(*meter, step.capacity_per_s);

@@ -65,6 +65,19 @@ pub(super) async fn publish_statuses(
     commit(store, keys, term, ops).await
 }
 
+/// Deletes keys.
+///
+/// # Errors
+/// [`PublishError`].
+pub(super) async fn remove(
+    store: &dyn Store,
+    keys: &Keyspace,
+    term: u64,
+    gone: Vec<String>,
+) -> Result<(), PublishError> {
+    commit(store, keys, term, gone.into_iter().map(|key| Op::Delete { key }).collect()).await
+}
+
 async fn commit(store: &dyn Store, keys: &Keyspace, term: u64, mut ops: Vec<Op>) -> Result<(), PublishError> {
     while !ops.is_empty() {
         let rest = ops.split_off(ops.len().min(TXN_OPS_MAX));

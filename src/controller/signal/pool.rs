@@ -191,6 +191,12 @@ impl PoolSignal {
         self.members.values().filter(|member| now.since(member.seen_at) <= MEMBER_SILENT_MAX).count()
     }
 
+    /// Members that have reported lately, and how long ago.
+    pub fn heard(&self, now: MonoTime) -> impl Iterator<Item = (&str, Duration)> {
+        let heard = self.members.iter().map(move |(name, member)| (name.as_str(), now.since(member.seen_at)));
+        heard.filter(|(_, age)| *age <= MEMBER_SILENT_MAX)
+    }
+
     /// Units that all members had taken by `at`, less what was given back, cumulative; between reports on a straight line, after the last one
     /// along the line of the last second.
     #[must_use]

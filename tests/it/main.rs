@@ -34,6 +34,7 @@ mod limiter_twin;
 mod line;
 mod member;
 mod middleware;
+mod operators;
 mod peers;
 mod planner;
 mod provider;

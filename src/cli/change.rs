@@ -96,7 +96,7 @@ pub(super) fn json_of(value: &[u8]) -> Value {
     if value.len() > RECORD_BYTES_MAX { text() } else { serde_json::from_slice(value).unwrap_or_else(|_| text()) }
 }
 
-/// How long from now on, checked.
+/// How long from now on: something, and no longer than a lease is asked for.
 pub(super) fn left(end: Timestamp, wall: UnixMillis) -> Result<Duration, Failure> {
     let ms = UnixMillis::from(end).0.saturating_sub(wall.0);
     let left = Duration::from_millis(ms);
@@ -124,8 +124,8 @@ pub(super) async fn write(
             txn.conditions.push(Condition { key: change.key.clone(), create_revision });
             txn.ops.push(match &change.to {
                 Some((value, end)) => {
-                    let lease = match end {
-                        Some(end) => Some(reach.store.lease(left(*end, wall)? + BROOM_AFTER).await?),
+                    let lease = match end.and_then(|end| left(end, wall).ok()) {
+                        Some(left) => Some(reach.store.lease(left + BROOM_AFTER).await?),
                         None => None,
                     };
                     leases.extend(lease);

@@ -283,6 +283,9 @@ Environment:
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
+pub(super) const OVERRIDE_SET_USAGE: &str = "tidegate override set <POOL> <TARGET> <ACTION> [OPTIONS]
+       where ACTION is one of --set, --scale, --floor, --ceiling, --freeze, --block";
+
 pub(super) const OVERRIDE_SET: &str = "\
 Examples:
   tidegate override set openai-gpt4o acme --set requests/minute=60 --set tokens/minute=40000:8000 --reason 'incident 42'

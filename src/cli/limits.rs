@@ -17,7 +17,7 @@ use crate::client::{MeterTerms, PoolParams, PoolView, Session, Terms};
 use crate::clock::{Clock, MonoTime, SystemClock, UnixMillis};
 use crate::controller::{PoolAccount, nearest};
 use crate::plan::keyspace::{Key, Keyspace};
-use crate::plan::{Grant, OverrideBook, Rate, Share, Target, Thresholds};
+use crate::plan::{Grant, Rate, Share, Target, Thresholds};
 use crate::provider::Dialect;
 use crate::quota::{Grantee, Meter, PoolId};
 use crate::store::{Change, Entry, Listing, Select, Source, StoreError, WatchEvent};
@@ -101,10 +101,8 @@ struct Followed {
     keys: Keyspace,
     session: Session,
     views: BTreeMap<PoolId, PoolView>,
-    /// What a view does not keep: the grants' reasons, and the overrides'.
+    /// Whole: a view does not keep their reasons.
     grants: BTreeMap<Grantee, Grant>,
-    overrides: OverrideBook,
-    leader: Option<Leader>,
 }
 
 impl Followed {
@@ -117,15 +115,12 @@ impl Followed {
             session: Session::new(keys.clone(), [pool.clone()]),
             views: BTreeMap::from([(pool.clone(), PoolView::new(bootstrap, now))]),
             grants: BTreeMap::new(),
-            overrides: OverrideBook::default(),
-            leader: None,
         }
     }
 
     fn on_list(&mut self, listing: &Listing, now: MonoTime) {
-        (self.grants, self.overrides) = (BTreeMap::new(), OverrideBook::default());
+        self.grants.clear();
         listing.entries.iter().for_each(|entry| self.on_put(entry));
-        self.leader = Leader::find(listing, &self.keys);
         self.session.on_list(listing, &mut self.views, now);
     }
 
@@ -133,11 +128,11 @@ impl Followed {
         for change in changes {
             match change {
                 Change::Put(entry) => self.on_put(entry),
-                Change::Delete { key, .. } => match self.keys.parse(key) {
-                    Some(Key::Limits(_, grantee)) => drop(self.grants.remove(&grantee)),
-                    Some(Key::Override(_, target)) => self.overrides.remove(&target),
-                    _ => {}
-                },
+                Change::Delete { key, .. } => {
+                    if let Some(Key::Limits(_, grantee)) = self.keys.parse(key) {
+                        self.grants.remove(&grantee);
+                    }
+                }
             }
         }
         self.session.on_changes(changes, revision, &mut self.views, now);
@@ -145,14 +140,8 @@ impl Followed {
 
     /// What is malformed changes nothing, as in a member.
     fn on_put(&mut self, entry: &Entry) {
-        match self.keys.parse(&entry.key) {
-            Some(Key::Limits(_, grantee)) => {
-                if let Ok(grant) = Grant::parse(&entry.value) {
-                    self.grants.insert(grantee, grant);
-                }
-            }
-            Some(Key::Override(_, target)) => drop(self.overrides.put(target, &entry.value)),
-            _ => {}
+        if let (Some(Key::Limits(_, grantee)), Ok(grant)) = (self.keys.parse(&entry.key), Grant::parse(&entry.value)) {
+            self.grants.insert(grantee, grant);
         }
     }
 
@@ -181,10 +170,14 @@ impl Followed {
     fn standing(&self, grantee: &Grantee, wall: UnixMillis) -> Vec<String> {
         let targets = [Target::Every, Target::One(grantee.clone()), Target::Capacity];
         let line = |target: &Target| {
-            let record = self.overrides.at(target, wall)?;
+            let record = self.views.get(&self.pool)?.overrides().at(target, wall)?;
             Some(format!("{}: {}", target_name(target), describe(record, wall)))
         };
         targets.iter().filter_map(line).collect()
+    }
+
+    fn leader(&self) -> Option<Leader> {
+        Some(Leader { record: self.session.leader()?.clone(), term: self.session.term() })
     }
 
     fn state(&self, now: MonoTime) -> &'static str {
@@ -219,7 +212,7 @@ async fn get(args: GetArgs) -> Result<(), Failure> {
         return Err(unknown_pool(&reach, &pool).await?);
     }
     let whose = match args.member {
-        Some(member) => member_of(followed.leader.as_ref(), &pool, &member).await?,
+        Some(member) => member_of(followed.leader().as_ref(), &pool, &member).await?,
         None => Whose::Tenant,
     };
     // Who has no grant shares what those have that are not declared.
@@ -328,7 +321,7 @@ fn effective_text(followed: &Followed, whose: &Whose, shown: &[Shown], now: Mono
         Whose::Tenant => "the whole tenant: all members together".to_owned(),
         Whose::Member { name, .. } => format!("member {name}"),
     };
-    let leader = followed.leader.as_ref().map_or_else(
+    let leader = followed.leader().map_or_else(
         || "nobody leads: members fall to the safe thresholds".to_owned(),
         |leader| format!("{} leads, term {}", leader.record.name, leader.term),
     );
@@ -370,7 +363,7 @@ fn json(followed: &Followed, whose: &Whose, shown: &[Shown], now: MonoTime) -> V
     };
     json!({
         "pool": followed.pool,
-        "leader": followed.leader.as_ref().map(|leader| json!({ "name": leader.record.name, "term": leader.term })),
+        "leader": followed.leader().map(|leader| json!({ "name": leader.record.name, "term": leader.term })),
         "state": followed.state(now),
         "member": if let Whose::Member { name, .. } = whose { Some(name) } else { None },
         "tenants": shown.iter().map(tenant).collect::<Vec<_>>(),
@@ -437,6 +430,9 @@ async fn watch(args: WatchArgs) -> Result<(), Failure> {
         let followed = async {
             let listing = reach.store.list(&followed.session.list_selects()).await?;
             followed.on_list(&listing, clock.now());
+            if followed.grants.is_empty() {
+                say(&format!("nothing is granted in {} yet", followed.pool));
+            }
             if complained {
                 say("the store answers again");
                 complained = false;

@@ -25,7 +25,7 @@ const VERDICT_WAIT: Duration = Duration::from_secs(2);
 #[derive(Debug, Subcommand)]
 pub(super) enum OverrideCommand {
     /// Put an override, and wait for the leader's word on it.
-    #[command(after_long_help = super::help::OVERRIDE_SET)]
+    #[command(after_long_help = super::help::OVERRIDE_SET, override_usage = super::help::OVERRIDE_SET_USAGE)]
     Set(Box<SetArgs>),
     /// Take an override away.
     #[command(after_long_help = super::help::OVERRIDE_CLEAR)]

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -15,7 +16,7 @@ use super::{Failure, print, print_json, say};
 use crate::clock::{Clock, SystemClock, UnixMillis};
 use crate::plan::keyspace::Key;
 use crate::plan::{Changed, Override, Target};
-use crate::quota::PoolId;
+use crate::quota::{PoolId, QuotaError};
 use crate::store::{Entry, Select};
 
 /// The document's format written and read here.
@@ -145,7 +146,10 @@ fn wanted(reach: &Reach, document: &Document, wall: UnixMillis) -> Result<BTreeM
     }
     for (pool, records) in &document.overrides {
         for (segment, record) in records {
-            match checked(segment, record, wall) {
+            match checked(segment, record) {
+                Ok((_, to)) if to.end.is_some_and(|end| UnixMillis::from(end) <= wall) => {
+                    say(&format!("warning: overrides.{pool}.{segment:?} has ended, and is left out"));
+                }
                 Ok((target, to)) => {
                     drop(wanted.insert(reach.keys.key(&Key::Override(pool.clone(), target)), to));
                 }
@@ -172,19 +176,16 @@ fn wanted(reach: &Reach, document: &Document, wall: UnixMillis) -> Result<BTreeM
 /// What a record is to be, and when it ends.
 struct Wanted {
     value: Vec<u8>,
-    end: Option<jiff::Timestamp>,
+    end: Option<Timestamp>,
 }
 
-fn checked(segment: &str, record: &Value, wall: UnixMillis) -> Result<(Target, Wanted), String> {
-    let target: Target = segment.parse().map_err(|error: crate::quota::QuotaError| error.to_string())?;
+fn checked(segment: &str, record: &Value) -> Result<(Target, Wanted), String> {
+    let target: Target = segment.parse().map_err(|error: QuotaError| error.to_string())?;
     let value = record.to_string().into_bytes();
     if value.len() > RECORD_BYTES_MAX {
         return Err(format!("more than {RECORD_BYTES_MAX} bytes"));
     }
     let parsed = Override::parse(&value, &target).map_err(|error| error.to_string())?;
-    if let Some(end) = parsed.expires_at {
-        super::change::left(end, wall).map_err(|failure| format!("expires_at: {failure}"))?;
-    }
     Ok((target, Wanted { value, end: parsed.expires_at }))
 }
 

@@ -436,6 +436,12 @@ impl PoolView {
         };
     }
 
+    /// The operators' records, as far as they are in force here.
+    #[must_use]
+    pub fn overrides(&self) -> &OverrideBook {
+        &self.overrides
+    }
+
     /// Holds that the leader tells of, and the capacity it publishes.
     #[must_use]
     pub fn pulse(&self) -> Option<&Pulse> {

@@ -139,7 +139,8 @@ pub type Granted = Box<[(Meter, ThresholdDecided)]>;
 #[derive(Debug)]
 struct Publication {
     decided: Decided,
-    granted: BTreeMap<Grantee, Granted>,
+    /// By grantee.
+    granted: Vec<(Grantee, Granted)>,
 }
 
 /// The last publications of one pool.
@@ -176,8 +177,8 @@ pub struct Explained {
 }
 
 impl History {
-    /// Remembers a publication; one that changed nothing is not worth it.
-    pub fn push(&mut self, decided: Decided, granted: BTreeMap<Grantee, Granted>) {
+    /// Remembers a publication and its grants, in order; one that changed nothing is not worth it.
+    pub fn push(&mut self, decided: Decided, granted: Vec<(Grantee, Granted)>) {
         if granted.is_empty() && decided.scale.is_empty() {
             return;
         }
@@ -193,7 +194,8 @@ impl History {
     #[must_use]
     pub fn of(&self, grantee: &Grantee) -> Vec<StepTold> {
         let told = |publication: &Publication| {
-            let own = publication.granted.get(grantee);
+            let at = publication.granted.binary_search_by(|(known, _)| known.cmp(grantee));
+            let own = at.ok().and_then(|at| publication.granted.get(at)).map(|(_, granted)| granted);
             let concerns = own.is_some() || !publication.decided.scale.is_empty();
             let thresholds = own.into_iter().flat_map(|granted| granted.iter().copied()).collect();
             concerns.then(|| StepTold { decided: publication.decided.clone(), thresholds })

@@ -27,6 +27,7 @@ mod fallback;
 mod fuzz;
 mod gate;
 mod gate_model;
+mod history;
 mod law;
 mod layer;
 mod limiter;

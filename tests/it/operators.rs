@@ -199,6 +199,12 @@ async fn without_a_leader_an_override_is_written_all_the_same() {
     assert!(said.err.contains("no controller has a pool openai-gpt4o"), "{said:?}");
     let list = office.json(&["override", "list"]);
     assert_eq!((&list[0]["target"], &list[0]["status"]), (&json!("*"), &json!("unanswered")));
+    // One whose key is still there, and which says nothing.
+    office.etcdctl(&["put", "/tidegate/v1/leader", r#"{"name":"gone","report_url":"http://127.0.0.1:1"}"#]);
+    let shown = office.json(&["override", "set", POOL, "*", "--scale", "0.5", "--reason", "better"]);
+    assert_eq!(shown["status"], "unanswered");
+    let told = office.run(&["status"]);
+    assert!(told.out.contains("warning the leader at http://127.0.0.1:1 gives no answer: "), "{told:?}");
 }
 
 #[test]
@@ -467,9 +473,13 @@ async fn what_is_exported_is_imported_elsewhere_and_all_of_it_is_checked_first()
     std::fs::write(&file, bad.to_string()).expect("written");
     let said = to.run(&["import", path, "--yes"]);
     assert_eq!((said.code, said.out.as_str()), (2, ""));
-    for part in
-        ["\"x\": not valid: scale is 11", "\"a b\": tenant segment", "is not ahead", "expected an object", "4 mistakes"]
-    {
+    for part in [
+        "\"y\" has ended, and is left out",
+        "\"x\": not valid: scale is 11",
+        "\"a b\": tenant segment",
+        "expected an object",
+        "3 mistakes",
+    ] {
         assert!(said.err.contains(part), "{part}: {said:?}");
     }
     assert_eq!(to.record(KEY), from.record(KEY));

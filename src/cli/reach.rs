@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::Failure;
 use crate::config::Config;
+use crate::controller::Params;
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
 use crate::store::{EtcdStore, Listing, Select, Source, StoreError};
 
@@ -38,15 +39,18 @@ pub(super) struct Reach {
     pub store: EtcdStore,
     pub keys: Keyspace,
     pub endpoints: Vec<String>,
+    /// How much the store may hold, where a configuration says so.
+    pub quota_bytes: Option<u64>,
 }
 
 impl Reach {
     /// Finds out where the store is. Nothing is asked of it yet.
     pub(super) async fn open(args: &ReachArgs) -> Result<Self, Failure> {
-        let (endpoints, keys) = if let Some(file) = &args.config {
+        let (endpoints, keys, quota_bytes) = if let Some(file) = &args.config {
             let config = Config::load(file).map_err(|mistakes| Failure::Usage(mistakes.to_string()))?;
             let none = || Failure::Usage(format!("{}: no [etcd]: its records are in no other process", file.display()));
-            (config.etcd.ok_or_else(none)?.endpoints, config.controller.keyspace)
+            let Params { keyspace, store_quota_bytes, .. } = config.controller;
+            (config.etcd.ok_or_else(none)?.endpoints, keyspace, Some(store_quota_bytes))
         } else {
             let told = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
             let endpoints = match (&args.etcd[..], told("TIDEGATE_ETCD")) {
@@ -56,10 +60,10 @@ impl Reach {
             };
             let prefix = args.prefix.clone().or_else(|| told("TIDEGATE_PREFIX"));
             let keys = prefix.map_or_else(|| Ok(Keyspace::default()), |prefix| Keyspace::new(&prefix));
-            (endpoints, keys.map_err(|error| Failure::Usage(error.to_string()))?)
+            (endpoints, keys.map_err(|error| Failure::Usage(error.to_string()))?, None)
         };
         let store = EtcdStore::connect(&endpoints).await.map_err(|error| Failure::Usage(error.to_string()))?;
-        Ok(Self { store, keys, endpoints })
+        Ok(Self { store, keys, endpoints, quota_bytes })
     }
 
     pub(super) async fn list(&self, selects: &[Select]) -> Result<Listing, Failure> {

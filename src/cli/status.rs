@@ -29,7 +29,7 @@ const NO_KEY: &str = "\0";
 /// Arguments of `tidegate status`.
 #[derive(Debug, clap::Args)]
 pub(super) struct StatusArgs {
-    /// How large etcd's database may become, in bytes, where etcd does not tell (before 3.6); 2 GiB by default.
+    /// How large etcd's database may become, in bytes; else what etcd tells (from 3.6 on) or --config says, else 2 GiB.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1_000_000..))]
     etcd_quota: Option<u64>,
     /// Print JSON.
@@ -178,7 +178,7 @@ fn etcd(reach: &Reach, health: Health, told: Option<u64>, revision: u64, compact
         version: health.version,
         file_bytes: health.file_bytes,
         used_bytes: health.used_bytes,
-        quota_bytes: told.or(health.quota_bytes).unwrap_or(QUOTA_BYTES),
+        quota_bytes: told.or(health.quota_bytes).or(reach.quota_bytes).unwrap_or(QUOTA_BYTES),
         revision,
         compacted_revision: compacted,
         errors: health.errors,

@@ -12,7 +12,7 @@ use tidegate::sim::process::Process;
 use tidegate::store::EtcdStore;
 use tidegate::telemetry::Telemetry;
 
-use crate::world::{PATIENCE, eventually, tidegate};
+use crate::world::{PATIENCE, eventually, listening, tidegate};
 
 const CONFIG: &str = r#"
 [controller]
@@ -511,4 +511,36 @@ async fn the_leader_deletes_audit_records_that_are_too_old_and_no_others() {
     .await;
     let said = office.run(&["audit"]);
     assert!(said.out.contains("young") && said.err.contains("/tidegate/v1/audit/odd is no audit record"), "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_half_full_is_spoken_of_by_the_leader_and_by_status() {
+    let office = Office::empty().await;
+    let value = "x".repeat(100_000);
+    for n in 0..6 {
+        office.etcdctl(&["put", &format!("/other/{n}"), &value]);
+    }
+    eventually("etcd counts what it was given", async || {
+        let told: Value = serde_json::from_str(&office.run(&["status", "--json"]).out).expect("JSON");
+        told["etcd"]["file_bytes"].as_u64().filter(|bytes| *bytes > 600_000)
+    })
+    .await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("t.toml");
+    let etcd = format!("\"{}\"]\nquota_bytes = 1000000", office.etcd.endpoint());
+    std::fs::write(&file, CONFIG.replace("\"http://127.0.0.1:1\"]", &etcd)).expect("written");
+    let mut command = tidegate(&["run", "--config"]);
+    command.arg(&file);
+    let mut controller = Process::spawn("controller", command, None).expect("it starts");
+    let url = listening(&mut controller).await;
+    controller.wait_for_line(|line| line.contains("more than half full"), PATIENCE).await.expect("it says so");
+    let http = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
+    let metrics = http.get(format!("{url}/metrics")).send().await.expect("metrics").text().await.expect("a text");
+    let bytes = metrics.lines().find_map(|line| line.strip_prefix("tidegate_store_bytes ")).expect("it is there");
+    assert!(bytes.parse::<f64>().is_ok_and(|bytes| bytes > 600_000.0), "{bytes}");
+    let mut command = tidegate(&["status", "--json", "--config"]);
+    let told = Said::of(&command.arg(&file).output().expect("it runs"));
+    let told: Value = serde_json::from_str(&told.out).expect("JSON");
+    assert_eq!(told["etcd"]["quota_bytes"], 1_000_000);
+    assert!(told["warnings"][0].as_str().is_some_and(|line| line.contains("of 1000000 bytes")), "{told}");
 }

@@ -234,7 +234,8 @@ impl PoolSignal {
             .filter(|e| now.seconds_since(e.at) <= span_s && decreased_at.is_none_or(|decreased| e.at > decreased));
         let (resolved, refused) = recent.fold((0, 0), |(n, k), e| (n + e.resolved, k + e.refused[slot]));
         Traffic {
-            demand_per_s: self.grantees().iter().map(|g| self.demand_per_s(g, meter)).sum(),
+            // Not `sum`, which makes -0 of nothing.
+            demand_per_s: self.grantees().iter().fold(0.0, |sum, g| sum + self.demand_per_s(g, meter)),
             sent_per_s: (self.own_at(meter.unit, now)
                 - self.own_at(meter.unit, now.before(Duration::from_secs_f64(USE_S))))
                 / USE_S,

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 use std::time::{Duration, UNIX_EPOCH};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// A monotonic instant: nanoseconds since an arbitrary start of this process's clock.
@@ -19,6 +20,21 @@ pub struct MonoTime(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UnixMillis(pub u64);
+
+impl UnixMillis {
+    /// The same on the calendar; `None` after its end, the year 9999.
+    #[must_use]
+    pub fn timestamp(self) -> Option<Timestamp> {
+        Timestamp::from_millisecond(i64::try_from(self.0).ok()?).ok()
+    }
+}
+
+impl From<Timestamp> for UnixMillis {
+    /// To the millisecond; what is before 1970 is 1970.
+    fn from(timestamp: Timestamp) -> Self {
+        Self(u64::try_from(timestamp.as_millisecond()).unwrap_or(0))
+    }
+}
 
 impl MonoTime {
     /// Milliseconds since the clock's start, for tests and tables.

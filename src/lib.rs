@@ -11,7 +11,8 @@
 //! |---|---|
 //! | limit a service's calls | [`client`]: the middleware, calls by hand, streams, refusals |
 //! | run the controller | `tidegate run --help`, `tidegate check --help`, `config/reference.toml` |
-//! | override a limit, by hand or from code | [`plan`], with the record's fields; [`store`] to write it |
+//! | override a limit, by hand or from code | `tidegate override --help`; [`plan`], with the record's fields; [`store`] to write it |
+//! | see what holds, and why | `tidegate status --help`, `tidegate limits --help`, `tidegate explain --help` |
 //! | test against a provider that says no | [`sim::emulator`], or `tidegate emulate` |
 //! | read a provider's headers without the rest | [`provider`] |
 //! | limit something with `now` as an argument | [`limiter`] |

@@ -258,3 +258,304 @@ Environment:
                 or directives such as tidegate=debug,h2=warn
   TMPDIR        where its folder is made; /tmp by default
   NO_COLOR      when set, the live view has no colours";
+
+pub(super) const OVERRIDE_ABOUT: &str = "\
+Put, clear and list operators' overrides: records that are stronger than what the controller decides.
+
+They are keys in etcd, in force in every member within a tenth of a second, with the controller dead too.
+`set` and `clear` write an audit record in the same transaction, which `tidegate audit` shows.";
+
+pub(super) const OVERRIDE: &str = "\
+Examples:
+  tidegate override set openai-gpt4o acme --set requests/minute=60 --for 30m --reason 'incident 42'
+  tidegate override set openai-gpt4o '*' --block --reason 'key leaked'
+  tidegate override set openai-gpt4o @capacity --scale 0.5 --until 2026-12-31T00:00:00Z --reason 'shared tonight'
+  tidegate override list
+  tidegate override clear openai-gpt4o acme --reason 'incident 42 is over'
+
+Exit codes:
+  0  done; for `set` also when no leader answers, since members apply it all the same
+  1  etcd does not answer, the leader rejects the record, or there is nothing to clear
+  2  wrong arguments
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const OVERRIDE_SET_USAGE: &str = "tidegate override set <POOL> <TARGET> <ACTION> [OPTIONS]
+       where ACTION is one of --set, --scale, --floor, --ceiling, --freeze, --block";
+
+pub(super) const OVERRIDE_SET: &str = "\
+Examples:
+  tidegate override set openai-gpt4o acme --set requests/minute=60 --set tokens/minute=40000:8000 --reason 'incident 42'
+  tidegate override set openai-gpt4o acme --floor requests/minute=10 --for 2h --reason 'a demo'
+  tidegate override set openai-gpt4o acme --freeze --reason 'no changes during the release' --dry-run
+
+A number alone keeps the ratio of burst to rate. A tenant's own override replaces that of '*', meter by meter, but a
+block at either wins. @capacity takes --set or --scale.
+
+Output of --json:
+  { key, record, before, warnings, status, error }; before is null when there was none; status is accepted, rejected,
+  unanswered (no leader said anything within 2 s: members apply it all the same) or dry_run; error comes with rejected.
+
+Exit codes:
+  0  written, and accepted or unanswered; or a dry run
+  1  etcd does not answer, the leader rejects the record, or somebody else made or removed it just now
+  2  wrong arguments, or no reason and no terminal to ask for it
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const OVERRIDE_CLEAR: &str = "\
+Examples:
+  tidegate override clear openai-gpt4o acme --reason 'incident 42 is over'
+
+Output of --json:
+  { key, before, status }; status is cleared.
+
+Exit codes:
+  0  taken away
+  1  there is none, etcd does not answer, or somebody else removed it just now
+  2  wrong arguments, or no reason and no terminal to ask for it
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const OVERRIDE_LIST: &str = "\
+Examples:
+  tidegate override list
+  tidegate override list openai-gpt4o --json | jq -r '.[] | select(.status == \"rejected\") | .error'
+
+Output of --json:
+  An array of { pool, target, record, status, error, applied }; status is accepted, rejected, unanswered (no leader has
+  spoken of it yet) or ended; applied is the record in force, as the leader says.
+
+Exit codes:
+  0  printed
+  1  etcd does not answer, or the output cannot be written
+  2  wrong arguments
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const AUDIT_ABOUT: &str = "\
+List who changed what, from what to what, and why; the oldest first.
+
+It knows what was changed by these commands, not by etcdctl. The leader keeps 30 days of it.";
+
+pub(super) const AUDIT: &str = "\
+Examples:
+  tidegate audit --since 2d
+  tidegate audit --json | jq -r '.[] | select(.by == \"mori\") | .key'
+
+Output of --json:
+  An array of { at, by, what, key, from, to, reason }; what is override_set, override_clear, import or policy_put; from
+  is absent when there was no record, to when it was taken away.
+
+Exit codes:
+  0  printed
+  1  etcd does not answer, or the output cannot be written
+  2  wrong arguments
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const STATUS_ABOUT: &str = "\
+Who leads, which members are there, and how pools and etcd are. Fails when nobody leads, a pulse is stale or etcd has
+an alarm, so it is a health check too.
+
+Controllers that stand by leave no trace in etcd, and are not seen. What the leader alone knows (dialects, use, reports)
+is asked of it at the address in its key; where that cannot be reached from here, it is left out, with a warning.";
+
+pub(super) const STATUS: &str = "\
+Examples:
+  tidegate status
+  tidegate status --config /etc/tidegate.toml > /dev/null || page-somebody
+  tidegate status --json | jq '.pools[] | .meters'
+
+Output of --json:
+  { problems, warnings, leader: { name, url, term, led_for_ms },
+    etcd: { endpoints, version, file_bytes, used_bytes, quota_bytes, revision, compacted_revision, errors },
+    pools: { <id>: { pulse_age_ms, stale, overrides, dialect, reason, tenants, members,
+                     meters: { <meter>: { capacity, limit, used, demand, others } } } },
+    members: [{ instance, pools, report_age_ms }] }
+  Amounts are in units per the meter's window. compacted_revision is null when etcd's history is whole.
+
+Exit codes:
+  0  somebody leads, each pulse is fresh, etcd has no alarm
+  1  one of these is not so, or etcd does not answer
+  2  wrong arguments
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const LIMITS_ABOUT: &str = "\
+What tenants are granted; with --effective what is enforced, term by term, and why.";
+
+pub(super) const LIMITS: &str = "\
+Examples:
+  tidegate limits get openai-gpt4o
+  tidegate limits get openai-gpt4o acme --effective
+  tidegate limits get openai-gpt4o acme --effective --member checkout-1
+  tidegate limits watch openai-gpt4o acme --effective
+
+Exit codes:
+  0  printed; for `watch`, ended by Ctrl-C
+  1  etcd does not answer, or nothing is granted in this pool
+  2  wrong arguments
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const LIMITS_GET: &str = "\
+Examples:
+  tidegate limits get openai-gpt4o
+  tidegate limits get openai-gpt4o acme --effective
+  tidegate limits get openai-gpt4o acme --effective --member checkout-1
+  tidegate limits get openai-gpt4o --json | jq '.tenants[] | {tenant, rates: .effective.meters}'
+
+Terms of --effective, in the order in which they are put on each other:
+  BASE        what the leader granted
+  PULSE       times the factor of a cut that went ahead of the grants
+  @CAPACITY   times what an override of @capacity leaves
+  OVERRIDDEN  what the overrides of '*' and of the tenant make of that; - when nothing
+  KEPT        times what is kept of it on the way to the safe threshold, when nobody leads
+  BRAKE       times what a member without a leader takes off for 429s; members alone know, so it is 1 here
+  SHARE       times the member's share: with --member its own, as the leader says, else 1
+  RATE BURST  is what is enforced
+
+Output of --json:
+  { pool, leader: { name, term }, state, member, tenants: [{ tenant, granted, effective: { meters: { <meter>:
+    { base, pulse, capacity, overridden, kept, brake, share, rate, burst } }, concurrency, blocked, frozen },
+    overrides }] }; granted is the record as it stands in etcd.
+
+Exit codes:
+  0  printed
+  1  etcd does not answer, nothing is granted in this pool, or there is no such member
+  2  wrong arguments
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const LIMITS_WATCH: &str = "\
+Examples:
+  tidegate limits watch openai-gpt4o
+  tidegate limits watch openai-gpt4o acme --effective
+  tidegate limits watch openai-gpt4o --json | jq -c '[.time, .tenant, .is.rate]'
+
+It prints what holds when it begins, then a line for each change: time, tenant, meter, before, after, why.
+
+Lines of --json:
+  { time, tenant, meter, was: { rate, burst }, is: { rate, burst }, reason, overrides }; meter is concurrency for calls
+  in flight, with burst null; was is null for what is new, is for what is gone.
+
+Exit codes:
+  0  ended by Ctrl-C, or nobody reads any more; while etcd does not answer it goes on trying, and says so
+  1  the output cannot be written
+  2  wrong arguments
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const EXPLAIN_ABOUT: &str = "\
+The last steps that changed a tenant's thresholds: what the leader was told, what the law made of it and why, who
+decided the threshold, and what came out.
+
+The leader remembers the last 64 publications of a pool that changed something, since it began to lead.";
+
+pub(super) const EXPLAIN: &str = "\
+Examples:
+  tidegate explain openai-gpt4o acme
+  tidegate explain openai-gpt4o @default --last 20
+  tidegate explain openai-gpt4o acme --json | jq '.steps[-1].meters'
+
+Columns, in units per the meter's window:
+  READING     the provider's level and limit as last told, and how old that is; or stale, or missing
+  USED ASKED  what members used and asked for
+  OTHERS      what is used outside tidegate, where headers tell
+  429S        refusals of the provider for this meter, of requests that ended lately
+  LAW         headers: by what they tell; without them it grows, holds or cuts
+  CAPACITY    what the law says that the pool can take
+  BASE        the tenant's part; EFFECTIVE: what overrides make of it
+  DECIDED BY  law, policy (the tenant's floor or ceiling) or override
+
+Output of --json:
+  { pool, tenant, overrides, now: { <meter>: { base, effective, by } },
+    steps: [{ unix_ms, term, epoch, reason, scale,
+              meters: { <meter>: { reading, ended, refused, used, demand, others, level, mode, capacity } },
+              thresholds: { <meter>: { base, effective, by } } }] }
+
+Exit codes:
+  0  printed
+  1  nobody leads, the leader does not answer, or it knows no such pool or tenant
+  2  wrong arguments
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const EXPORT_ABOUT: &str = "\
+Print all overrides, and the policies of pools that stand in etcd, as one JSON document: a backup, or to be moved to
+another etcd with `tidegate import`.";
+
+pub(super) const EXPORT: &str = "\
+Examples:
+  tidegate export > operators.json
+  tidegate export | jq '.overrides.\"openai-gpt4o\"'
+
+Output:
+  { schema: 1, overrides: { <pool>: { <target>: <record> } }, policy: { <pool>: <record> } }
+  A target is written as in keys, a tenant's name percent-encoded.
+
+Exit codes:
+  0  printed
+  1  etcd does not answer, or a record that is not well formed was left out
+  2  wrong arguments
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const IMPORT_ABOUT: &str = "\
+Put the overrides and policies of a document as `tidegate export` prints it.
+
+All of it is checked first, and what would change is shown. What the document does not speak of stays. Each record is
+written with its audit; more than 64 records take more than one transaction.";
+
+pub(super) const IMPORT: &str = "\
+Examples:
+  tidegate import operators.json --dry-run
+  tidegate import operators.json --reason 'moved to the new etcd'
+  tidegate export --etcd http://old:2379 | tidegate import - --etcd http://new:2379 --yes
+
+Output of --json:
+  An array of { key, from, to }: what changes, or with --dry-run would change.
+
+Exit codes:
+  0  written; or nothing to change; or a dry run
+  1  etcd does not answer, somebody else made or removed a record just now, or you said no
+  2  wrong arguments, mistakes in the document, or no terminal to ask on
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";

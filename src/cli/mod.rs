@@ -1,16 +1,25 @@
 //! The commands.
 
+mod audit;
+mod change;
 mod check;
 mod completions;
 mod demo;
 mod emulate;
+mod explain;
 mod headers;
 mod help;
+mod limits;
+mod overrides;
+mod reach;
 mod recording;
 mod replay;
 mod run;
 mod schema;
 mod signals;
+mod status;
+mod table;
+mod transfer;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -45,6 +54,27 @@ enum Command {
     /// Run the controller: read reports, compute thresholds, publish them.
     #[command(long_about = help::RUN_ABOUT, after_long_help = help::RUN)]
     Run(run::RunArgs),
+    /// Who leads, who is there, how pools and etcd are; fails when something is wrong.
+    #[command(long_about = help::STATUS_ABOUT, after_long_help = help::STATUS)]
+    Status(status::StatusArgs),
+    /// What tenants are granted, and term by term what is enforced.
+    #[command(subcommand, long_about = help::LIMITS_ABOUT, after_long_help = help::LIMITS)]
+    Limits(limits::LimitsCommand),
+    /// The last decisions on a tenant: from what, why, and by whom.
+    #[command(long_about = help::EXPLAIN_ABOUT, after_long_help = help::EXPLAIN)]
+    Explain(explain::ExplainArgs),
+    /// Put, clear and list operators' overrides.
+    #[command(subcommand, long_about = help::OVERRIDE_ABOUT, after_long_help = help::OVERRIDE)]
+    Override(overrides::OverrideCommand),
+    /// List who changed what, and why.
+    #[command(long_about = help::AUDIT_ABOUT, after_long_help = help::AUDIT)]
+    Audit(audit::AuditArgs),
+    /// Print all overrides and policies as one document.
+    #[command(long_about = help::EXPORT_ABOUT, after_long_help = help::EXPORT)]
+    Export(transfer::ExportArgs),
+    /// Put the overrides and policies of a document, after showing what would change.
+    #[command(long_about = help::IMPORT_ABOUT, after_long_help = help::IMPORT)]
+    Import(transfer::ImportArgs),
     /// Check a configuration: all its mistakes, or what it says.
     #[command(long_about = help::CHECK_ABOUT, after_long_help = help::CHECK)]
     Check(check::CheckArgs),
@@ -94,6 +124,13 @@ pub fn main() -> ExitCode {
     let outcome = runtime.block_on(async {
         match cli.command {
             Command::Run(args) => run::run(args).await,
+            Command::Status(args) => status::status(args).await,
+            Command::Limits(command) => limits::limits(command).await,
+            Command::Explain(args) => explain::explain(args).await,
+            Command::Override(command) => overrides::overrides(command).await,
+            Command::Audit(args) => audit::audit(args).await,
+            Command::Export(args) => transfer::export(args).await,
+            Command::Import(args) => transfer::import(args).await,
             Command::Check(args) => check::check(&args),
             Command::Schema(args) => schema::schema(&args),
             Command::Completions(args) => completions::completions(&args),
@@ -112,18 +149,33 @@ pub fn main() -> ExitCode {
 
 /// Writes to stdout. Whoever closes it has read enough.
 fn print(text: &str) -> Result<(), Failure> {
+    is_read(text).map(drop)
+}
+
+/// Writes to stdout, and tells whether anybody still reads it.
+fn is_read(text: &str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::Run(format!("cannot write to stdout: {error}")))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::Run(format!("cannot write to stdout: {error}"))),
     }
 }
 
+/// Writes JSON for programs to stdout.
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Run(error.to_string()))?;
+    print(&format!("{text}\n"))
+}
+
+/// Says something beside the output, on stderr.
+fn say(line: &str) {
+    // Whoever closed stderr does not want to know.
+    let _ = writeln!(io::stderr(), "tidegate: {line}");
+}
+
 fn failed(failure: &Failure) -> ExitCode {
-    // Whoever closed stderr has the exit code.
-    let _ = writeln!(io::stderr(), "tidegate: {failure}");
+    say(&failure.to_string());
     match failure {
         Failure::Usage(_) => ExitCode::from(2),
         Failure::Run(_) => ExitCode::FAILURE,

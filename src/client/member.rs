@@ -120,6 +120,48 @@ pub struct Changes {
     pub some: BTreeSet<Grantee>,
 }
 
+/// What a meter's limit follows from, in the order in which the terms are put on each other:
+/// (base × scale × capacity, overridden) × kept × brake × share.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MeterTerms {
+    /// As granted, or the bootstrap's; `None` where only an operator limits it.
+    pub base: Option<Rate>,
+    /// The pulse's factor: a cut that went ahead of the grants.
+    pub scale: f64,
+    /// What `@capacity` leaves, 0–1.
+    pub capacity: f64,
+    /// What the overrides make of all that.
+    pub overridden: Rate,
+    /// What is kept on the way to the safe thresholds, 0–1.
+    pub kept: f64,
+    /// What the brake leaves, 0–1.
+    pub brake: f64,
+    /// This member's part.
+    pub share: f64,
+    /// What is enforced.
+    pub limit: MeterLimit,
+}
+
+/// What a tenant's limits follow from.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Terms {
+    /// Per meter.
+    pub meters: Vec<(Meter, MeterTerms)>,
+    /// Requests in flight at a time.
+    pub concurrency: Option<u32>,
+    /// Nothing is admitted.
+    pub blocked: bool,
+    /// The base is kept and does not lapse.
+    pub frozen: bool,
+}
+
+impl From<Terms> for Limits {
+    fn from(terms: Terms) -> Self {
+        let meters = terms.meters.iter().map(|(meter, terms)| (*meter, terms.limit)).collect();
+        Self { meters, concurrency: terms.concurrency, blocked: terms.blocked }
+    }
+}
+
 /// What limits follow from beside records: told apart so that time alone changes none.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Moving {
@@ -395,6 +437,12 @@ impl PoolView {
         };
     }
 
+    /// The operators' records, as far as they are in force here.
+    #[must_use]
+    pub fn overrides(&self) -> &OverrideBook {
+        &self.overrides
+    }
+
     /// Holds that the leader tells of, and the capacity it publishes.
     #[must_use]
     pub fn pulse(&self) -> Option<&Pulse> {
@@ -421,64 +469,80 @@ impl PoolView {
     /// What to enforce for a tenant; `None` when it has no limits of its own, and shares those of `@default`.
     #[must_use]
     pub fn limits_of(&self, grantee: &Grantee, now: MonoTime, wall: UnixMillis) -> Option<Limits> {
+        self.terms_of(grantee, now, wall).map(Limits::from)
+    }
+
+    /// What a tenant's limits follow from; `None` as for [`PoolView::limits_of`].
+    #[must_use]
+    pub fn terms_of(&self, grantee: &Grantee, now: MonoTime, wall: UnixMillis) -> Option<Terms> {
         if let Some(grant) = self.grants.get(grantee) {
-            return Some(self.granted_limits(grantee, grant, now, wall));
+            return Some(self.granted_terms(grantee, grant, now, wall));
         }
         // Undeclared tenants are never open: without a grant for them they have the bootstrap thresholds.
         if *grantee == Grantee::Default {
-            return Some(self.bootstrap_limits(wall));
+            return Some(self.bootstrap_terms(wall));
         }
         // A block reaches a tenant without a grant too. Nothing else does: it would multiply capacity.
         let own = self.overrides.at(&Target::One(grantee.clone()), wall);
         let blocked = matches!(own.map(|record| &record.action), Some(Action::Block));
-        blocked.then(|| Limits { blocked, ..Limits::default() })
+        blocked.then(|| Terms { blocked, ..Terms::default() })
     }
 
     /// The bootstrap thresholds, an operator's record being stronger.
-    fn bootstrap_limits(&self, wall: UnixMillis) -> Limits {
+    fn bootstrap_terms(&self, wall: UnixMillis) -> Terms {
         let (star, own) = self.overrides.for_tenant(&Grantee::Default, wall);
-        let rates =
-            self.bootstrap.rates.iter().map(|(meter, rate)| (*meter, self.within_capacity(*meter, *rate, wall)));
-        let base = Thresholds { rates: rates.collect(), concurrency: self.bootstrap.concurrency };
-        let used = effective(&base, star, own);
+        let left = |(meter, rate): (&Meter, &Rate)| (*meter, rate.scaled(self.capacity_left(*meter, wall)));
+        let rates = self.bootstrap.rates.iter().map(left).collect();
+        let used = effective(&Thresholds { rates, concurrency: self.bootstrap.concurrency }, star, own);
         let meters = used.thresholds.rates.iter().map(|(meter, rate)| {
-            let rate = Rate { rate: rate.rate, burst: rate.burst.max(least_burst(*meter)) };
-            (*meter, MeterLimit { rate, largest_request: rate.burst, counting: Counting::TokenBucket })
+            let limit = Rate { rate: rate.rate, burst: rate.burst.max(least_burst(*meter)) };
+            let terms = MeterTerms {
+                base: self.bootstrap.rates.get(meter).copied(),
+                scale: 1.0,
+                capacity: self.capacity_left(*meter, wall),
+                overridden: *rate,
+                kept: 1.0,
+                brake: 1.0,
+                share: 1.0,
+                limit: MeterLimit { rate: limit, largest_request: limit.burst, counting: Counting::TokenBucket },
+            };
+            (*meter, terms)
         });
-        Limits { meters: meters.collect(), concurrency: used.thresholds.concurrency, blocked: used.blocked }
+        let meters = meters.collect();
+        Terms { meters, concurrency: used.thresholds.concurrency, blocked: used.blocked, frozen: used.frozen }
     }
 
-    /// A rate as far as `@capacity` leaves it.
-    fn within_capacity(&self, meter: Meter, rate: Rate, wall: UnixMillis) -> Rate {
+    /// What `@capacity` leaves of a meter's base, 0–1.
+    fn capacity_left(&self, meter: Meter, wall: UnixMillis) -> f64 {
         let told = self.pulse().and_then(|pulse| pulse.capacity.get(&meter).copied());
-        rate.scaled(capacity_factor(self.overrides.at(&Target::Capacity, wall), told, meter))
+        capacity_factor(self.overrides.at(&Target::Capacity, wall), told, meter)
     }
 
-    fn granted_limits(&self, grantee: &Grantee, grant: &Granted, now: MonoTime, wall: UnixMillis) -> Limits {
+    fn granted_terms(&self, grantee: &Grantee, grant: &Granted, now: MonoTime, wall: UnixMillis) -> Terms {
         let (star, own) = self.overrides.for_tenant(grantee, wall);
         let base = self.base(grant, wall);
         let used = effective(&base, star, own);
         let lease = self.share_at(grantee, now);
         let members = f64::from(grant.members.max(1));
         let held_once = self.leases.contains_key(grantee);
-        let fraction = match lease {
+        let share = match lease {
             Some(share) => share.share,
             None if held_once => 1.0 / members,
             None => 1.0 / (members + 1.0),
         };
-        let kept = if used.frozen { 1.0 } else { self.kept_at(now) };
+        let left = if used.frozen { 1.0 } else { self.kept_at(now) };
         let meters = used
             .thresholds
             .rates
             .iter()
             .map(|(meter, rate)| {
                 let safe = grant.safe_part(*meter);
-                let part = match (used.set.contains(meter) || used.frozen, lease) {
-                    (true, _) => 1.0,
-                    (false, Some(_)) => (safe + (1.0 - safe) * kept) * self.brake,
-                    (false, None) => safe * self.brake,
+                let (kept, brake) = match (used.set.contains(meter) || used.frozen, lease) {
+                    (true, _) => (1.0, 1.0),
+                    (false, Some(_)) => (safe + (1.0 - safe) * left, self.brake),
+                    (false, None) => (safe, self.brake),
                 };
-                let mine = rate.scaled(part * fraction);
+                let mine = rate.scaled(kept * brake * share);
                 let one_request = least_burst(*meter);
                 let rate_now = Rate { rate: mine.rate, burst: mine.burst.max(one_request) };
                 // Never is for what the provider itself could not take: a tenant that is granted little at the moment, or
@@ -486,27 +550,41 @@ impl PoolView {
                 let roomiest = self.roomiest.get(meter).copied().unwrap_or(0.0);
                 let largest_request = rate.burst.max(one_request).max(roomiest);
                 let counting = self.counting(*meter, grant.algorithm(*meter), rate_now);
-                (*meter, MeterLimit { rate: rate_now, largest_request, counting })
+                let terms = MeterTerms {
+                    base: grant.of(*meter).map(|granted| granted.rate),
+                    scale: self.scale_of(grant, *meter),
+                    capacity: self.capacity_left(*meter, wall),
+                    overridden: *rate,
+                    kept,
+                    brake,
+                    share,
+                    limit: MeterLimit { rate: rate_now, largest_request, counting },
+                };
+                (*meter, terms)
             })
             .collect();
         let concurrency = used.thresholds.concurrency.map(|_| {
             lease.and_then(|share| share.concurrency).unwrap_or_else(|| {
                 let safe = f64::from(grant.safe_concurrency.unwrap_or(0));
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count, floored")]
-                let divided = (safe * fraction).floor() as u32;
+                let divided = (safe * share).floor() as u32;
                 divided.max(1)
             })
         });
-        Limits { meters, concurrency, blocked: used.blocked }
+        Terms { meters, concurrency, blocked: used.blocked, frozen: used.frozen }
     }
 
     /// The grant's thresholds after the pulse's scale and `@capacity`.
     fn base(&self, grant: &Granted, wall: UnixMillis) -> Thresholds {
         let rates = grant.meters.iter().map(|GrantedMeter { meter, rate, .. }| {
-            let scale = self.pulse().map_or(1.0, |pulse| pulse.scale_for(grant.stamp, *meter));
-            (*meter, self.within_capacity(*meter, rate.scaled(scale), wall))
+            (*meter, rate.scaled(self.scale_of(grant, *meter)).scaled(self.capacity_left(*meter, wall)))
         });
         Thresholds { rates: rates.collect(), concurrency: grant.concurrency }
+    }
+
+    /// The newest pulse's factor for a meter of a grant.
+    fn scale_of(&self, grant: &Granted, meter: Meter) -> f64 {
+        self.pulse().map_or(1.0, |pulse| pulse.scale_for(grant.stamp, meter))
     }
 
     /// How much of the way from safe to the threshold is left: 1 until the grants lapse, then exponentially to 0.

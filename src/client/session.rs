@@ -182,7 +182,7 @@ impl Session {
                     view.on_override_restored(target, record);
                 }
             }
-            Some(Key::Member(_)) => {}
+            Some(Key::Member(_) | Key::Audit { .. }) => {}
             None => refuse("key", "names no pool and tenant".into()),
         }
     }

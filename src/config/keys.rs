@@ -119,7 +119,7 @@ pub(super) static PREFIX: Key = Key {
 pub(super) static ETCD: Key = Key {
     name: "etcd",
     doc: "Where grants, overrides and the leader's key live.",
-    shape: Shape::Table(&Table { keys: &[&ENDPOINTS] }),
+    shape: Shape::Table(&Table { keys: &[&ENDPOINTS, &QUOTA_BYTES] }),
     absent: Absent::Means(
         "all is kept in the memory of one process: enough to try it out, not for members in other processes",
     ),
@@ -138,6 +138,15 @@ pub(super) static ENDPOINTS: Key = Key {
     },
     absent: Absent::Refused,
     example: "[\"http://127.0.0.1:2379\"]",
+};
+
+pub(super) static QUOTA_BYTES: Key = Key {
+    name: "quota_bytes",
+    doc: "How large etcd's database may become before it takes no more writes: what its --quota-backend-bytes says. The \
+          leader warns at half of it. etcd from 3.6 on tells it by itself.",
+    shape: Shape::Number { min: 1e6, max: 1e12, unit: "bytes" },
+    absent: Absent::Reads("2147483648"),
+    example: "8589934592",
 };
 
 // === [pools.<id>] ===

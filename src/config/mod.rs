@@ -115,7 +115,13 @@ fn config(mut root: Section<'_>) -> Option<Config> {
     let pools = root.take(&keys::POOLS).and_then(pools::pools);
     root.end();
     let (name, listen, advertise_url) = controller?;
-    let controller = Params { name, listen: listen?, advertise_url, keyspace: keyspace??, pools: pools? };
+    let (etcd, store_quota_bytes) = match etcd {
+        Some((etcd, quota)) => (Some(etcd), quota?),
+        // Memory has no quota.
+        None => (None, u64::MAX),
+    };
+    let (listen, keyspace, pools) = (listen?, keyspace??, pools?);
+    let controller = Params { name, listen, advertise_url, keyspace, store_quota_bytes, pools };
     Some(Config { controller, etcd, warnings: Mistakes::default() })
 }
 
@@ -146,12 +152,15 @@ fn keyspace(mut section: Section<'_>) -> Option<Keyspace> {
     prefix?.text(|prefix| Keyspace::new(prefix).ok())
 }
 
-fn etcd(mut section: Section<'_>) -> EtcdParams {
+fn etcd(mut section: Section<'_>) -> (EtcdParams, Option<u64>) {
     let items = section.take(&keys::ENDPOINTS).and_then(Field::items);
+    let quota_bytes = section.take(&keys::QUOTA_BYTES).and_then(|field| field.number());
     section.end();
     // etcd-client is built without TLS.
     let url = |url: &str| is_http_url(url, false).then(|| url.to_owned());
-    EtcdParams { endpoints: items.unwrap_or_default().iter().filter_map(|item| item.text(url)).collect() }
+    let endpoints = items.unwrap_or_default().iter().filter_map(|item| item.text(url)).collect();
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a million to 10^12")]
+    (EtcdParams { endpoints }, quota_bytes.map(|bytes| bytes as u64))
 }
 
 /// A URL of a server: a scheme, a host, no credentials, no query, no fragment.

@@ -1,9 +1,7 @@
 //! The names that a file's author chooses, and what was probably meant by a misspelt one.
 
+use crate::controller;
 use crate::quota::{Meter, PoolId, Unit, Window};
-
-/// Names this near are offered for a misspelt one (Jaro–Winkler, 0–1): one slip in a word of five letters.
-const ALIKE_MIN: f64 = 0.8;
 
 /// What providers' documents call the meters.
 const ABBREVIATIONS: [(&str, Meter); 8] = [
@@ -83,7 +81,5 @@ impl Names {
 
 /// The known name nearest to a misspelt one, if it is near at all.
 pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let name = name.to_lowercase();
-    let near = known.into_iter().map(|known| (strsim::jaro_winkler(known, &name), known));
-    near.filter(|(near, _)| *near >= ALIKE_MIN).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, known)| known)
+    controller::nearest(name, known, 1).first().copied()
 }

@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
 
@@ -33,19 +32,15 @@ fn left_of(length: Duration, at_ms: i128) -> Duration {
     Duration::from_millis(u64::try_from(length_ms - at_ms.rem_euclid(length_ms)).unwrap_or(0))
 }
 
-fn timestamp(wall: UnixMillis) -> Option<Timestamp> {
-    Timestamp::from_millisecond(i64::try_from(wall.0).ok()?).ok()
-}
-
 /// What the zone's clock shows, in ms. A zone may differ from UTC by part of an hour.
 fn local_ms(zone: &TimeZone, wall: UnixMillis) -> Option<i128> {
-    let offset_s = zone.to_offset(timestamp(wall)?).seconds();
+    let offset_s = zone.to_offset(wall.timestamp()?).seconds();
     Some(i128::from(wall.0) + 1_000 * i128::from(offset_s))
 }
 
 /// Up to the first instant of the next day, or month.
 fn left_of_days(zone: &TimeZone, window: Window, wall: UnixMillis) -> Option<Duration> {
-    let now = timestamp(wall)?;
+    let now = wall.timestamp()?;
     let today = zone.to_datetime(now).date();
     let last = if window == Window::Month { today.last_of_month() } else { today };
     let ends = zone.to_timestamp(last.tomorrow().ok()?.to_datetime(Time::midnight())).ok()?;

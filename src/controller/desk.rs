@@ -8,9 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::sync::Notify;
 use tracing::warn;
 
+use super::account::LeaderAccount;
+use super::nearest;
 use super::planner::PoolPlanner;
 use crate::clock::MonoTime;
 use crate::observation::Report;
@@ -32,6 +35,8 @@ const REPORT_EVERY_MAX_MS: u64 = 2_500;
 pub(super) struct Office {
     /// The leader key's create revision.
     pub term: u64,
+    /// When it began.
+    began_at: MonoTime,
     /// The last keep-alive that the store confirmed.
     pub confirmed_at: MonoTime,
     /// The last tick that was done.
@@ -52,6 +57,7 @@ impl Office {
     pub(super) fn new(term: u64, confirmed_at: MonoTime) -> Self {
         Self {
             term,
+            began_at: confirmed_at,
             confirmed_at,
             ticked_at: confirmed_at,
             pools: BTreeMap::new(),
@@ -70,6 +76,27 @@ pub enum NotLeading {
     /// Nobody is known to lead, or this leader's lease is not fresh.
     #[error("no leader at the moment")]
     Nobody,
+}
+
+/// A name that the leader does not know, and what may have been meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Unknown {
+    error: String,
+    nearest: Vec<String>,
+}
+
+/// So many names are offered for one that is not known.
+const NEAREST_MAX: usize = 3;
+/// A name is anyone's text: so much of it is said back.
+const NAME_CHARS_SHOWN: usize = 128;
+
+impl Unknown {
+    /// No such thing among the known ones.
+    pub(super) fn new<'a>(what: &str, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+        let name: String = name.chars().take(NAME_CHARS_SHOWN).collect();
+        let nearest = nearest(&name, known, NEAREST_MAX).into_iter().map(str::to_owned).collect();
+        Self { error: format!("no {what} {name}"), nearest }
+    }
 }
 
 /// The desk.
@@ -133,16 +160,54 @@ impl Desk {
         self.office.lock().as_mut().map(work)
     }
 
+    /// Works on the office while the lease is fresh and the pools are read.
+    fn leading<T>(&self, now: MonoTime, work: impl FnOnce(&mut Office) -> T) -> Result<T, NotLeading> {
+        let mut office = self.office.lock();
+        if let Some(office) = office.as_mut().filter(|office| self.fresh(office, now) && !office.pools.is_empty()) {
+            return Ok(work(office));
+        }
+        let other = self.leader.lock().as_ref().map(|leader| leader.report_url.clone());
+        Err(other.map_or(NotLeading::Nobody, NotLeading::Other))
+    }
+
+    /// What the leader called `name` tells of itself and its pools.
+    ///
+    /// # Errors
+    /// [`NotLeading`] with where to go instead.
+    pub(super) fn account(&self, name: &str, now: MonoTime) -> Result<LeaderAccount, NotLeading> {
+        self.leading(now, |office| LeaderAccount {
+            name: name.to_owned(),
+            term: office.term,
+            led_for_ms: u64::try_from(now.since(office.began_at).as_millis()).unwrap_or(u64::MAX),
+            pools: office.pools.iter().map(|(id, pool)| (id.clone(), pool.account(now))).collect(),
+        })
+    }
+
+    /// Looks at a pool.
+    ///
+    /// # Errors
+    /// [`NotLeading`] with where to go instead; within, the nearest names when there is no such pool.
+    pub(super) fn look<T>(
+        &self,
+        pool: &str,
+        now: MonoTime,
+        look: impl FnOnce(&PoolPlanner) -> Result<T, Unknown>,
+    ) -> Result<Result<T, Unknown>, NotLeading> {
+        self.leading(now, |office| match office.pools.get(pool) {
+            Some(planner) => look(planner),
+            None => Err(Unknown::new("pool", pool, office.pools.keys().map(PoolId::as_str))),
+        })
+    }
+
     /// Takes a report and answers with shares.
     ///
     /// # Errors
     /// [`NotLeading`] with where to go instead.
     pub(super) fn answer(&self, report: &Report, now: MonoTime) -> Result<Reply, NotLeading> {
-        let mut office = self.office.lock();
-        let Some(office) = office.as_mut().filter(|office| self.fresh(office, now) && !office.pools.is_empty()) else {
-            let other = self.leader.lock().as_ref().map(|leader| leader.report_url.clone());
-            return Err(other.map_or(NotLeading::Nobody, NotLeading::Other));
-        };
+        self.leading(now, |office| self.take(office, report, now))
+    }
+
+    fn take(&self, office: &mut Office, report: &Report, now: MonoTime) -> Reply {
         let mut shares = BTreeMap::new();
         let mut members: usize = 1;
         for (id, pool_report) in &report.pools {
@@ -170,12 +235,12 @@ impl Desk {
         self.telemetry.add(Metric::ReportsAccepted, &[], 1.0);
         // At most 1,000 posts a second: as many members as that report once a second.
         let next_report_ms = u64::try_from(members).unwrap_or(u64::MAX).clamp(REPORT_EVERY_MIN_MS, REPORT_EVERY_MAX_MS);
-        Ok(Reply {
+        Reply {
             term: office.term,
             epoch: office.replies,
             share_valid_ms: u64::try_from(SHARE_VALID.as_millis()).unwrap_or(u64::MAX),
             next_report_ms,
             shares,
-        })
+        }
     }
 }

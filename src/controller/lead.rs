@@ -18,6 +18,7 @@ use super::outbox::Batch;
 use super::overseer::Overseer;
 use super::planner::PoolPlanner;
 use super::publish::{PublishError, Publisher};
+use super::upkeep::Upkeep;
 use crate::clock::{Clock, MonoTime};
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
 use crate::plan::{Grant, Pulse};
@@ -243,7 +244,7 @@ impl Leading {
     async fn tick_until_ended(&mut self, term: u64) -> Ended {
         let mut regular = interval(TICK_EVERY);
         regular.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut overseer = Overseer::default();
+        let (mut overseer, mut upkeep) = (Overseer::default(), Upkeep::default());
         let desk = self.desk.clone();
         loop {
             let early = tokio::select! {
@@ -259,6 +260,12 @@ impl Leading {
             }
             let now = self.clock.now();
             desk.with_office(|office| office.ticked_at = now);
+            match upkeep.attend(self, term, now).await {
+                Err(PublishError::Deposed) => return Ended::Deposed,
+                // It comes round again.
+                Err(error) => warn!("cannot look after the store: {error}"),
+                Ok(()) => {}
+            }
             if early {
                 // The first 429 after quiet is acted on at once, the following ones at most this often.
                 sleep(EARLY_TICK_GAP).await;
@@ -308,7 +315,7 @@ impl Leading {
                     Err(error) => return self.cannot_publish(&error),
                 }
                 let now = self.clock.now();
-                self.with_pool(id, |pool| pool.outbox_mut().committed(batch, now));
+                self.with_pool(id, |pool| pool.granted(batch, now));
                 still_open.push(id);
             }
             open = still_open;
@@ -340,7 +347,10 @@ impl Leading {
     fn record_pulses(&self, pulses: &BTreeMap<PoolId, Pulse>) {
         for (id, pulse) in pulses {
             self.telemetry.add(Metric::Publishes, &[id.as_str(), "pulse"], 1.0);
-            self.with_pool(id, |pool| self.record_pulse(id.as_str(), pool, pulse));
+            self.with_pool(id, |pool| {
+                self.record_pulse(id.as_str(), pool, pulse);
+                pool.pulsed(pulse.clone());
+            });
         }
     }
 
@@ -408,6 +418,6 @@ async fn keep_alive(store: Arc<dyn Store>, desk: Arc<Desk>, clock: Arc<dyn Clock
 }
 
 #[allow(clippy::cast_precision_loss, reason = "revisions and counts stay far below 2^53")]
-fn precise(n: u64) -> f64 {
+pub(super) fn precise(n: u64) -> f64 {
     n as f64
 }

@@ -6,14 +6,18 @@
 //! ```
 //!
 //! `signal` turns reports into rates and readings, `law` estimates what each meter can take, `apportion` divides it,
-//! `shares` splits it over members, `alignment` knows where windows end. These and the planner are pure; `lead`, `overseer` (operators'
-//! overrides, members' presence), `publish` and `serve` do the I/O.
+//! `shares` splits it over members, `alignment` knows where windows end, `history` remembers what was decided and from what,
+//! `account` is what is told of it. These and the planner are pure; `lead`, `overseer` (operators' overrides, members'
+//! presence), `upkeep` (old audit records, how full the store is), `publish` and `serve` do the I/O.
 
+mod account;
 pub mod alignment;
 pub mod apportion;
 mod desk;
+pub mod history;
 pub mod law;
 mod lead;
+mod nearest;
 pub mod outbox;
 mod overseer;
 mod params;
@@ -22,6 +26,7 @@ mod publish;
 mod serve;
 pub mod shares;
 pub mod signal;
+mod upkeep;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,10 +34,13 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use account::{LeaderAccount, MemberAccount, MeterAccount, PoolAccount};
 pub use desk::NotLeading;
 pub use lead::LEADER_TTL;
+pub use nearest::nearest;
 pub use params::{Params, PoolParams, TenantParams};
 pub use serve::ListenError;
+pub use upkeep::AUDIT_KEPT;
 
 use crate::clock::{Clock, SystemClock};
 use crate::store::Store;
@@ -59,7 +67,8 @@ impl Controller {
         let desk = Arc::new(desk::Desk::new(lead::LEASE_FRESH_FOR, telemetry.clone()));
         let (stop, stopped) = watch::channel(false);
 
-        let front = serve::Front { desk: desk.clone(), clock: clock.clone(), telemetry: telemetry.clone() };
+        let name = params.name.clone();
+        let front = serve::Front { name, desk: desk.clone(), clock: clock.clone(), telemetry: telemetry.clone() };
         let mut serving_stopped = stopped.clone();
         let serving = tokio::spawn(async move {
             let app = serve::router(Arc::new(front));

@@ -120,7 +120,8 @@ impl Overseer {
                 let Some(pool) = office.pools.get_mut(&key.0) else {
                     let error = format!("no pool {}: expected one of {}", key.0, names(office.pools.keys()));
                     warn!(key = entry.key, "override without effect: {error}");
-                    let status = OverrideStatus { accepted: false, error: Some(error), applied: None };
+                    let revision = entry.mod_revision;
+                    let status = OverrideStatus { accepted: false, revision, error: Some(error), applied: None };
                     said.push((key.clone(), Some(status), entry.mod_revision));
                     continue;
                 };
@@ -135,6 +136,7 @@ impl Overseer {
                 }
                 let status = OverrideStatus {
                     accepted: error.is_none(),
+                    revision: entry.mod_revision,
                     error: error.map(|error| error.to_string()),
                     applied: pool.overrides_mut().last_good(&key.1).cloned(),
                 };

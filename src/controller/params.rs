@@ -21,6 +21,8 @@ pub struct Params {
     pub advertise_url: Option<String>,
     /// Where the keys live.
     pub keyspace: Keyspace,
+    /// How much the store may hold before it takes no more writes, where it does not tell by itself.
+    pub store_quota_bytes: u64,
     /// The pools.
     pub pools: Vec<PoolParams>,
 }

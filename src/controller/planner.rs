@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
+use super::account::{MemberAccount, MeterAccount, PoolAccount};
 use super::alignment::window_left;
 use super::apportion::{Claim, divide, divide_places};
+use super::history::{Decided, DecidedBy, Explained, Granted, History, MeterDecided, ThresholdDecided};
 use super::law::{Inputs, MeterLaw, Mode, Step};
-use super::outbox::{Cut, Outbox};
+use super::outbox::{Batch, Cut, Outbox};
 use super::params::{PoolParams, TenantParams};
 use super::shares::{SHARE_VALID, Shares, Wish};
 use super::signal::PoolSignal;
@@ -44,11 +46,15 @@ const SAFE_PART: f64 = 0.5;
 pub struct PoolPlanner {
     params: PoolParams,
     outbox: Outbox,
+    /// As last written.
+    pulse: Option<Pulse>,
     signal: PoolSignal,
     laws: BTreeMap<Meter, MeterLaw>,
-    steps: BTreeMap<Meter, Step>,
+    /// What the law was told at the last tick, and its step.
+    steps: BTreeMap<Meter, (Inputs, Step)>,
     shares: BTreeMap<Grantee, Shares>,
     overrides: OverrideBook,
+    history: History,
     learning_until: Option<MonoTime>,
     present: usize,
     urgent: bool,
@@ -80,11 +86,13 @@ impl PoolPlanner {
         Self {
             params,
             outbox: Outbox::new(term, left),
+            pulse: None,
             signal: PoolSignal::default(),
             laws,
             steps: BTreeMap::new(),
             shares: BTreeMap::new(),
             overrides: OverrideBook::default(),
+            history: History::default(),
             learning_until,
             present: 0,
             urgent: false,
@@ -102,9 +110,8 @@ impl PoolPlanner {
     }
 
     /// The last tick's step of each meter.
-    #[must_use]
-    pub fn steps(&self) -> &BTreeMap<Meter, Step> {
-        &self.steps
+    pub fn steps(&self) -> impl Iterator<Item = (&Meter, &Step)> {
+        self.steps.iter().map(|(meter, (_, step))| (meter, step))
     }
 
     /// The grants on their way to the store.
@@ -185,7 +192,7 @@ impl PoolPlanner {
             schema: PULSE_SCHEMA,
             stamp,
             valid_for_ms: u64::try_from(VALID_FOR.as_millis()).unwrap_or(u64::MAX),
-            capacity: self.steps.iter().map(capacity).collect(),
+            capacity: self.steps().map(capacity).collect(),
             scale_epoch,
             scale,
             hold_ms: self.signal.holds_ms(now),
@@ -202,11 +209,121 @@ impl PoolPlanner {
         self.params.zones.iter().map(left).collect()
     }
 
+    /// The pulse was written.
+    pub fn pulsed(&mut self, pulse: Pulse) {
+        self.pulse = Some(pulse);
+        self.remember(Vec::new());
+    }
+
+    /// Grants were written, after the pulse of the same tick.
+    pub fn granted(&mut self, batch: Batch, now: MonoTime) {
+        let wall = self.pulse.as_ref().map_or_else(UnixMillis::default, |pulse| pulse.unix_ms);
+        let puts = batch.iter().filter_map(|(grantee, grant)| Some((grantee, grant.as_ref()?)));
+        let granted = puts.map(|(grantee, grant)| (grantee.clone(), self.decided(grantee, &grant.thresholds, wall)));
+        let granted = granted.collect();
+        self.remember(granted);
+        self.outbox.committed(batch, now);
+    }
+
+    fn remember(&mut self, granted: Vec<(Grantee, Granted)>) {
+        let Some(pulse) = &self.pulse else { return };
+        let meters = self.steps.iter().map(|(meter, (inputs, step))| (*meter, MeterDecided::new(*meter, inputs, step)));
+        let (unix_ms, stamp, scale) = (pulse.unix_ms, pulse.stamp, pulse.scale.clone());
+        let decided = Decided { unix_ms, stamp, reason: self.reason(), scale, meters: meters.collect() };
+        self.history.push(decided, granted);
+    }
+
+    /// A tenant's thresholds, what overrides make of them, and who decided that.
+    fn decided(&self, grantee: &Grantee, base: &Thresholds, wall: UnixMillis) -> Granted {
+        // Asked of each grant that is rewritten, and mostly there are none.
+        let none = self.overrides.targets().next().is_none();
+        let (star, own) = if none { (None, None) } else { self.overrides.for_tenant(grantee, wall) };
+        let used = star.or(own).map(|_| effective(base, star, own));
+        let policy = match grantee {
+            Grantee::Default => Some(&self.params.default_tenant),
+            Grantee::Tenant(id) => self.params.tenants.get(id),
+        };
+        let at_bound = |meter: &Meter, rate: f64| {
+            let bounds = policy.into_iter().flat_map(|policy| [policy.floor.get(meter), policy.ceiling.get(meter)]);
+            bounds.flatten().any(|bound| round(*bound) == rate)
+        };
+        let decide = |(meter, base): (&Meter, &Rate)| {
+            let (effective, overridden) = match &used {
+                Some(used) if used.blocked => (Rate { rate: 0.0, burst: 0.0 }, true),
+                Some(used) => {
+                    let rate = used.thresholds.rates.get(meter).copied().unwrap_or(*base);
+                    (rate, used.frozen || rate != *base)
+                }
+                None => (*base, false),
+            };
+            let by = match overridden {
+                true => DecidedBy::Override,
+                false if at_bound(meter, base.rate) => DecidedBy::Policy,
+                false => DecidedBy::Law,
+            };
+            (*meter, ThresholdDecided { base: *base, effective, by })
+        };
+        base.rates.iter().map(decide).collect()
+    }
+
+    /// The last steps that concern a tenant; `None` when it has no grant.
+    #[must_use]
+    pub fn explain(&self, grantee: &Grantee, wall: UnixMillis) -> Option<Explained> {
+        let grant = self.outbox.published().get(grantee)?;
+        let targets = [Target::Every, Target::One(grantee.clone()), Target::Capacity];
+        let standing = targets.iter().filter_map(|target| Some((target, self.overrides.at(target, wall)?)));
+        Some(Explained {
+            pool: self.params.id.clone(),
+            tenant: grantee.clone(),
+            overrides: standing.map(|(target, record)| (target.to_string(), record.clone())).collect(),
+            now: self.decided(grantee, &grant.thresholds, wall).into_iter().collect(),
+            steps: self.history.of(grantee),
+        })
+    }
+
+    /// What is told of the pool.
+    #[must_use]
+    pub fn account(&self, now: MonoTime) -> PoolAccount {
+        let meters = self.steps.iter().map(|(meter, (inputs, step))| {
+            let window = |per_s: f64| per_window(*meter, per_s);
+            let account = MeterAccount {
+                capacity: window(step.capacity_per_s),
+                limit: step.limit_per_s.map(window),
+                used: window(inputs.traffic.sent_per_s),
+                demand: window(inputs.traffic.demand_per_s),
+                others: step.others_per_s.map(window),
+            };
+            (*meter, account)
+        });
+        let mut shares: BTreeMap<&str, BTreeMap<Grantee, Share>> = BTreeMap::new();
+        for (grantee, leases) in &self.shares {
+            let limited =
+                self.outbox.published().get(grantee).is_some_and(|grant| grant.thresholds.concurrency.is_some());
+            for (member, share, places) in leases.leases(now) {
+                let lease = Share { share, concurrency: limited.then_some(places) };
+                shares.entry(member).or_default().insert(grantee.clone(), lease);
+            }
+        }
+        let members = self.signal.heard(now).map(|(member, age)| MemberAccount {
+            member: member.to_owned(),
+            report_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            shares: shares.remove(member).unwrap_or_default(),
+        });
+        PoolAccount {
+            dialect: self.params.dialect.to_string(),
+            reason: self.reason(),
+            tenants: self.outbox.published().len(),
+            members: members.collect(),
+            meters: meters.collect(),
+        }
+    }
+
     fn step_laws(&mut self, now: MonoTime) {
         let semantics = self.params.dialect.semantics();
         for (meter, law) in &mut self.laws {
             let nominal = self.params.capacity.get(meter).copied().unwrap_or(Rate { rate: 0.0, burst: 0.0 });
-            let rate_per_s = self.steps.get(meter).map_or(meter.per_second(nominal.rate), |s| s.capacity_per_s);
+            let rate_per_s =
+                self.steps.get(meter).map_or(meter.per_second(nominal.rate), |(_, step)| step.capacity_per_s);
             let inputs = Inputs {
                 now,
                 sample: self.signal.sample(*meter, semantics.level_slack(meter.unit), now),
@@ -214,7 +331,7 @@ impl PoolPlanner {
                 traffic: self.signal.traffic(*meter, rate_per_s, law.decreased_at(), now),
                 nominal_per_s: Rate { rate: meter.per_second(nominal.rate), burst: nominal.burst },
             };
-            self.steps.insert(*meter, law.step(&inputs));
+            self.steps.insert(*meter, (inputs, law.step(&inputs)));
         }
     }
 
@@ -229,7 +346,7 @@ impl PoolPlanner {
         });
         let weight_sum: f64 = weights.iter().sum();
         let mut thresholds = vec![Thresholds::default(); grantees.len()];
-        for (meter, step) in &self.steps {
+        for (meter, step) in self.steps() {
             let rates = self.divide_meter(*meter, step, &grantees, now, wall);
             for ((t, rate_per_s), weight) in thresholds.iter_mut().zip(rates).zip(&weights) {
                 let burst = self.tenant_burst(*meter, step, rate_per_s, weight / weight_sum);
@@ -373,7 +490,7 @@ impl PoolPlanner {
     #[must_use]
     pub fn reason(&self) -> Reason {
         let room = |step: &Step| step.level.map_or(f64::INFINITY, |level| level / step.burst.max(1.0));
-        let Some((meter, step)) = self.steps.iter().min_by(|a, b| room(a.1).total_cmp(&room(b.1))) else {
+        let Some((meter, step)) = self.steps().min_by(|a, b| room(a.1).total_cmp(&room(b.1))) else {
             return Reason { code: "no_meter".into(), text: "no meter is configured".into() };
         };
         let now = per_window(*meter, step.capacity_per_s);

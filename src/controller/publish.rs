@@ -75,6 +75,14 @@ impl Publisher<'_> {
         self.commit(statuses.into_iter().map(op).collect::<Result<_, _>>()?).await
     }
 
+    /// Deletes keys.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub(super) async fn remove(&self, gone: Vec<String>) -> Result<(), PublishError> {
+        self.commit(gone.into_iter().map(|key| Op::Delete { key }).collect()).await
+    }
+
     fn put(&self, key: &Key, record: &impl Serialize) -> Result<Op, PublishError> {
         Ok(Op::Put { key: self.keys.key(key), value: serde_json::to_vec(record)?, lease: None })
     }

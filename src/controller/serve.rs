@@ -1,4 +1,5 @@
-//! The controller's HTTP side: `POST /v1/observations`, `/metrics`, `/healthz`.
+//! The controller's HTTP side: `POST /v1/observations`; what operators ask of the leader, `GET /v1/pools`,
+//! `/v1/pools/<pool>` and `/v1/explain/<pool>/<tenant>`; `/metrics`, `/healthz`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,15 +8,17 @@ use axum::Json;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use serde::Serialize;
 use tokio::net::TcpListener;
 
-use super::desk::{Desk, NotLeading};
+use super::desk::{Desk, NotLeading, Unknown};
 use crate::clock::Clock;
 use crate::exposition;
 use crate::observation::{REPORT_BYTES_MAX, Report};
+use crate::quota::Grantee;
 use crate::telemetry::{Metric, Telemetry};
 
 /// Why the controller cannot listen.
@@ -41,6 +44,8 @@ pub(super) async fn bind(addr: SocketAddr) -> Result<TcpListener, ListenError> {
 }
 
 pub(super) struct Front {
+    /// The controller's name.
+    pub name: String,
     pub desk: Arc<Desk>,
     pub clock: Arc<dyn Clock>,
     pub telemetry: Arc<Telemetry>,
@@ -49,6 +54,9 @@ pub(super) struct Front {
 pub(super) fn router(front: Arc<Front>) -> Router {
     Router::new()
         .route("/v1/observations", post(observations))
+        .route("/v1/pools", get(pools))
+        .route("/v1/pools/{pool}", get(pool))
+        .route("/v1/explain/{pool}/{tenant}", get(explain))
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .layer(DefaultBodyLimit::max(REPORT_BYTES_MAX))
@@ -65,10 +73,53 @@ async fn observations(State(front): State<Arc<Front>>, body: Bytes) -> Response 
     };
     match front.desk.answer(&report, front.clock.now()) {
         Ok(reply) => Json(reply).into_response(),
-        Err(error @ NotLeading::Nobody) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
-        Err(NotLeading::Other(url)) => {
+        Err(error) => elsewhere(error),
+    }
+}
+
+fn elsewhere(error: NotLeading) -> Response {
+    match error {
+        NotLeading::Nobody => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+        NotLeading::Other(url) => {
             (StatusCode::MISDIRECTED_REQUEST, Json(serde_json::json!({ "leader": url }))).into_response()
         }
+    }
+}
+
+async fn pools(State(front): State<Arc<Front>>) -> Response {
+    front.desk.account(&front.name, front.clock.now()).map_or_else(elsewhere, |told| Json(told).into_response())
+}
+
+async fn pool(State(front): State<Arc<Front>>, uri: Uri) -> Response {
+    let now = front.clock.now();
+    let [_, pool] = last_segments(&uri);
+    found(front.desk.look(pool, now, |planner| Ok(planner.account(now))))
+}
+
+async fn explain(State(front): State<Arc<Front>>, uri: Uri) -> Response {
+    let [pool, tenant] = last_segments(&uri);
+    found(front.desk.look(pool, front.clock.now(), |planner| {
+        let wall = front.clock.wall();
+        let explained = tenant.parse().ok().and_then(|grantee: Grantee| planner.explain(&grantee, wall));
+        explained.ok_or_else(|| {
+            let names: Vec<String> = planner.outbox().published().keys().map(Grantee::to_string).collect();
+            Unknown::new("tenant", tenant, names.iter().map(String::as_str))
+        })
+    }))
+}
+
+/// The path's last two segments as they came: names in them are encoded as in keys, so that no tenant is `@default`.
+fn last_segments(uri: &Uri) -> [&str; 2] {
+    let mut segments = uri.path().rsplit('/');
+    let last = segments.next().unwrap_or_default();
+    [segments.next().unwrap_or_default(), last]
+}
+
+fn found<T: Serialize>(looked: Result<Result<T, Unknown>, NotLeading>) -> Response {
+    match looked {
+        Ok(Ok(told)) => Json(told).into_response(),
+        Ok(Err(unknown)) => (StatusCode::NOT_FOUND, Json(unknown)).into_response(),
+        Err(error) => elsewhere(error),
     }
 }
 

@@ -121,6 +121,12 @@ impl Shares {
         self.leases.values().filter(|lease| lease.expires_at > now).map(|lease| lease.held).sum()
     }
 
+    /// The leases in force, by member: what was given last.
+    pub fn leases(&self, now: MonoTime) -> impl Iterator<Item = (&str, f64, u32)> {
+        let valid = self.leases.iter().filter(move |(_, lease)| lease.expires_at > now);
+        valid.map(|(member, lease)| (member.as_str(), lease.issued, lease.issued_concurrency))
+    }
+
     fn others<'a>(&'a self, member: &'a str) -> impl Iterator<Item = &'a Lease> {
         self.leases.iter().filter(move |(name, _)| *name != member).map(|(_, lease)| lease)
     }

@@ -8,17 +8,17 @@
 //! | `overrides/<pool>/<tenant>` | [`Override`](super::Override); tenant `*` and `@capacity` too |
 //! | `overrides-status/<pool>/<tenant>` | [`OverrideStatus`](super::OverrideStatus) |
 //! | `members/<instance>` | [`Presence`] |
+//! | `audit/<time>-<id>` | [`Audit`](super::Audit) |
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::overrides::Target;
+use crate::clock::UnixMillis;
 use crate::quota::{Grantee, PoolId, decode_segment, encode_segment};
 
 /// Where the keys live unless configured otherwise.
 pub const DEFAULT_PREFIX: &str = "/tidegate/v1";
-
-const CAPACITY: &str = "@capacity";
-const EVERY: &str = "*";
 
 /// The leader's record, bound to its lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +54,13 @@ pub enum Key {
     OverrideStatus(PoolId, Target),
     /// `members/<instance>`.
     Member(String),
+    /// `audit/<time>-<id>`: in the order of time.
+    Audit {
+        /// When something was changed.
+        at: UnixMillis,
+        /// Tells changes of one millisecond apart.
+        id: u32,
+    },
 }
 
 /// The keyspace under one prefix.
@@ -94,11 +101,10 @@ impl Keyspace {
             Key::Leader => format!("{prefix}/leader"),
             Key::Limits(pool, grantee) => format!("{prefix}/limits/{pool}/{grantee}"),
             Key::Pulse(pool) => format!("{prefix}/pulse/{pool}"),
-            Key::Override(pool, target) => format!("{prefix}/overrides/{pool}/{}", target_segment(target)),
-            Key::OverrideStatus(pool, target) => {
-                format!("{prefix}/overrides-status/{pool}/{}", target_segment(target))
-            }
+            Key::Override(pool, target) => format!("{prefix}/overrides/{pool}/{target}"),
+            Key::OverrideStatus(pool, target) => format!("{prefix}/overrides-status/{pool}/{target}"),
             Key::Member(instance) => format!("{prefix}/members/{}", encode_segment(instance)),
+            Key::Audit { at, id } => format!("{prefix}/audit/{}", audit_segment(*at, *id)),
         }
     }
 
@@ -106,6 +112,18 @@ impl Keyspace {
     #[must_use]
     pub fn limits_of(&self, pool: &PoolId) -> String {
         format!("{}/limits/{pool}/", self.prefix)
+    }
+
+    /// The prefix of all pulses: one for each pool.
+    #[must_use]
+    pub fn pulses(&self) -> String {
+        format!("{}/pulse/", self.prefix)
+    }
+
+    /// The prefix of the pools' policies.
+    #[must_use]
+    pub fn policies(&self) -> String {
+        format!("{}/policy/", self.prefix)
     }
 
     /// The prefix of all overrides.
@@ -120,6 +138,12 @@ impl Keyspace {
         format!("{}/overrides/{pool}/", self.prefix)
     }
 
+    /// The prefix of all override statuses.
+    #[must_use]
+    pub fn override_statuses(&self) -> String {
+        format!("{}/overrides-status/", self.prefix)
+    }
+
     /// The prefix of a pool's override statuses.
     #[must_use]
     pub fn override_statuses_of(&self, pool: &PoolId) -> String {
@@ -132,6 +156,12 @@ impl Keyspace {
         format!("{}/members/", self.prefix)
     }
 
+    /// The prefix of the audit records.
+    #[must_use]
+    pub fn audits(&self) -> String {
+        format!("{}/audit/", self.prefix)
+    }
+
     /// Reads a key; `None` for one that is not of this keyspace or not well formed.
     #[must_use]
     pub fn parse(&self, key: &str) -> Option<Key> {
@@ -141,29 +171,26 @@ impl Keyspace {
             ("leader", None, None) => Key::Leader,
             ("limits", Some(pool), Some(grantee)) => Key::Limits(pool.parse().ok()?, grantee.parse().ok()?),
             ("pulse", Some(pool), None) => Key::Pulse(pool.parse().ok()?),
-            ("overrides", Some(pool), Some(target)) => Key::Override(pool.parse().ok()?, parse_target(target)?),
+            ("overrides", Some(pool), Some(target)) => Key::Override(pool.parse().ok()?, target.parse().ok()?),
             ("overrides-status", Some(pool), Some(target)) => {
-                Key::OverrideStatus(pool.parse().ok()?, parse_target(target)?)
+                Key::OverrideStatus(pool.parse().ok()?, target.parse().ok()?)
             }
             ("members", Some(instance), None) if !instance.is_empty() => Key::Member(decode_segment(instance)?),
+            ("audit", Some(segment), None) => parse_audit(segment)?,
             _ => return None,
         };
         segments.next().is_none().then_some(parsed)
     }
 }
 
-fn target_segment(target: &Target) -> String {
-    match target {
-        Target::Capacity => CAPACITY.to_owned(),
-        Target::Every => EVERY.to_owned(),
-        Target::One(grantee) => grantee.to_string(),
-    }
+/// Sorts as the times do: each is written to the millisecond, in UTC.
+fn audit_segment(at: UnixMillis, id: u32) -> String {
+    format!("{:.3}-{id:08x}", at.timestamp().unwrap_or(Timestamp::MAX))
 }
 
-fn parse_target(segment: &str) -> Option<Target> {
-    match segment {
-        CAPACITY => Some(Target::Capacity),
-        EVERY => Some(Target::Every),
-        other => other.parse().ok().map(Target::One),
-    }
+fn parse_audit(segment: &str) -> Option<Key> {
+    let (time, id) = segment.rsplit_once('-')?;
+    let at = UnixMillis::from(time.parse::<Timestamp>().ok()?);
+    let id = u32::from_str_radix(id, 16).ok()?;
+    (audit_segment(at, id) == segment).then_some(Key::Audit { at, id })
 }

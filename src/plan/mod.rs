@@ -29,6 +29,7 @@
 //! ```
 
 mod algorithm;
+mod audit;
 mod book;
 mod effective;
 mod grant;
@@ -40,6 +41,7 @@ mod stamp;
 mod thresholds;
 
 pub use algorithm::Algorithm;
+pub use audit::{Audit, Changed};
 pub use book::OverrideBook;
 pub use effective::{Effective, capacity_factor, effective};
 pub use grant::{GRANT_SCHEMA, Grant, Reason};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::de::value::MapAccessDeserializer;
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Rate, RecordError};
 use crate::clock::UnixMillis;
-use crate::quota::{Grantee, Meter, TenantId};
+use crate::quota::{Grantee, Meter, QuotaError, TenantId};
 
 /// Largest `scale`.
 const SCALE_MAX: f64 = 10.0;
@@ -29,6 +30,32 @@ pub enum Target {
 impl From<TenantId> for Target {
     fn from(tenant: TenantId) -> Self {
         Self::One(Grantee::Tenant(tenant))
+    }
+}
+
+const CAPACITY: &str = "@capacity";
+const EVERY: &str = "*";
+
+/// As in keys: a tenant's name is percent-encoded.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Capacity => f.write_str(CAPACITY),
+            Self::Every => f.write_str(EVERY),
+            Self::One(grantee) => grantee.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = QuotaError;
+
+    fn from_str(segment: &str) -> Result<Self, QuotaError> {
+        match segment {
+            CAPACITY => Ok(Self::Capacity),
+            EVERY => Ok(Self::Every),
+            other => other.parse().map(Self::One),
+        }
     }
 }
 
@@ -263,8 +290,7 @@ impl Override {
     /// Says when it ends; a time after the year 9999 is no end.
     #[must_use]
     pub fn until(self, end: UnixMillis) -> Self {
-        let expires_at = i64::try_from(end.0).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-        Self { expires_at, ..self }
+        Self { expires_at: end.timestamp(), ..self }
     }
 
     /// The record as it is written under `target`'s key.
@@ -291,7 +317,7 @@ impl Override {
     /// Whether it has ended by the reader's own clock.
     #[must_use]
     pub fn expired(&self, wall: UnixMillis) -> bool {
-        self.expires_at.is_some_and(|end| u64::try_from(end.as_millisecond()).unwrap_or(0) <= wall.0)
+        self.expires_at.is_some_and(|end| UnixMillis::from(end) <= wall)
     }
 }
 
@@ -300,6 +326,9 @@ impl Override {
 pub struct OverrideStatus {
     /// Whether the record now under the key is in force.
     pub accepted: bool,
+    /// The store's revision of the record that is spoken of.
+    #[serde(default)]
+    pub revision: u64,
     /// What is wrong with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

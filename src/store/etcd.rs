@@ -19,8 +19,8 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use super::{
-    ALIVE_EVERY, Change, Entry, LeaseId, Listing, Op, Outcome, Select, Source, Store, StoreError, TXN_OPS_MAX, Txn,
-    Watch, WatchEvent, WatchSender, disjoint,
+    ALIVE_EVERY, Change, Entry, Health, LeaseId, Listing, Op, Outcome, Select, Source, Store, StoreError, TXN_OPS_MAX,
+    Txn, Watch, WatchEvent, WatchSender, disjoint,
 };
 
 /// The longest a call may take, repetitions included.
@@ -200,6 +200,11 @@ fn root_cause(error: &Error) -> String {
 /// etcd's revisions are positive.
 fn revision(raw: i64) -> u64 {
     u64::try_from(raw).unwrap_or(0)
+}
+
+/// Sizes too.
+fn size(bytes: i64) -> u64 {
+    u64::try_from(bytes).unwrap_or(0)
 }
 
 fn raw(revision: u64) -> i64 {
@@ -473,6 +478,18 @@ impl Store for EtcdStore {
             Ok(_) | Err(StoreError::LeaseLost) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    async fn health(&self) -> Result<Option<Health>, StoreError> {
+        let call = |client: Client| async move { client.maintenance_client().status().await };
+        let status = self.shared.call(Repeat::Harmless, call).await?;
+        Ok(Some(Health {
+            version: status.version().to_owned(),
+            file_bytes: size(status.db_size()),
+            used_bytes: size(status.raft_used_db_size()),
+            quota_bytes: u64::try_from(status.db_size_quota()).ok().filter(|bytes| *bytes > 0),
+            errors: status.errors().to_vec(),
+        }))
     }
 }
 

@@ -249,6 +249,34 @@ pub trait Store: Source {
 
     /// Ends the lease and deletes its keys, at one revision. A lease that is gone already is not an error.
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// How the server is; `None` where there is none.
+    async fn health(&self) -> Result<Option<Health>, StoreError> {
+        Ok(None)
+    }
+}
+
+/// How a store's server is, as the node that answers says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// The server's version.
+    pub version: String,
+    /// The size of its database file; what was freed within stays in it until it is defragmented.
+    pub file_bytes: u64,
+    /// What of that is used.
+    pub used_bytes: u64,
+    /// At which size of the file it takes no more writes, where it tells (etcd from 3.6 on).
+    pub quota_bytes: Option<u64>,
+    /// What is wrong in its own words, alarms among it.
+    pub errors: Vec<String>,
+}
+
+impl Health {
+    /// Whether it takes no writes, for want of room.
+    #[must_use]
+    pub fn no_space(&self) -> bool {
+        self.errors.iter().any(|error| error.contains("NOSPACE"))
+    }
 }
 
 /// An open watch. Dropping it closes it.

@@ -63,6 +63,7 @@ metrics! {
     Leader Gauge "leader" [] "1 while this controller leads, else 0.";
     Term Gauge "term" [] "The term of the leader that this process follows.";
     Members Gauge "members" ["pool"] "Members that use the pool.";
+    StoreBytes Gauge "store_bytes" [] "What the store holds.";
     OverridesRejected Counter "overrides_rejected_total" ["pool"] "Overrides that were not well formed.";
     // The client.
     RecordsRefused Counter "records_refused_total" ["kind"] "Records read from the store that were not taken.";

@@ -13,8 +13,8 @@ use tidegate::clock::UnixMillis;
 use tidegate::observation::{Counters, Ending, Report, ReportError, ThrottleKind, UnitCounts};
 use tidegate::plan::keyspace::{DEFAULT_PREFIX, Key, Keyspace, LeaderRecord};
 use tidegate::plan::{
-    Action, Algorithm, Effective, Grant, Override, OverrideStatus, Pulse, Rate, RecordError, Reply, Stamp, Target,
-    Thresholds, capacity_factor, effective,
+    Action, Algorithm, Audit, Changed, Effective, Grant, Override, OverrideStatus, Pulse, Rate, RecordError, Reply,
+    Stamp, Target, Thresholds, capacity_factor, effective,
 };
 use tidegate::quota::{Cost, Grantee, Meter, TenantId, Unit, Window};
 
@@ -111,6 +111,8 @@ fn reports_replies_and_the_leaders_record_are_written_as_they_were_read() {
 
     let reply: Reply = round_trip("reply", plain);
     assert_eq!(reply.shares["openai-gpt4o"][&Grantee::Default].concurrency, None);
+    let audit: Audit = round_trip("audit", plain);
+    assert_eq!((audit.what, audit.reason.as_str()), (Changed::OverrideSet, "incident 42"));
     let leader: LeaderRecord = round_trip("leader", plain);
     assert_eq!(leader.report_url, "http://127.0.0.1:7676");
 }
@@ -402,6 +404,8 @@ fn every_kind_of_key_is_parsed_back() {
         (Key::OverrideStatus(pool(), Target::Capacity), "overrides-status/openai-gpt4o/@capacity"),
         (Key::Member("checkout-1".into()), "members/checkout-1"),
         (Key::Member("host:80/a b".into()), "members/host%3A80%2Fa%20b"),
+        (Key::Audit { at: UnixMillis(1_795_478_400_125), id: 10 }, "audit/2026-11-24T00:00:00.125Z-0000000a"),
+        (Key::Audit { at: UnixMillis(0), id: u32::MAX }, "audit/1970-01-01T00:00:00.000Z-ffffffff"),
     ];
     for (key, text) in plain {
         let full = format!("{DEFAULT_PREFIX}/{text}");
@@ -432,7 +436,11 @@ fn lists_and_their_keys_agree() {
     under(keys.limits_of(&pool), Key::Limits(pool.clone(), Grantee::Default));
     under(keys.overrides_of(&pool), Key::Override(pool.clone(), Target::Every));
     under(keys.override_statuses_of(&pool), Key::OverrideStatus(pool.clone(), Target::Every));
+    under(keys.overrides(), Key::Override(pool.clone(), Target::Every));
+    under(keys.override_statuses(), Key::OverrideStatus(pool.clone(), Target::Every));
+    under(keys.pulses(), Key::Pulse(pool.clone()));
     under(keys.members(), Key::Member("m".into()));
+    under(keys.audits(), Key::Audit { at: UnixMillis(1), id: 1 });
     let other = "p2".parse().unwrap();
     assert!(!keys.key(&Key::Limits(other, Grantee::Default)).starts_with(&keys.limits_of(&pool)));
 }
@@ -465,6 +473,9 @@ fn keys_that_were_not_written_here_are_none() {
         "/tidegate/v1//leader",
         "/tidegate/v1/leader/",
         "/tidegate/v1/Leader",
+        "/tidegate/v1/audit/2026-11-24T00:00:00Z-0000000a",
+        "/tidegate/v1/audit/2026-11-24T00:00:00.125Z-a",
+        "/tidegate/v1/audit/0000000a",
         "/tidegate/v1/limits",
         "/tidegate/v1/limits/p",
         "/tidegate/v1/limits/p/",

@@ -18,6 +18,8 @@ use std::time::Duration;
 pub use aimd::{Aimd, Traffic};
 pub use observer::{Observer, Sample};
 
+use serde::{Deserialize, Serialize};
+
 use crate::clock::MonoTime;
 use crate::observation::Reading;
 use crate::plan::Rate;
@@ -41,7 +43,8 @@ pub struct Inputs {
 }
 
 /// How a step was decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Level control on the provider's headers.
     Headers,

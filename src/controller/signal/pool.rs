@@ -199,6 +199,12 @@ impl PoolSignal {
         self.members.values().filter(|member| now.since(member.seen_at) <= MEMBER_SILENT_MAX).count()
     }
 
+    /// Members that have reported lately, and how long ago.
+    pub fn heard(&self, now: MonoTime) -> impl Iterator<Item = (&str, Duration)> {
+        let heard = self.members.iter().map(move |(name, member)| (name.as_str(), now.since(member.seen_at)));
+        heard.filter(|(_, age)| *age <= MEMBER_SILENT_MAX)
+    }
+
     /// Units that all members had taken by `at`, less what was given back, cumulative; between reports on a straight line, after the last one
     /// along the line of the last second.
     #[must_use]
@@ -236,7 +242,8 @@ impl PoolSignal {
             .filter(|e| now.seconds_since(e.at) <= span_s && decreased_at.is_none_or(|decreased| e.at > decreased));
         let (resolved, refused) = recent.fold((0, 0), |(n, k), e| (n + e.resolved, k + e.refused[slot]));
         Traffic {
-            demand_per_s: self.grantees().iter().map(|g| self.demand_per_s(g, meter)).sum(),
+            // Not `sum`, which makes -0 of nothing.
+            demand_per_s: self.grantees().iter().fold(0.0, |sum, g| sum + self.demand_per_s(g, meter)),
             sent_per_s: (self.own_at(meter.unit, now)
                 - self.own_at(meter.unit, now.before(Duration::from_secs_f64(USE_S))))
                 / USE_S,

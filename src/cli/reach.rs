@@ -1,0 +1,161 @@
+//! Where the records are: what each operator's command is told of the store, and its way to the leader.
+
+use std::borrow::Borrow;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::Failure;
+use crate::config::Config;
+use crate::controller::Params;
+use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
+use crate::store::{EtcdStore, Listing, Select, Source, StoreError};
+
+const ENDPOINT: &str = "http://127.0.0.1:2379";
+/// A leader that does not answer within this is none to wait for.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The most that a leader's answer is read of: a pool of 1,000 members with ten tenants each takes less than a tenth.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// Where the store is.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Where the records are")]
+pub(super) struct ReachArgs {
+    /// A client URL of etcd, <http://127.0.0.1:2379> unless the environment says otherwise; repeat it for more.
+    #[arg(long = "etcd", value_name = "URL", conflicts_with = "config")]
+    etcd: Vec<String>,
+    /// Under which the keys live, /tidegate/v1 unless the environment says otherwise.
+    #[arg(long, value_name = "PATH", conflicts_with = "config")]
+    prefix: Option<String>,
+    /// Take both from this configuration of a controller.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// The store, and how its keys are called.
+pub(super) struct Reach {
+    pub store: EtcdStore,
+    pub keys: Keyspace,
+    pub endpoints: Vec<String>,
+    /// How much the store may hold, where a configuration says so.
+    pub quota_bytes: Option<u64>,
+}
+
+impl Reach {
+    /// Finds out where the store is. Nothing is asked of it yet.
+    pub(super) async fn open(args: &ReachArgs) -> Result<Self, Failure> {
+        let (endpoints, keys, quota_bytes) = if let Some(file) = &args.config {
+            let config = Config::load(file).map_err(|mistakes| Failure::Usage(mistakes.to_string()))?;
+            let none = || Failure::Usage(format!("{}: no [etcd]: its records are in no other process", file.display()));
+            let Params { keyspace, store_quota_bytes, .. } = config.controller;
+            (config.etcd.ok_or_else(none)?.endpoints, keyspace, Some(store_quota_bytes))
+        } else {
+            let told = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+            let endpoints = match (&args.etcd[..], told("TIDEGATE_ETCD")) {
+                ([], None) => vec![ENDPOINT.to_owned()],
+                ([], Some(list)) => list.split(',').map(|one| one.trim().to_owned()).collect(),
+                (given, _) => given.to_vec(),
+            };
+            let prefix = args.prefix.clone().or_else(|| told("TIDEGATE_PREFIX"));
+            let keys = prefix.map_or_else(|| Ok(Keyspace::default()), |prefix| Keyspace::new(&prefix));
+            (endpoints, keys.map_err(|error| Failure::Usage(error.to_string()))?, None)
+        };
+        let store = EtcdStore::connect(&endpoints).await.map_err(|error| Failure::Usage(error.to_string()))?;
+        Ok(Self { store, keys, endpoints, quota_bytes })
+    }
+
+    pub(super) async fn list(&self, selects: &[Select]) -> Result<Listing, Failure> {
+        Ok(self.store.list(selects).await?)
+    }
+
+    /// Who leads, if anyone.
+    pub(super) async fn leader(&self) -> Result<Option<Leader>, Failure> {
+        let listing = self.list(&[Select::Key(self.keys.key(&Key::Leader))]).await?;
+        Ok(Leader::find(&listing, &self.keys))
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Run(error.to_string())
+    }
+}
+
+/// The leading controller, as its key tells.
+#[derive(Debug, Clone)]
+pub(super) struct Leader {
+    pub record: LeaderRecord,
+    pub term: u64,
+}
+
+/// What a 404 says.
+#[derive(Deserialize)]
+struct Unknown {
+    error: String,
+    nearest: Vec<String>,
+}
+
+/// Why the leader gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoAnswer {
+    /// It does not know what was asked for; what may have been meant.
+    #[error("{error}{}", meant(.nearest))]
+    Unknown { error: String, nearest: Vec<String> },
+    #[error("the leader at {url} gives no answer: {why}")]
+    Silent { url: String, why: String },
+}
+
+impl From<NoAnswer> for Failure {
+    fn from(error: NoAnswer) -> Self {
+        Self::Run(error.to_string())
+    }
+}
+
+/// The question that follows an unknown name.
+pub(super) fn meant<T: Borrow<str>>(nearest: &[T]) -> String {
+    if nearest.is_empty() { String::new() } else { format!("; did you mean {}?", nearest.join(" or ")) }
+}
+
+impl Leader {
+    /// The leader in a list that has its key.
+    pub(super) fn find(listing: &Listing, keys: &Keyspace) -> Option<Self> {
+        let key = keys.key(&Key::Leader);
+        let entry = listing.entries.iter().find(|entry| entry.key == key)?;
+        let record = serde_json::from_slice(&entry.value).ok()?;
+        Some(Self { record, term: entry.create_revision })
+    }
+
+    /// Asks the leader for what is under `path`.
+    pub(super) async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, NoAnswer> {
+        let url = format!("{}{path}", self.record.report_url.trim_end_matches('/'));
+        let silent = |why: String| NoAnswer::Silent { url: self.record.report_url.clone(), why };
+        let failed = |error: reqwest::Error| silent(root(&error));
+        let http = reqwest::Client::builder().no_proxy().timeout(ANSWER_TIMEOUT).build().map_err(failed)?;
+        let mut answer = http.get(url).send().await.map_err(failed)?;
+        let status = answer.status();
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(failed)? {
+            body.extend_from_slice(&chunk);
+            if body.len() > ANSWER_BYTES_MAX {
+                return Err(silent(format!("more than {ANSWER_BYTES_MAX} bytes")));
+            }
+        }
+        match (status.as_u16(), serde_json::from_slice(&body)) {
+            (404, Ok(Unknown { error, nearest })) => return Err(NoAnswer::Unknown { error, nearest }),
+            (200, _) => {}
+            _ => return Err(silent(status.to_string())),
+        }
+        serde_json::from_slice(&body).map_err(|error| silent(format!("not understood: {error}")))
+    }
+}
+
+/// The reason at the bottom: reqwest says that sending failed and leaves "connection refused" to its source.
+fn root(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}

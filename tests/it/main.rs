@@ -37,6 +37,7 @@ mod member;
 mod middleware;
 mod operators;
 mod peers;
+mod peers_store;
 mod outbox;
 mod planner;
 mod provider;

@@ -70,9 +70,8 @@ impl Source for FaultyStore {
                 let _ = sender.send(Err(broken)).await;
             }));
         }
-        match self.faults.watch.lock().pop_front() {
-            Some(Fault::Compacted) => return Err(StoreError::Compacted { revision: from_revision + 1 }),
-            _ => {}
+        if let Some(Fault::Compacted) = self.faults.watch.lock().pop_front() {
+            return Err(StoreError::Compacted { revision: from_revision + 1 });
         }
         let mut watch = self.inner.watch(selects, from_revision).await?;
         let faults = self.faults.clone();

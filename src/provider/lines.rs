@@ -31,6 +31,18 @@ pub(super) enum Part {
     Period,
 }
 
+impl Part {
+    /// The word for it in names that are built from words.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Limit => "limit",
+            Self::Remaining => "remaining",
+            Self::Reset => "reset",
+            Self::Period => "renewalperiod",
+        }
+    }
+}
+
 /// What one header is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot {
@@ -120,16 +132,12 @@ fn subject_and_window(words: &str, bare: Option<Subject>) -> Option<(Subject, Op
 
 #[inline]
 fn part_first(words: &str) -> Option<(Part, &str)> {
-    if let Some(rest) = words.strip_prefix("limit") {
-        return Some((Part::Limit, after_dash(rest)?));
+    for part in [Part::Limit, Part::Remaining, Part::Reset] {
+        if let Some(rest) = words.strip_prefix(part.word()) {
+            return Some((part, after_dash(rest)?));
+        }
     }
-    if let Some(rest) = words.strip_prefix("remaining") {
-        return Some((Part::Remaining, after_dash(rest)?));
-    }
-    if let Some(rest) = words.strip_prefix("reset") {
-        return Some((Part::Reset, after_dash(rest)?));
-    }
-    let rest = words.strip_prefix("renewalperiod").or_else(|| words.strip_prefix("interval"))?;
+    let rest = words.strip_prefix(Part::Period.word()).or_else(|| words.strip_prefix("interval"))?;
     Some((Part::Period, after_dash(rest)?))
 }
 
@@ -141,13 +149,12 @@ fn after_dash(rest: &str) -> Option<&str> {
 
 #[inline]
 fn part_last(words: &str) -> Option<(Part, &str)> {
-    if let Some(rest) = words.strip_suffix("-limit") {
-        return Some((Part::Limit, rest));
+    for part in [Part::Limit, Part::Remaining, Part::Reset] {
+        if let Some(rest) = words.strip_suffix(part.word()) {
+            return Some((part, rest.strip_suffix('-')?));
+        }
     }
-    if let Some(rest) = words.strip_suffix("-remaining") {
-        return Some((Part::Remaining, rest));
-    }
-    words.strip_suffix("-reset").map(|rest| (Part::Reset, rest))
+    None
 }
 
 impl Family {
@@ -159,8 +166,23 @@ impl Family {
             Order::PartFirst => part_first(words)?,
             Order::SubjectFirst => part_last(words)?,
         };
-        let (subject, window) = subject_and_window(words, self.bare)?;
+        let (subject, window) = self.meant(words)?;
         Some(Slot { subject, window, part })
+    }
+
+    /// The bucket that words mean.
+    pub(super) fn meant(&self, words: &str) -> Option<(Subject, Option<Window>)> {
+        subject_and_window(words, self.bare)
+    }
+
+    /// The name of a part of the bucket that these words mean.
+    pub(super) fn name(&self, part: Part, words: &str) -> String {
+        let (prefix, part) = (self.prefix, part.word());
+        match self.order {
+            _ if words.is_empty() => format!("{prefix}{part}"),
+            Order::PartFirst => format!("{prefix}{part}-{words}"),
+            Order::SubjectFirst => format!("{prefix}{words}-{part}"),
+        }
     }
 }
 
@@ -261,6 +283,8 @@ pub(super) enum Single {
 }
 
 const SINGLES: usize = 9;
+/// [`Single::LimitKey`].
+pub(super) const LIMIT_KEY: &str = "x-ratelimit-key";
 
 impl Single {
     #[inline]
@@ -272,7 +296,7 @@ impl Single {
             "x-should-retry" => Self::ShouldRetry,
             "x-ratelimit-type" => Self::LimitType,
             "x-ratelimit-timeremaining" => Self::TimeRemaining,
-            "x-ratelimit-key" => Self::LimitKey,
+            LIMIT_KEY => Self::LimitKey,
             "x-amzn-errortype" => Self::ErrorType,
             "policy-id" => Self::PolicyId,
             _ => return None,

@@ -36,6 +36,7 @@ mod member;
 mod middleware;
 mod peers;
 mod planner;
+mod print;
 mod provider;
 mod provider_bodies;
 mod provider_rows;

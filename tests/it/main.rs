@@ -21,6 +21,7 @@ mod commands;
 mod config;
 mod corpus;
 mod demo;
+mod emulated;
 mod emulator;
 mod examples;
 mod fallback;

@@ -11,7 +11,8 @@ use tidegate::provider::{Class, Dialect, Head, Observation, ReceivedAt, reflex};
 use tidegate::quota::{Cost, Meter, Unit, Window};
 use tidegate::sim::emulator::{Account, AccountParams, Emulated, Emulator, EmulatorParams, LatencyParams};
 
-use crate::by_hand::{RPM, TPM};
+use crate::admission::Stage;
+use crate::by_hand::{RPM, TPM, rates, tenant};
 use crate::emulator::{DEADLINE, QUICK, Running, assert_close, spawn_emulator};
 use crate::middleware::http;
 
@@ -322,6 +323,40 @@ async fn azure_is_asked_by_deployment_or_by_model() {
     assert_eq!((&by_path["model"], &by_name["model"]), (&json!("mine"), &json!("mine")));
     let (status, nameless) = post("/openai/v1/chat/completions", json!({"messages": messages})).await;
     assert_eq!((status, &nameless["error"]["code"]), (StatusCode::BAD_REQUEST, &json!("400")));
+}
+
+// === a request that never fits ===
+
+/// Azure and Gemini refuse it as any other, and ask for a day or a minute: but it never fits, and nobody need wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_larger_than_the_limit_that_is_told_holds_nobody_back() {
+    for (emulated, meter) in [(Emulated::Azure, TPM), (Emulated::Gemini, ITPM)] {
+        let url = play(emulated, |params| {
+            let limit = if emulated == Emulated::Azure {
+                &mut params.tokens_per_minute
+            } else {
+                &mut params.input_tokens_per_minute
+            };
+            *limit = Some(10);
+        })
+        .await;
+        let wide = rates(&[(RPM, 60e6, 60e6), (meter, 60e9, 60e9)]);
+        let stage = Stage::open_with(emulated.dialect(), &[("acme", wide)]).await;
+        for _ in 0..2 {
+            // Not held: the second is sent as the first was.
+            let permit = stage.pool.admit(&tenant("acme"), Cost::request(40, 0)).await.expect("there is room");
+            let answer = permit.attach(ask(&url, emulated).await).await;
+            assert_eq!(answer.status(), StatusCode::TOO_MANY_REQUESTS);
+        }
+        let told = stage.reported("acme", "both are told", |told| told.counters.ignored == 2).await;
+        assert!(told.counters.throttled.is_empty(), "{emulated} {:?}", told.counters.throttled);
+        assert!(stage.pool.tuning().holds.is_empty(), "{emulated}");
+        // One that would fit by itself is refused for want of room: that is held.
+        let permit = stage.pool.admit(&tenant("acme"), Cost::request(9, 0)).await.expect("there is room");
+        drop(permit.attach(ask(&url, emulated).await).await);
+        stage.reported("acme", "it is told", |told| !told.counters.throttled.is_empty()).await;
+        assert!(stage.pool.tuning().holds.contains_key(&meter), "{emulated}");
+    }
 }
 
 // === the command ===

@@ -25,9 +25,10 @@ demo: tools ## Run the demo, a minute; DURATION=20s for less, DEMO_ARGS="..." fo
 test: tools ## Run the tests
 	$(CARGO) test --locked
 
-test-full: test ## Run the tests, those too that need more: client libraries of the providers (pip)
+test-full: test ## Run the tests, those too that need more: client libraries (pip), recordings (TIDEGATE_CORPUS)
 	@.ci/tools full
-	$(CARGO) test --locked --test it -- --ignored
+	$(CARGO) test --locked --test it -- --ignored $(if $(TIDEGATE_CORPUS),,--skip corpus::)
+	@$(if $(TIDEGATE_CORPUS),,echo "corpus: TIDEGATE_CORPUS is not set, not read")
 
 bench: tools ## Run the benchmarks, or one with AREA=streaming; a missed goal is an error
 	$(CARGO) bench --locked --bench '$(or $(AREA),*)'

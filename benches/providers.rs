@@ -1,16 +1,17 @@
 //! What it costs to read the limits in a response's head, against merely collecting its headers into a `HashMap` in the
-//! same run. Reading must not allocate at all; what it takes at most is counted.
+//! same run. Reading must not allocate at all: allocations are counted.
 //!
 //! `make bench AREA=providers`
 
 mod goal;
 
+use std::alloc::System;
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::process::ExitCode;
 
 use http::HeaderMap;
-use peak_alloc::PeakAlloc;
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tidegate::clock::{Clock, MonoTime, SystemClock};
 use tidegate::provider::{Dialect, Head};
 
@@ -23,7 +24,7 @@ const SENT: MonoTime = MonoTime::from_millis(1_000);
 const COLLECTING: Bounds = Bounds { goal: 1.0, must: 2.0 };
 
 #[global_allocator]
-static ALLOCATED: PeakAlloc = PeakAlloc;
+static ALLOCATED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// What stands in every head beside the limits, and is needed to measure instants.
 const DATE: (&str, &str) = ("date", "Thu, 09 Oct 2025 21:49:43 GMT");
@@ -84,25 +85,14 @@ fn measure(goals: &mut Goals, name: &str, dialect: Dialect, limits: &[(&'static 
             .collect();
         black_box(collected);
     };
-    let mut best = f64::INFINITY;
-    goals.compare(
-        &format!("providers_{name}"),
-        "ns",
-        Some(COLLECTING),
-        || {
-            let ns = time_ns(read);
-            best = best.min(ns);
-            ns
-        },
-        || time_ns(collect),
-    );
-    goals.at_most(&format!("providers_{name}_best"), "ns", best, most_ns);
-    let before = ALLOCATED.current_usage();
-    ALLOCATED.reset_peak_usage();
+    let median =
+        goals.compare(&format!("providers_{name}"), "ns", Some(COLLECTING), || time_ns(read), || time_ns(collect));
+    goals.at_most(&format!("providers_{name}_median"), "ns", median, most_ns);
+    let region = Region::new(ALLOCATED);
     read();
-    #[allow(clippy::cast_precision_loss, reason = "a few bytes")]
-    let allocated = ALLOCATED.peak_usage().saturating_sub(before) as f64;
-    goals.at_most(&format!("providers_{name}_allocated"), "B", allocated, 0.0);
+    let allocations = region.change().allocations;
+    #[allow(clippy::cast_precision_loss, reason = "a few")]
+    goals.at_most(&format!("providers_{name}_allocations"), "", allocations as f64, 0.0);
 }
 
 fn main() -> ExitCode {

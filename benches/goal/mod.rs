@@ -24,7 +24,8 @@ pub(crate) struct Goals {
 }
 
 impl Goals {
-    /// Measures both sides in turn and prints the line. Each gives what one operation takes, in `unit`.
+    /// Measures both sides in turn and prints the line. Each gives what one operation takes, in `unit`; ours is returned, at
+    /// the median.
     pub(crate) fn compare(
         &mut self,
         name: &str,
@@ -32,7 +33,7 @@ impl Goals {
         bounds: Option<Bounds>,
         mut ours: impl FnMut() -> f64,
         mut peer: impl FnMut() -> f64,
-    ) {
+    ) -> f64 {
         let mut rounds: Vec<(f64, f64)> = Vec::with_capacity(ROUNDS);
         // One to warm up.
         let _ = (ours(), peer());
@@ -59,6 +60,7 @@ impl Goals {
         if let Some(bounds) = bounds {
             self.keep(name, ratio, bounds);
         }
+        mine
     }
 
     /// Prints a figure that has a bound of its own and no peer.

@@ -7,21 +7,21 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::Failure;
 use super::signals::Signals;
-use crate::provider::Dialect;
-use crate::sim::emulator::{AccountParams, Emulator, EmulatorError, EmulatorParams, FaultParams, LatencyParams};
+use crate::sim::emulator::{
+    AccountParams, Emulated, Emulator, EmulatorError, EmulatorParams, FaultParams, LatencyParams,
+};
 
 /// Known by name, so that a shell can complete them.
-fn dialects() -> impl TypedValueParser<Value = Dialect> {
-    PossibleValuesParser::new([Dialect::OpenAi, Dialect::Anthropic].map(Dialect::as_str))
-        .try_map(|name| name.parse::<Dialect>())
+fn dialects() -> impl TypedValueParser<Value = Emulated> {
+    PossibleValuesParser::new(Emulated::ALL.map(Emulated::as_str)).try_map(|name| name.parse::<Emulated>())
 }
 
 /// Arguments of `tidegate emulate`.
 #[derive(Debug, clap::Args)]
 pub(super) struct EmulateArgs {
-    /// Whose account it is: openai or anthropic.
-    #[arg(long, value_name = "NAME", default_value_t = Dialect::OpenAi, value_parser = dialects())]
-    dialect: Dialect,
+    /// Whose account it is.
+    #[arg(long, value_name = "NAME", default_value_t = Emulated::OpenAi, value_parser = dialects())]
+    dialect: Emulated,
     /// Loopback address and port to listen on; port 0 takes any free one.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8787")]
     listen: SocketAddr,
@@ -32,10 +32,16 @@ pub(super) struct EmulateArgs {
     /// Limit in requests per minute [range: 1–1000000000].
     #[arg(long, value_name = "N", default_value_t = 600, help_heading = "Limits")]
     requests_per_minute: u64,
-    /// openai: limit in LLM tokens per minute [range: 1–1000000000] [default: 200000].
+    /// groq, gemini, fixed-window: limit in requests per day [range: 1–1000000000] [default: 14400, 10000, 12000].
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    requests_per_day: Option<u64>,
+    /// openai, azure, groq: limit in LLM tokens per minute [range: 1–1000000000] [default: 200000].
     #[arg(long, value_name = "N", help_heading = "Limits")]
     tokens_per_minute: Option<u64>,
-    /// anthropic: limit in input LLM tokens per minute [range: 1–1000000000] [default: 200000].
+    /// fixed-window: limit in LLM tokens per day [range: 1–1000000000] [default: 20000000].
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    tokens_per_day: Option<u64>,
+    /// anthropic, gemini: limit in input LLM tokens per minute [range: 1–1000000000] [default: 200000].
     #[arg(long, value_name = "N", help_heading = "Limits")]
     input_tokens_per_minute: Option<u64>,
     /// anthropic: limit in output LLM tokens per minute [range: 1–1000000000] [default: 40000].
@@ -43,13 +49,14 @@ pub(super) struct EmulateArgs {
     output_tokens_per_minute: Option<u64>,
     /// What the account's buckets hold, in seconds of refill [range: 0.1–86400].
     ///
-    /// A request that asks for more than that, or for more than a minute's limit, never fits.
+    /// A request that asks for more than that, or for more than a minute's limit, never fits. A day's bucket holds the
+    /// same part of its limit; a fixed window holds all of it.
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0, help_heading = "Limits")]
     burst_seconds: f64,
     /// Requests per minute that somebody else uses up on the same account [range: 0–1000000000].
     #[arg(long, value_name = "N", default_value_t = 0.0, help_heading = "Limits")]
     hidden_requests_per_minute: f64,
-    /// openai: charge a request's `max_tokens` at arrival, beside its estimated input, and never correct it.
+    /// Not anthropic, which always does: charge a request's `max_tokens` at arrival, beside its estimated input, and never correct it.
     #[arg(long, help_heading = "Limits")]
     charge_max_tokens: bool,
 
@@ -69,7 +76,7 @@ pub(super) struct EmulateArgs {
     #[arg(long, help_heading = "Answers")]
     no_headers: bool,
 
-    /// Part of the requests answered "overloaded" and not charged: 503 from openai, 529 from anthropic [range: 0–1].
+    /// Part of the requests answered "overloaded" and not charged: 503, 529 from anthropic, 429 from azure [range: 0–1].
     #[arg(long, value_name = "RATE", default_value_t = 0.0, help_heading = "Faults")]
     overload_rate: f64,
     /// Part of the streams that end in an error event, somewhere after status 200 [range: 0–1].
@@ -89,7 +96,9 @@ impl EmulateArgs {
             dialect: self.dialect,
             account: AccountParams {
                 requests_per_minute: self.requests_per_minute,
+                requests_per_day: self.requests_per_day.or(usual.account.requests_per_day),
                 tokens_per_minute: self.tokens_per_minute.or(usual.account.tokens_per_minute),
+                tokens_per_day: self.tokens_per_day.or(usual.account.tokens_per_day),
                 input_tokens_per_minute: self.input_tokens_per_minute.or(usual.account.input_tokens_per_minute),
                 output_tokens_per_minute: self.output_tokens_per_minute.or(usual.account.output_tokens_per_minute),
                 burst_seconds: self.burst_seconds,
@@ -121,21 +130,14 @@ pub(super) async fn emulate(args: EmulateArgs) -> Result<(), Failure> {
         EmulatorError::Params(_) | EmulatorError::NotLoopback(_) => Failure::Usage(error.to_string()),
         _ => Failure::Run(error.to_string()),
     })?;
-    announce(emulator.local_addr(), args.dialect);
+    announce(&emulator);
     emulator.serve(signals.received()).await.map_err(|error| Failure::Run(error.to_string()))
 }
 
-fn announce(addr: SocketAddr, dialect: Dialect) {
-    let (path, required) = match dialect {
-        Dialect::Anthropic => ("/v1/messages", r#""max_tokens":100,"#),
-        _ => ("/v1/chat/completions", ""),
-    };
+fn announce(emulator: &Emulator) {
     let mut out = std::io::stdout().lock();
     // Nobody listening on stdout is no reason not to serve.
-    let _ = writeln!(out, "emulator listening on http://{addr}");
-    let _ = writeln!(
-        out,
-        r#"try: curl -i http://{addr}{path} -d '{{"model":"demo",{required}"messages":[{{"role":"user","content":"hello"}}]}}'"#
-    );
+    let _ = writeln!(out, "emulator listening on http://{}", emulator.local_addr());
+    let _ = writeln!(out, "try: {}", emulator.example());
     let _ = out.flush();
 }

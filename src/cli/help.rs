@@ -164,17 +164,26 @@ Environment:
 pub(super) const EMULATE_ABOUT: &str = "\
 Emulate an LLM provider to test against.
 
-One emulator is one account of one provider, OpenAI or Anthropic: their paths, bodies, streams, rate-limit headers and
-429s, with limits that refill all the time and can be changed while it runs. It keeps count of what it admitted and
-refused, for whom, and of how much it really had to offer, so that a client can be judged by it. Answers are made up:
-the word \"tide\", again and again. No key is asked for. It listens on loopback only.";
+One emulator is one account of one provider: its paths, bodies, streams, rate-limit headers and 429s, with limits that
+refill all the time or when a window ends, as the provider's do, and can be changed while it runs. It keeps count of
+what it admitted and refused, for whom, and of how much it really had to offer, so that a client can be judged by it.
+Answers are made up: the word \"tide\", again and again. No key is asked for. It listens on loopback only.";
 
 pub(super) const EMULATE: &str = r#"Accounts:
-  openai     POST /v1/chat/completions, user: `user`. Counts requests and tokens per minute. A request is charged its
-             body's bytes / 4 in tokens when it comes; nothing is corrected.
-  anthropic  POST /v1/messages, user: `metadata.user_id`. Counts requests, input tokens and output tokens per minute.
-             A request is charged its body's bytes / 4 in input tokens and its max_tokens in output tokens when it
-             comes; when the answer ends, also because the client went away, the output becomes what was written.
+  openai        POST /v1/chat/completions, user: `user`. Counts requests and tokens per minute. A request is charged its
+                body's bytes / 4 in tokens when it comes; nothing is corrected.
+  anthropic     POST /v1/messages, user: `metadata.user_id`. Counts requests, input tokens and output tokens per minute.
+                A request is charged its body's bytes / 4 in input tokens and its max_tokens in output tokens when it
+                comes; when the answer ends, also because the client went away, the output becomes what was written.
+  azure         POST /openai/deployments/<name>/chat/completions, or /openai/v1/chat/completions. As openai; but when
+                tokens are spent it asks to come back at once, as the real one does.
+  groq          POST /openai/v1/chat/completions. As openai, with requests per day; requests per minute are limited too,
+                of which no header tells. A request that never fits is 413.
+  gemini        POST /v1beta/models/<model>:generateContent, or :streamGenerateContent?alt=sse. Counts requests and
+                input tokens per minute, and requests per day, which ends at midnight in California. No header tells
+                anything; a refusal's body has QuotaFailure and RetryInfo. No users.
+  fixed-window  POST /v1/chat/completions. As openai, but all that was used is given back when the window ends: requests
+                per minute and day, tokens per day, by UTC. Clients read it as dialect "sambanova".
 
 Admin, on the same port, without a password:
   GET   /admin/state  settings, levels, counters (JSON)
@@ -202,6 +211,11 @@ Examples:
            "metadata":{"user_id":"acme"}}'
     curl -N http://127.0.0.1:8787/v1/messages \
       -d '{"model":"demo","max_tokens":100,"messages":[{"role":"user","content":"hello"}],"stream":true}'
+
+  A provider that refills when the minute ends; and one that tells its limits in the bodies of refusals alone:
+    tidegate emulate --dialect fixed-window --requests-per-minute 60
+    tidegate emulate --dialect gemini --input-tokens-per-minute 1000
+    curl -i http://127.0.0.1:8787/v1beta/models/demo:generateContent -d '{"contents":[{"parts":[{"text":"hello"}]}]}'
 
   Halve the limit under a running client, and see what became of it:
     curl -X PATCH http://127.0.0.1:8787/admin -d '{"requests_per_minute":30}'

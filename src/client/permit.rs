@@ -10,7 +10,7 @@ use super::gates::Account;
 use crate::clock::MonoTime;
 use crate::limiter::Reservation;
 use crate::observation::{Ending, HOLD_MS_MAX, ThrottleKind};
-use crate::provider::{Dialect, HOLD_MAX, Head, Hold, Observation, TokenCharge, Usage, reflex};
+use crate::provider::{Class, Dialect, HOLD_MAX, Head, Hold, Observation, TokenCharge, Usage, reflex};
 use crate::quota::{Cost, Meter};
 use crate::telemetry::Metric;
 
@@ -67,11 +67,15 @@ impl Permit {
     }
 
     /// Learns from a response: keeps its readings, counts how the request ended, and holds at once what the provider
-    /// refused. Only the first call counts.
+    /// refused; nothing, if the request alone is [more than the limit](Observation::for_request_of). Only the first call
+    /// counts.
     pub fn conclude(&mut self, observation: &Observation) {
         if std::mem::replace(&mut self.concluded, true) {
             return;
         }
+        // Of a request that is larger than the limit which refused it, nothing is learned but that.
+        let judged = (observation.class == Class::Throttled).then(|| observation.clone().for_request_of(&self.cost()));
+        let observation = judged.as_ref().unwrap_or(observation);
         self.refused = observation.ending != Ending::Succeeded;
         {
             let mut readings = self.account.pool.readings.lock();

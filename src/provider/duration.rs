@@ -8,6 +8,25 @@ use std::time::Duration;
 /// Longer spans (400 days) are errors, not delays.
 pub(super) const SPAN_MAX: Duration = Duration::from_secs(400 * 86_400);
 
+/// A duration as Go prints it, in milliseconds: `0s`, `120ms`, `1.112s`, `1m1.23s`, `1h9m7.077s`.
+#[must_use]
+pub fn go_duration(ms: u64) -> String {
+    if ms == 0 {
+        return "0s".to_owned();
+    }
+    if ms < 1_000 {
+        return format!("{ms}ms");
+    }
+    let (hours, minutes, seconds) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1_000 % 60);
+    let before = match (hours, minutes) {
+        (0, 0) => String::new(),
+        (0, minutes) => format!("{minutes}m"),
+        (hours, minutes) => format!("{hours}h{minutes}m"),
+    };
+    let fraction = format!(".{:03}", ms % 1_000);
+    format!("{before}{seconds}{}s", fraction.trim_end_matches('0').trim_end_matches('.'))
+}
+
 /// The unit that a text begins with: its name's length, and the unit in nanoseconds.
 fn unit(text: &str) -> Option<(usize, u64)> {
     Some(match text.as_bytes() {

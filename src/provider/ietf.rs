@@ -14,6 +14,7 @@ use super::head::Head;
 use super::level::Frame;
 use super::lines::Subject;
 use super::missing::{Missing, Reason};
+use super::print::Shown;
 use super::table::Row;
 use super::value::{Number, ResetForm, number};
 use super::{OtherReading, ReceivedAt, Seen};
@@ -73,6 +74,25 @@ pub(super) fn read(row: &Row, head: &Head<'_>, received_at: ReceivedAt, seen: &m
     let mut states = combined_states(combined, seen);
     states.extend(separate_state(limits, remaining, reset, &mut policies, seen));
     join(row, &states, &policies, received_at, seen);
+}
+
+/// The list of the draft's latest revisions, and the policies. They know no unit of ours but requests.
+pub(super) fn print(shown: &[Shown]) -> Vec<(String, String)> {
+    let requests = || shown.iter().filter(|shown| shown.meter.unit == Unit::Requests);
+    let list = |item: &dyn Fn(&Shown) -> String| requests().map(item).collect::<Vec<_>>().join(", ");
+    if requests().next().is_none() {
+        return Vec::new();
+    }
+    let state = |shown: &Shown| {
+        // Who comes back by it must not come too early.
+        let reset = shown.reset.map(|reset| format!(";t={:.0}", reset.as_secs_f64().ceil())).unwrap_or_default();
+        format!("\"{}\";r={:.0}{reset}", shown.meter.window, shown.remaining.max(0.0).floor())
+    };
+    let policy = |shown: &Shown| {
+        let Meter { window, .. } = shown.meter;
+        format!("\"{window}\";q={:.0};w={:.0}", shown.limit.floor(), window.seconds())
+    };
+    vec![(FIELDS[3].to_owned(), list(&policy)), (FIELDS[4].to_owned(), list(&state))]
 }
 
 fn miss(seen: &mut Seen<'_>, header: &str, reason: Reason) {

@@ -70,8 +70,8 @@ impl Frame<'_> {
         }
         let spent = limit - remaining;
         let (reset, reset_grain) = (reset.as_secs_f64(), self.reset_grain.as_secs_f64());
-        // Remaining is rounded down, so a unit less may be spent; but one is: the request itself.
-        let longest = (reset + reset_grain) * limit / (spent - self.grain).max(1.0);
+        // Remaining is rounded down, so a unit less may be spent: of the last one any part, when this request was refused.
+        let longest = (reset + reset_grain) * limit / (spent - self.grain).max(0.0);
         // An empty bucket may be overdrawn, and the window shorter for it.
         let most_spent = if remaining == 0.0 { spent * OVERDRAFT_MAX } else { spent };
         let shortest = (reset - reset_grain).max(0.0) * limit / most_spent;

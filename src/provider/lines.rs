@@ -31,6 +31,19 @@ pub(super) enum Part {
     Period,
 }
 
+impl Part {
+    /// The word for it in names that are built from words.
+    #[inline]
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Limit => "limit",
+            Self::Remaining => "remaining",
+            Self::Reset => "reset",
+            Self::Period => "renewalperiod",
+        }
+    }
+}
+
 /// What one header is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot {
@@ -69,6 +82,11 @@ const fn unit(unit: Unit) -> Subject {
 }
 
 /// What the words for a unit mean.
+#[inline(always)]
+#[allow(
+    clippy::inline_always,
+    reason = "most of what it takes to sort a line, and it is called in several places: measured"
+)]
 fn subject(word: &str) -> Option<Subject> {
     Some(match word {
         "requests" | "req" => unit(Unit::Requests),
@@ -108,6 +126,11 @@ fn windowed(words: &str) -> Option<(&str, Window)> {
     Some((before, Window::from_seconds(seconds.checked_mul(times)?)?))
 }
 
+#[inline(always)]
+#[allow(
+    clippy::inline_always,
+    reason = "most of what it takes to sort a line, and it is called in several places: measured"
+)]
 fn subject_and_window(words: &str, bare: Option<Subject>) -> Option<(Subject, Option<Window>)> {
     let of = |words: &str| if words.is_empty() { bare } else { subject(words) };
     match of(words) {
@@ -116,20 +139,20 @@ fn subject_and_window(words: &str, bare: Option<Subject>) -> Option<(Subject, Op
     }
 }
 
-// Each word by itself, not split off and looked up: compared with a constant, it is a few machine words.
+// Each word by itself, not split off and looked up, nor in a loop: compared with a constant, it is a few machine words.
 
 #[inline]
 fn part_first(words: &str) -> Option<(Part, &str)> {
-    if let Some(rest) = words.strip_prefix("limit") {
+    if let Some(rest) = words.strip_prefix(Part::Limit.word()) {
         return Some((Part::Limit, after_dash(rest)?));
     }
-    if let Some(rest) = words.strip_prefix("remaining") {
+    if let Some(rest) = words.strip_prefix(Part::Remaining.word()) {
         return Some((Part::Remaining, after_dash(rest)?));
     }
-    if let Some(rest) = words.strip_prefix("reset") {
+    if let Some(rest) = words.strip_prefix(Part::Reset.word()) {
         return Some((Part::Reset, after_dash(rest)?));
     }
-    let rest = words.strip_prefix("renewalperiod").or_else(|| words.strip_prefix("interval"))?;
+    let rest = words.strip_prefix(Part::Period.word()).or_else(|| words.strip_prefix("interval"))?;
     Some((Part::Period, after_dash(rest)?))
 }
 
@@ -141,13 +164,14 @@ fn after_dash(rest: &str) -> Option<&str> {
 
 #[inline]
 fn part_last(words: &str) -> Option<(Part, &str)> {
-    if let Some(rest) = words.strip_suffix("-limit") {
-        return Some((Part::Limit, rest));
+    if let Some(rest) = words.strip_suffix(Part::Limit.word()) {
+        return Some((Part::Limit, rest.strip_suffix('-')?));
     }
-    if let Some(rest) = words.strip_suffix("-remaining") {
-        return Some((Part::Remaining, rest));
+    if let Some(rest) = words.strip_suffix(Part::Remaining.word()) {
+        return Some((Part::Remaining, rest.strip_suffix('-')?));
     }
-    words.strip_suffix("-reset").map(|rest| (Part::Reset, rest))
+    let rest = words.strip_suffix(Part::Reset.word())?;
+    Some((Part::Reset, rest.strip_suffix('-')?))
 }
 
 impl Family {
@@ -159,8 +183,24 @@ impl Family {
             Order::PartFirst => part_first(words)?,
             Order::SubjectFirst => part_last(words)?,
         };
-        let (subject, window) = subject_and_window(words, self.bare)?;
+        let (subject, window) = self.meant(words)?;
         Some(Slot { subject, window, part })
+    }
+
+    /// The bucket that words mean.
+    #[inline]
+    pub(super) fn meant(&self, words: &str) -> Option<(Subject, Option<Window>)> {
+        subject_and_window(words, self.bare)
+    }
+
+    /// The name of a part of the bucket that these words mean.
+    pub(super) fn name(&self, part: Part, words: &str) -> String {
+        let (prefix, part) = (self.prefix, part.word());
+        match self.order {
+            _ if words.is_empty() => format!("{prefix}{part}"),
+            Order::PartFirst => format!("{prefix}{part}-{words}"),
+            Order::SubjectFirst => format!("{prefix}{words}-{part}"),
+        }
     }
 }
 
@@ -261,6 +301,8 @@ pub(super) enum Single {
 }
 
 const SINGLES: usize = 9;
+/// [`Single::LimitKey`].
+pub(super) const LIMIT_KEY: &str = "x-ratelimit-key";
 
 impl Single {
     #[inline]
@@ -272,7 +314,7 @@ impl Single {
             "x-should-retry" => Self::ShouldRetry,
             "x-ratelimit-type" => Self::LimitType,
             "x-ratelimit-timeremaining" => Self::TimeRemaining,
-            "x-ratelimit-key" => Self::LimitKey,
+            LIMIT_KEY => Self::LimitKey,
             "x-amzn-errortype" => Self::ErrorType,
             "policy-id" => Self::PolicyId,
             _ => return None,

@@ -7,8 +7,10 @@
 //! looks like ([`Dialect::detect`]): by its headers, never by its host, for routers pass on the headers of others.
 //!
 //! Nothing here fails: a header that tells nothing is [`Missing`], with the reason, and otherwise as if it were not
-//! there. Nothing is allocated for an ordinary answer. Header names and meanings: <https://developers.openai.com/api/docs/guides/rate-limits>; `Retry-After`:
-//! RFC 9110 §10.2.3; status 429: RFC 6585 §4.
+//! there. Nothing is allocated for an ordinary answer. [`Dialect::print`] goes the other way, by the same table.
+//!
+//! Header names and meanings: <https://developers.openai.com/api/docs/guides/rate-limits>; `Retry-After`: RFC 9110
+//! §10.2.3; status 429: RFC 6585 §4.
 //!
 //! ```
 //! use std::time::Duration;
@@ -46,6 +48,7 @@ mod ietf;
 mod level;
 mod lines;
 mod missing;
+mod print;
 mod reading;
 mod reflex;
 mod refusal;
@@ -65,9 +68,10 @@ use smallvec::SmallVec;
 pub use class::Class;
 pub use detect::{Unread, unread};
 pub use dialect::{Dialect, DialectError};
-pub use duration::parse_go_duration;
+pub use duration::{go_duration, parse_go_duration};
 pub use head::{Head, Headers};
 pub use missing::{Missing, Reason};
+pub use print::Shown;
 pub use reflex::{HOLD_MAX, Hold, Reflex, reflex};
 pub use semantics::{
     BYTES_PER_TOKEN, LimitOf, Refill, RemainingCounts, ResetMeaning, Semantics, TokenCharge, ToldWait,

@@ -5,8 +5,7 @@
 
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
-use jiff::{Timestamp, ToSpan};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::duration::parse_go_duration;
@@ -333,7 +332,7 @@ fn with_repeated_headers(row: &Row, mut seen: Observation, told: &Told) -> Obser
     let head = Head { status: 429, headers: &headers };
     let mut lines = Lines::default();
     lines.sort(&head, row.families, row.listed);
-    let wall = seen.refused_at.and_then(|at| u64::try_from(at.as_millisecond()).ok()).map(UnixMillis);
+    let wall = seen.refused_at.and_then(unix);
     let now = Now::new(&lines, ReceivedAt { sent_at: seen.sent_at, wall });
     let Observation { readings, others, missing, .. } = &mut seen;
     reading::read(row, &lines, &now, &mut Seen { readings, others, missing });
@@ -346,14 +345,11 @@ impl Observation {
     /// A spent day lasts until it ends, whatever wait stands beside it.
     fn until_the_day_ends(self, semantics: &Semantics) -> Self {
         let by_day = !self.exhausted.is_empty() && self.exhausted.iter().all(|meter| meter.window == Window::Day);
-        let (Some(zone), Some(at), true) = (semantics.day_ends, self.refused_at, by_day) else { return self };
-        let wait = day_end(zone, at);
-        Self { retry_after: self.retry_after.max(wait), ..self }
+        let Some(at) = self.refused_at.filter(|_| by_day).and_then(unix) else { return self };
+        Self { retry_after: self.retry_after.max(semantics.day_left(at)), ..self }
     }
 }
 
-fn day_end(zone: &str, at: Timestamp) -> Option<Duration> {
-    let at = at.to_zoned_datetime(TimeZone::posix(zone).ok()?);
-    let end = at.checked_add(1.day()).ok()?.start_of_day().ok()?;
-    Duration::try_from(end.timestamp().duration_since(at.timestamp())).ok()
+fn unix(at: Timestamp) -> Option<UnixMillis> {
+    u64::try_from(at.as_millisecond()).ok().map(UnixMillis)
 }

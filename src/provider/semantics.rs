@@ -3,6 +3,10 @@
 
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, ToSpan};
+
+use crate::clock::UnixMillis;
 use crate::quota::{Meter, Unit, Window};
 
 /// Request bytes per estimated LLM token.
@@ -121,6 +125,14 @@ impl Semantics {
             Unit::Requests => 1.0,
             Unit::Tokens | Unit::InputTokens | Unit::OutputTokens => self.token_grain,
         }
+    }
+
+    /// How much of a day's limit's time is left, where the provider's own clock ends it.
+    pub(crate) fn day_left(&self, at: UnixMillis) -> Option<Duration> {
+        let at = Timestamp::from_millisecond(i64::try_from(at.0).ok()?).ok()?;
+        let here = at.to_zoned_datetime(TimeZone::posix(self.day_ends?).ok()?);
+        let end = here.checked_add(1.day()).ok()?.start_of_day().ok()?;
+        Duration::try_from(end.timestamp().duration_since(at)).ok()
     }
 
     /// How far off the level of a reading may be, in units. Whole units are no error: the bucket was charged in them. A

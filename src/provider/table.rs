@@ -17,13 +17,23 @@ pub(super) enum Resets {
     Azure,
 }
 
+/// A bucket that a dialect writes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Written {
+    /// What its names have beside the part, as they are read: `tokens-minute`.
+    pub(super) words: &'static str,
+    pub(super) parts: &'static [Part],
+}
+
 /// One dialect.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) semantics: Semantics,
     pub(super) families: &'static [Family],
     pub(super) listed: &'static [Listed],
-    /// Whether the IETF's fields are read too.
+    /// The buckets that it writes today, in words of the first family. What it does not write so, it writes by listed names.
+    pub(super) written: &'static [Written],
+    /// Whether the IETF's fields are read too; then those are written.
     pub(super) ietf: bool,
     pub(super) number: Number,
     pub(super) resets: Resets,
@@ -40,8 +50,8 @@ pub(super) struct Row {
 }
 
 /// A wait of more than a day is no limit's.
-const DAY: Duration = Duration::from_secs(86_400);
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 const fn meter(unit: Unit, window: Window) -> Meter {
     Meter { unit, window }
@@ -56,7 +66,7 @@ const ITPM: Meter = meter(Unit::InputTokens, Window::Minute);
 const OTPM: Meter = meter(Unit::OutputTokens, Window::Minute);
 
 /// Continuous refill, everything told exactly.
-const CONTINUOUS: Semantics = Semantics {
+pub(super) const CONTINUOUS: Semantics = Semantics {
     refill: Refill::Continuous,
     reset: ResetMeaning::ToFull,
     remaining: RemainingCounts::This,
@@ -87,10 +97,12 @@ const FIXED: Semantics = Semantics {
 /// No header at all: what is limited is known from documents, or not.
 const SILENT: Semantics = Semantics { reset: ResetMeaning::Untold, wait_max: DAY, ..CONTINUOUS };
 
-const PLAIN: Row = Row {
+/// Nothing told but by status and body.
+pub(super) const PLAIN: Row = Row {
     semantics: SILENT,
     families: &[],
     listed: &[],
+    written: &[],
     ietf: false,
     number: Number::Whole,
     resets: Resets::Form(ResetForm::DeltaSeconds),
@@ -107,6 +119,17 @@ const OPENAI_NAMES: Family = Family { prefix: "x-ratelimit-", order: Order::Part
 const BARE_NAMES: Family =
     Family { prefix: "x-ratelimit-", order: Order::PartFirst, bare: Some(Subject::Unit(Unit::Requests)) };
 
+const ALL_THREE: &[Part] = &[Part::Limit, Part::Remaining, Part::Reset];
+const WITHOUT_RESET: &[Part] = &[Part::Limit, Part::Remaining];
+const WITH_PERIOD: &[Part] = &[Part::Limit, Part::Remaining, Part::Reset, Part::Period];
+
+const fn written(words: &'static str, parts: &'static [Part]) -> Written {
+    Written { words, parts }
+}
+
+static BY_UNIT_ALONE: [Written; 2] = [written("requests", ALL_THREE), written("tokens", ALL_THREE)];
+static BARE_ALONE: [Written; 1] = [written("", ALL_THREE)];
+
 /// 25,509 of 25,523 request readings and 24,436 of 24,502 token readings, recorded 2023–2026, have
 /// `(limit - remaining - 1) / limit × window - 1 ms ≤ reset ≤ (limit - remaining) / limit × window + 1 ms`:
 /// continuous refill, remaining rounded down, reset to the ms. 627 count a day, 3 (free tier) 30 days, all others
@@ -114,6 +137,7 @@ const BARE_NAMES: Family =
 static OPENAI: Row = Row {
     semantics: Semantics { hidden: &[RPS], ..CONTINUOUS },
     families: &[OPENAI_NAMES],
+    written: &BY_UNIT_ALONE,
     listed: &BY_UNIT,
     resets: Resets::Form(ResetForm::GoDuration),
     noted: &["openai-*"],
@@ -144,6 +168,7 @@ static AZURE: Row = Row {
         ..CONTINUOUS
     },
     families: &[OPENAI_NAMES, Family { prefix: "x-rate-limit-", ..OPENAI_NAMES }],
+    written: &[written("requests", WITH_PERIOD), written("tokens", WITH_PERIOD)],
     resets: Resets::Azure,
     noted: &["x-ratelimit-abusepenalty-active", "x-ms-*"],
     ..PLAIN
@@ -153,6 +178,7 @@ static AZURE: Row = Row {
 static GITHUB_MODELS: Row = Row {
     semantics: Semantics { hidden: &[RPM, RPD], told_wait: ToldWait::Fits, wait_max: DAY, ..AZURE_SEMANTICS },
     families: &[OPENAI_NAMES],
+    written: &[written("requests", WITH_PERIOD), written("tokens", WITH_PERIOD)],
     resets: Resets::Azure,
     noted: &["x-ratelimit-abusepenalty-active", "x-ms-*"],
     ..PLAIN
@@ -174,6 +200,12 @@ static ANTHROPIC: Row = Row {
         ..CONTINUOUS
     },
     families: &[Family { prefix: "anthropic-ratelimit-", order: Order::SubjectFirst, bare: None }],
+    written: &[
+        written("requests", ALL_THREE),
+        written("tokens", ALL_THREE),
+        written("input-tokens", ALL_THREE),
+        written("output-tokens", ALL_THREE),
+    ],
     listed: &PRIORITY,
     resets: Resets::Form(ResetForm::Rfc3339),
     noted: &["anthropic-ratelimit-unified-*", "anthropic-fast-*"],
@@ -217,6 +249,7 @@ static GROQ: Row = Row {
         ..CONTINUOUS
     },
     families: &[OPENAI_NAMES],
+    written: &BY_UNIT_ALONE,
     resets: Resets::Form(ResetForm::GoDuration),
     noted: &["x-groq-*"],
     body_statuses: &[429, 498, 503],
@@ -240,6 +273,13 @@ static MISTRAL: Row = Row {
     families: &[
         OPENAI_NAMES,
         Family { prefix: "x-ratelimitbysize-", order: Order::PartFirst, bare: Some(Subject::Unit(Unit::Tokens)) },
+    ],
+    written: &[
+        written("req-minute", WITHOUT_RESET),
+        written("req-10-second", WITHOUT_RESET),
+        written("tokens-minute", WITHOUT_RESET),
+        written("tokens-5-minute", WITHOUT_RESET),
+        written("tokens-month", WITHOUT_RESET),
     ],
     listed: &BY_SIZE,
     noted: &["ratelimitbysize-query-cost", "x-ratelimit-*query-cost", "x-max-retry-attempts-reached"],
@@ -270,6 +310,7 @@ static TOGETHER: Row = Row {
         BARE_NAMES,
         Family { prefix: "x-tokenlimit-", order: Order::PartFirst, bare: Some(Subject::Unit(Unit::Tokens)) },
     ],
+    written: &[written("", ALL_THREE), written("tokens", WITHOUT_RESET)],
     number: Number::Fraction,
     noted: &["x-ratelimit"],
     ..PLAIN
@@ -286,6 +327,11 @@ static FIREWORKS: Row = Row {
         ..CONTINUOUS
     },
     families: &[OPENAI_NAMES],
+    written: &[
+        written("requests", WITHOUT_RESET),
+        written("tokens-prompt", WITHOUT_RESET),
+        written("tokens-generated", WITHOUT_RESET),
+    ],
     number: Number::Fraction,
     noted: &["x-ratelimit-over-limit", "fireworks-*"],
     ..PLAIN
@@ -296,13 +342,26 @@ static FIREWORKS: Row = Row {
 static CEREBRAS: Row = Row {
     semantics: Semantics { remaining: RemainingCounts::Lately, token_charge: TokenCharge::Corrected, ..FIXED },
     families: &[OPENAI_NAMES],
+    written: &[
+        written("requests-minute", ALL_THREE),
+        written("requests-hour", ALL_THREE),
+        written("requests-day", ALL_THREE),
+        written("tokens-minute", ALL_THREE),
+        written("tokens-hour", ALL_THREE),
+        written("tokens-day", ALL_THREE),
+    ],
     number: Number::Fraction,
     ..PLAIN
 };
 
 /// Nothing on a success; on its own refusals the next minute or day, in ms since 1970 (38 of 38).
-static OPENROUTER: Row =
-    Row { semantics: FIXED, families: &[BARE_NAMES], resets: Resets::Form(ResetForm::EpochMillis), ..PLAIN };
+static OPENROUTER: Row = Row {
+    semantics: FIXED,
+    families: &[BARE_NAMES],
+    written: &BARE_ALONE,
+    resets: Resets::Form(ResetForm::EpochMillis),
+    ..PLAIN
+};
 
 /// Never a reset. Counters lag in 73 %. The largest integers mean "no limit" (57 of 460).
 static XAI: Row = Row {
@@ -314,6 +373,7 @@ static XAI: Row = Row {
         ..CONTINUOUS
     },
     families: &[OPENAI_NAMES],
+    written: &[written("requests", WITHOUT_RESET), written("tokens", WITHOUT_RESET)],
     ..PLAIN
 };
 
@@ -347,9 +407,17 @@ static HUGGING_FACE: Row = Row {
 };
 
 /// OpenAI's names with resets in whole seconds, and a rate that is scaled every 15 minutes (131). 1e10 is "not told".
+/// Counters lag: full after a request in 32 of 85.
 static NEBIUS: Row = Row {
-    semantics: Semantics { reset_grain: SECOND, windows: &[Window::Minute], wait_max: DAY, ..CONTINUOUS },
+    semantics: Semantics {
+        remaining: RemainingCounts::Lately,
+        reset_grain: SECOND,
+        windows: &[Window::Minute],
+        wait_max: DAY,
+        ..CONTINUOUS
+    },
     families: &[OPENAI_NAMES],
+    written: &BY_UNIT_ALONE,
     resets: Resets::Form(ResetForm::GoDuration),
     unlimited_from: 1e10,
     noted: &["x-ratelimit-dynamic-*", "x-ratelimit-over-limit"],
@@ -370,6 +438,7 @@ static DATABRICKS: Row = Row {
 static SAMBANOVA: Row = Row {
     semantics: FIXED,
     families: &[OPENAI_NAMES],
+    written: &[written("requests", ALL_THREE), written("requests-day", ALL_THREE), written("tokens-day", ALL_THREE)],
     resets: Resets::Form(ResetForm::BySize),
     number: Number::Fraction,
     ..PLAIN
@@ -383,8 +452,15 @@ static PERPLEXITY: Row = Row { semantics: Semantics { hidden: &[RPM], limit_of: 
 
 /// Remaining and reset, and no limit (253): 600 a minute to post, 3,000 to get (documented).
 static REPLICATE: Row = Row {
-    semantics: Semantics { reset: ResetMeaning::WhenToRetry, limit_of: LimitOf::Account, wait_max: DAY, ..CONTINUOUS },
+    semantics: Semantics {
+        reset: ResetMeaning::WhenToRetry,
+        reset_grain: SECOND,
+        limit_of: LimitOf::Account,
+        wait_max: DAY,
+        ..CONTINUOUS
+    },
     families: &[Family { prefix: "ratelimit-", ..BARE_NAMES }],
+    written: &[written("", &[Part::Remaining, Part::Reset])],
     ..PLAIN
 };
 
@@ -392,6 +468,7 @@ static REPLICATE: Row = Row {
 static BARE: Row = Row {
     semantics: FIXED,
     families: &[BARE_NAMES, Family { prefix: "x-rate-limit-", ..BARE_NAMES }],
+    written: &BARE_ALONE,
     number: Number::Fraction,
     resets: Resets::Form(ResetForm::BySize),
     ..PLAIN
@@ -401,6 +478,7 @@ static BARE: Row = Row {
 static GITHUB: Row = Row {
     semantics: Semantics { default_window: Window::Hour, default_request_window: Window::Hour, ..FIXED },
     families: &[BARE_NAMES],
+    written: &BARE_ALONE,
     resets: Resets::Form(ResetForm::EpochSeconds),
     noted: &["x-ratelimit-used", "x-ratelimit-resource"],
     refuses_by: Some(403),
@@ -411,6 +489,11 @@ static GITHUB: Row = Row {
 static DIGITALOCEAN: Row = Row {
     semantics: Semantics { reset: ResetMeaning::WhenToRetry, reset_grain: SECOND, wait_max: DAY, ..CONTINUOUS },
     families: &[OPENAI_NAMES],
+    written: &[
+        written("requests", ALL_THREE),
+        written("tokens-per-minute", ALL_THREE),
+        written("tokens-per-day", ALL_THREE),
+    ],
     resets: Resets::Form(ResetForm::BySize),
     ..PLAIN
 };

@@ -9,11 +9,10 @@ use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use super::lines::{Listed, Part, Slot, Subject};
-use super::semantics::{LimitOf, Refill, RemainingCounts, ResetMeaning, Semantics, TokenCharge, ToldWait};
-use super::table::{Resets, Row};
+use super::semantics::{Refill, ResetMeaning, Semantics};
+use super::table::{self, Resets, Row};
 use super::value::{Number, ResetForm};
-use crate::observation::ThrottleKind;
-use crate::quota::{Meter, Window};
+use crate::quota::Meter;
 
 /// Longest name of a dialect or header, in bytes.
 const NAME_BYTES_MAX: usize = 64;
@@ -112,16 +111,10 @@ impl TaughtParams {
             listed.into_iter().map(|(name, slot)| Listed { name: String::leak(name), slot }).collect();
         let row = Row {
             semantics: self.semantics(),
-            families: &[],
             listed: Box::leak(listed.into_boxed_slice()),
-            ietf: false,
             number: Number::Fraction,
             resets: Resets::Form(self.reset_form),
-            unlimited_from: f64::INFINITY,
-            noted: &[],
-            body_statuses: &[429, 503, 529],
-            untold: ThrottleKind::Unknown,
-            refuses_by: None,
+            ..table::PLAIN
         };
         Ok(Taught(Box::leak(Box::new(Lesson { name: self.name.clone(), row }))))
     }
@@ -134,18 +127,11 @@ impl TaughtParams {
                 Refill::Continuous => ResetMeaning::ToFull,
                 Refill::FixedWindow => ResetMeaning::ToNextWindow,
             },
-            remaining: RemainingCounts::This,
-            token_grain: 1.0,
-            reset_grain: if exact { Duration::from_millis(1) } else { Duration::from_secs(1) },
+            reset_grain: if exact { Duration::from_millis(1) } else { table::SECOND },
+            // Each meter is told with its own.
             windows: &[],
-            default_window: Window::Minute,
-            default_request_window: Window::Minute,
-            limit_of: LimitOf::Model,
-            hidden: &[],
-            token_charge: TokenCharge::Estimate,
-            told_wait: ToldWait::Fits,
-            wait_max: Duration::from_secs(86_400),
-            day_ends: None,
+            wait_max: table::DAY,
+            ..table::CONTINUOUS
         }
     }
 }

@@ -6,8 +6,9 @@ use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 use jiff::fmt::strtime;
 
-use super::duration::{SPAN_MAX, parse_go_duration};
+use super::duration::{SPAN_MAX, go_duration, parse_go_duration};
 use super::missing::Reason;
+use crate::clock::UnixMillis;
 
 /// Larger numbers are placeholders for "unlimited" (`u64::MAX`) or errors, and no longer exact as `f64` from 2^53 on.
 pub(super) const NUMBER_MAX: u64 = 1_000_000_000_000_000;
@@ -100,6 +101,51 @@ impl ResetForm {
             },
         }
     }
+}
+
+/// Whether a reset that falls between two times that can be written becomes the earlier or the later one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rounding {
+    Down,
+    Up,
+}
+
+impl Rounding {
+    fn whole(self, ms: u64, grain_ms: u64) -> u64 {
+        match self {
+            Self::Down => ms / grain_ms * grain_ms,
+            Self::Up => ms.div_ceil(grain_ms).saturating_mul(grain_ms),
+        }
+    }
+}
+
+impl ResetForm {
+    /// A delay as it is written `at` this time, to a multiple of `grain`: never finer than a millisecond, and seconds
+    /// are whole.
+    pub(super) fn write(self, delay: Duration, at: UnixMillis, grain: Duration, rounding: Rounding) -> String {
+        let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let grain_ms = match self {
+            Self::GoDuration | Self::DeltaMillis | Self::EpochMillis => ms(grain).max(1),
+            _ => ms(grain).max(1_000),
+        };
+        let instant = rounding.whole((at + delay).0, grain_ms);
+        let delay = rounding.whole(ms(delay), grain_ms);
+        match self {
+            Self::GoDuration => go_duration(delay),
+            Self::DeltaSeconds => (delay / 1_000).to_string(),
+            Self::DeltaMillis => delay.to_string(),
+            Self::EpochSeconds | Self::BySize => (instant / 1_000).to_string(),
+            Self::EpochMillis => instant.to_string(),
+            Self::Rfc3339 => timestamp(instant).to_string(),
+            Self::HttpDate => strtime::format("%a, %d %b %Y %H:%M:%S GMT", timestamp(instant)).unwrap_or_default(),
+        }
+    }
+}
+
+/// A time beyond the calendar is "not set", 1970.
+fn timestamp(unix_ms: u64) -> Timestamp {
+    let ms = i64::try_from(unix_ms).unwrap_or_default();
+    Timestamp::from_millisecond(ms).unwrap_or_default()
 }
 
 /// Decimal digits, at most [`NUMBER_MAX`]. The same number several times, joined by commas on the way, is that number.

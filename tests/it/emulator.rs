@@ -7,15 +7,14 @@ use std::time::Duration;
 
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
-use tidegate::clock::MonoTime;
-use tidegate::provider::Dialect;
-use tidegate::quota::{Cost, Unit};
+use tidegate::clock::{MonoTime, UnixMillis};
+use tidegate::provider::{Shown, go_duration};
+use tidegate::quota::{Cost, Meter};
 use tidegate::sim::Etcd;
-use tidegate::sim::emulator::account::{OTHER_USERS, Shown, USERS_MAX, input_tokens};
+use tidegate::sim::emulator::account::{MeterTruth, OTHER_USERS, USERS_MAX, input_tokens};
 use tidegate::sim::emulator::latency::Latency;
-use tidegate::sim::emulator::openai::go_duration;
 use tidegate::sim::emulator::{
-    Account, AccountParams, Emulator, EmulatorError, EmulatorParams, EmulatorState, LatencyParams,
+    Account, AccountParams, Emulated, Emulator, EmulatorError, EmulatorParams, EmulatorState, LatencyParams,
 };
 use tidegate::sim::process::{Process, ProcessError, find_program, free_port};
 
@@ -23,14 +22,14 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// 60 requests/minute and 6,000 tokens/minute: one request and 100 tokens a second, in buckets of a minute.
 const ONE_A_SECOND: AccountParams =
-    AccountParams { requests_per_minute: 60, tokens_per_minute: Some(6_000), ..AccountParams::of(Dialect::OpenAi) };
+    AccountParams { requests_per_minute: 60, tokens_per_minute: Some(6_000), ..AccountParams::of(Emulated::OpenAi) };
 
 fn at_ms(ms: u64) -> MonoTime {
     MonoTime::from_millis(1_000_000 + ms)
 }
 
 fn account(params: AccountParams) -> Account {
-    Account::new(Dialect::OpenAi, params, at_ms(0)).expect("valid")
+    Account::new(Emulated::OpenAi, params, at_ms(0), UnixMillis(0)).expect("valid")
 }
 
 fn tokens(count: u64) -> Cost {
@@ -40,7 +39,11 @@ fn tokens(count: u64) -> Cost {
 /// Requests and tokens.
 fn levels(account: &Account) -> [f64; 2] {
     let levels = account.levels();
-    [levels.requests, levels.tokens.expect("an OpenAI account")]
+    [levels[&Meter::REQUESTS_PER_MINUTE], levels[&Meter::TOKENS_PER_MINUTE]]
+}
+
+fn requests_truth(account: &Account) -> MeterTruth {
+    account.truth().meters[&Meter::REQUESTS_PER_MINUTE]
 }
 
 /// Takes requests of no tokens until one is refused; how many were admitted.
@@ -72,7 +75,7 @@ fn a_refused_request_is_charged_on_no_meter() {
     let mut account = account(ONE_A_SECOND);
     assert!(account.request(None, &tokens(6_000), at_ms(0)).refusal.is_none());
     let verdict = account.request(None, &tokens(50), at_ms(0));
-    assert_eq!(verdict.refusal.expect("no tokens left").unit, Unit::Tokens);
+    assert_eq!(verdict.refusal.expect("no tokens left").meter, Meter::TOKENS_PER_MINUTE);
     assert_eq!(levels(&account), [59.0, 0.0]);
 }
 
@@ -80,11 +83,12 @@ fn a_refused_request_is_charged_on_no_meter() {
 fn an_isolated_request_shows_the_limit_less_one() {
     let mut account = account(ONE_A_SECOND);
     let shown = account.request(None, &tokens(100), at_ms(0)).shown;
+    let reset = Some(Duration::from_secs(1));
     assert_eq!(
         shown,
         [
-            Shown { unit: Unit::Requests, limit: 60, remaining: 59, reset_ms: 1_000 },
-            Shown { unit: Unit::Tokens, limit: 6_000, remaining: 5_900, reset_ms: 1_000 }
+            Shown { meter: Meter::REQUESTS_PER_MINUTE, limit: 60.0, remaining: 59.0, reset },
+            Shown { meter: Meter::TOKENS_PER_MINUTE, limit: 6_000.0, remaining: 5_900.0, reset }
         ]
     );
 }
@@ -96,11 +100,11 @@ fn the_printed_reset_gives_the_level_for_any_burst() {
         for step in 0_u32..40 {
             let shown = account.request(None, &tokens(7), at_ms(u64::from(step) * 137)).shown;
             for (shown, level) in shown.into_iter().zip(levels(&account)) {
-                let limit = f64::from(u32::try_from(shown.limit).expect("small"));
-                let reset_seconds = f64::from(u32::try_from(shown.reset_ms).expect("small")) / 1_000.0;
+                let limit = shown.limit;
+                let reset_seconds = shown.reset.expect("told").as_secs_f64();
                 // Half a millisecond of refill is what the rounding may hide.
                 assert_close(limit - reset_seconds * limit / 60.0, level, limit / 60.0 * 0.000_501);
-                assert_close(f64::from(u32::try_from(shown.remaining).expect("small")), level.max(0.0), 1.0);
+                assert_close(shown.remaining, level.max(0.0), 1.0);
             }
         }
     }
@@ -118,7 +122,7 @@ fn halving_the_limits_keeps_what_was_used() {
     let verdict = account.request(None, &tokens(0), at_ms(0));
     // 11 units at half a unit a second; overdrawn, so the reset is more than a minute.
     assert_eq!(verdict.refusal.expect("overdrawn").retry_after_ms, Some(22_000));
-    assert_eq!((verdict.shown[0].remaining, verdict.shown[0].reset_ms), (0, 80_000));
+    assert_eq!((verdict.shown[0].remaining, verdict.shown[0].reset), (0.0, Some(Duration::from_secs(80))));
     assert!(account.request(None, &tokens(0), at_ms(21_990)).refusal.is_some());
     assert!(account.request(None, &tokens(0), at_ms(22_000)).refusal.is_none());
 }
@@ -161,16 +165,16 @@ fn the_longer_wait_of_two_meters_counts() {
     assert!(account.request(None, &tokens(6_000), at_ms(0)).refusal.is_none());
     assert_eq!(drain(&mut account, at_ms(0)), 59);
     let refusal = account.request(None, &tokens(300), at_ms(0)).refusal.expect("both empty");
-    assert_eq!((refusal.unit, refusal.retry_after_ms), (Unit::Tokens, Some(3_000)));
+    assert_eq!((refusal.meter, refusal.retry_after_ms), (Meter::TOKENS_PER_MINUTE, Some(3_000)));
     let refusal = account.request(None, &tokens(30), at_ms(0)).refusal.expect("both empty");
-    assert_eq!((refusal.unit, refusal.retry_after_ms), (Unit::Requests, Some(1_000)));
+    assert_eq!((refusal.meter, refusal.retry_after_ms), (Meter::REQUESTS_PER_MINUTE, Some(1_000)));
 }
 
 #[test]
 fn a_request_above_the_burst_or_the_limit_is_too_large_and_has_no_retry_time() {
     let mut account = account(ONE_A_SECOND);
     let refusal = account.request(Some("acme"), &tokens(6_001), at_ms(0)).refusal.expect("too large");
-    assert_eq!((refusal.unit, refusal.limit, refusal.requested), (Unit::Tokens, 6_000, 6_001));
+    assert_eq!((refusal.meter, refusal.limit, refusal.requested), (Meter::TOKENS_PER_MINUTE, 6_000, 6_001));
     assert_eq!(refusal.retry_after_ms, None);
     assert_eq!(levels(&account), [60.0, 6_000.0]);
     assert_eq!(account.truth().users["acme"].too_large_requests, 1);
@@ -196,7 +200,7 @@ fn hidden_use_takes_its_rate_and_leaves_the_rest() {
     assert_eq!(drain(&mut account, at_ms(0)), 60);
     // A quarter of one request a second is left.
     assert_eq!(drain(&mut account, at_ms(40_000)), 10);
-    let truth = account.truth().requests;
+    let truth = requests_truth(&account);
     assert_close(truth.hidden_units, 30.0, 1e-9);
     assert_close(truth.capacity_units, 10.0, 1e-9);
 }
@@ -208,7 +212,7 @@ fn hidden_use_above_the_limit_empties_the_bucket_but_never_overdraws_it() {
     assert_close(levels(&account)[0], 30.0, 1e-9);
     account.advance(at_ms(600_000));
     assert_close(levels(&account)[0], 0.0, 1e-9);
-    let truth = account.truth().requests;
+    let truth = requests_truth(&account);
     // Two a second for a minute, then all of the refill: the bucket's 60 went as well.
     assert_close(truth.hidden_units, 120.0 + 540.0, 1e-6);
     assert_close(truth.capacity_units, -60.0, 1e-6);
@@ -222,10 +226,10 @@ fn hidden_use_takes_nothing_from_an_overdrawn_account() {
     account.change(params, at_ms(0)).expect("valid");
     account.advance(at_ms(60_000));
     assert_close(levels(&account)[0], 0.0, 1e-9);
-    assert_close(account.truth().requests.hidden_units, 0.0, 1e-9);
+    assert_close(requests_truth(&account).hidden_units, 0.0, 1e-9);
     account.advance(at_ms(120_000));
     assert_close(levels(&account)[0], 0.0, 1e-9);
-    assert_close(account.truth().requests.hidden_units, 30.0, 1e-9);
+    assert_close(requests_truth(&account).hidden_units, 30.0, 1e-9);
 }
 
 #[test]
@@ -241,7 +245,7 @@ fn one_long_step_is_the_same_as_many_short_ones() {
         short.advance(at_ms(step * 10));
     }
     assert_close(levels(&long)[0], levels(&short)[0], 1e-6);
-    assert_close(long.truth().requests.hidden_units, short.truth().requests.hidden_units, 1e-6);
+    assert_close(requests_truth(&long).hidden_units, requests_truth(&short).hidden_units, 1e-6);
 }
 
 #[test]
@@ -254,7 +258,7 @@ fn what_was_admitted_never_exceeds_what_was_stored_and_offered() {
         account.request(None, &tokens(random.u64(0..400)), at_ms(now_ms));
         let truth = account.truth();
         let admitted = f64::from(u32::try_from(truth.total.admitted_tokens).expect("small"));
-        assert!(admitted <= 6_000.0 + truth.tokens.expect("tokens are counted").capacity_units + 1e-3);
+        assert!(admitted <= 6_000.0 + truth.meters[&Meter::TOKENS_PER_MINUTE].capacity_units + 1e-3);
         assert!(levels(&account)[1] >= -1e-3);
     }
 }
@@ -472,7 +476,7 @@ async fn past_the_burst_comes_a_429_that_says_when_to_return() {
         "tidegate_emulator_requests_total{status=\"200\"} 3",
         "tidegate_emulator_requests_total{status=\"429\"} 1",
         "tidegate_emulator_admitted_units_total{unit=\"requests\"} 3",
-        "tidegate_emulator_limit_units_per_minute{unit=\"requests\"} 6",
+        "tidegate_emulator_limit_units{meter=\"requests/minute\"} 6",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} in {metrics}");
     }

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
+use tidegate::quota::{Meter, Unit, Window};
 use tokio::time::Instant;
 
 use crate::emulator::{DEADLINE, QUICK, Running, header};
 
 const OPENAI: &str = "/v1/chat/completions";
 const ANTHROPIC: &str = "/v1/messages";
+const OUTPUT: Meter = Meter { unit: Unit::OutputTokens, window: Window::Minute };
 
 fn hello() -> Value {
     json!({
@@ -198,7 +200,7 @@ async fn a_client_that_goes_away_pays_for_what_was_written() {
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
     drop(response);
     let charged = async {
-        while emulator.state().await.levels.output_tokens.expect("counted") < 39_000.0 {
+        while emulator.state().await.levels[&OUTPUT] < 39_000.0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         emulator.state().await.truth.total.admitted_tokens

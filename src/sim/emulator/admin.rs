@@ -3,10 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::account::{AccountParams, Levels, Truth, meters};
+use super::account::{AccountParams, Levels, Truth};
+use super::emulated::Emulated;
 use super::faults::FaultParams;
-use crate::provider::Dialect;
-use crate::quota::Unit;
 
 /// A moment on both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,15 +19,15 @@ pub struct Moment {
 /// The answer of `GET /admin/state` and `PATCH /admin`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EmulatorState {
-    /// Whose shapes it speaks.
-    pub dialect: Dialect,
+    /// Whom it plays.
+    pub dialect: Emulated,
     /// The account's settings in force.
     pub account: AccountParams,
     /// Whether answers carry rate-limit headers.
     pub headers: bool,
     /// What goes wrong on purpose.
     pub faults: FaultParams,
-    /// What is in the buckets.
+    /// What is in the buckets, by meter.
     pub levels: Levels,
     /// Counters since the start.
     pub truth: Truth,
@@ -53,7 +52,7 @@ pub(super) struct Settings {
 impl Settings {
     /// Applies the fields of a `PATCH` body; the error is one line that names the field. Ranges are checked by those
     /// who own the settings.
-    pub(super) fn patch(&mut self, dialect: Dialect, body: &[u8]) -> Result<(), String> {
+    pub(super) fn patch(&mut self, emulated: Emulated, body: &[u8]) -> Result<(), String> {
         let fields: Map<String, Value> = serde_json::from_slice(body).map_err(|error| format!("body: {error}"))?;
         for (field, value) in &fields {
             let expected = |what: &str| format!("{field} {value}: expected {what}");
@@ -62,7 +61,9 @@ impl Settings {
             let (account, faults) = (&mut self.account, &mut self.faults);
             match field.as_str() {
                 "requests_per_minute" => account.requests_per_minute = limit()?,
+                "requests_per_day" => account.requests_per_day = Some(limit()?),
                 "tokens_per_minute" => account.tokens_per_minute = Some(limit()?),
+                "tokens_per_day" => account.tokens_per_day = Some(limit()?),
                 "input_tokens_per_minute" => account.input_tokens_per_minute = Some(limit()?),
                 "output_tokens_per_minute" => account.output_tokens_per_minute = Some(limit()?),
                 "burst_seconds" => account.burst_seconds = number()?,
@@ -78,7 +79,7 @@ impl Settings {
                     let spent = value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| *n <= 1_000_000_000);
                     self.spend_requests = f64::from(spent.ok_or_else(|| expected("a whole number, 0–1000000000"))?);
                 }
-                unknown => return Err(format!("unknown field {unknown:?}: expected {}", fields_of(dialect))),
+                unknown => return Err(format!("unknown field {unknown:?}: expected {}", fields_of(emulated))),
             }
         }
         Ok(())
@@ -86,12 +87,9 @@ impl Settings {
 }
 
 /// The fields that a `PATCH` may have, as an error lists them.
-fn fields_of(dialect: Dialect) -> String {
-    let units = || meters(dialect).iter().copied().map(Unit::as_str);
-    let limits = units().map(|unit| format!("{unit}_per_minute"));
-    let hidden = units().map(|unit| format!("hidden_{unit}_per_minute"));
-    let others = ["burst_seconds", "spend_requests", "overload_rate", "stream_error_rate"].map(str::to_owned);
-    let stray = (dialect == Dialect::Anthropic).then(|| "stray_retry_after_rate".to_owned());
-    let fields: Vec<String> = limits.chain(hidden).chain(others).chain(stray).collect();
+fn fields_of(emulated: Emulated) -> String {
+    let mut fields = AccountParams::names(emulated);
+    fields.extend(["spend_requests", "overload_rate", "stream_error_rate"]);
+    fields.extend((emulated == Emulated::Anthropic).then_some("stray_retry_after_rate"));
     format!("{} or headers", fields.join(", "))
 }

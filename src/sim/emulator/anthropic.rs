@@ -3,19 +3,18 @@
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Json, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::account::{Refusal, Shown, Verdict};
+use super::account::{Refusal, Verdict};
 use super::body::{Script, event};
+use super::emulated::Emulated;
 use super::wire::{Answer, Ask, Wire, set};
-use crate::clock::UnixMillis;
-use crate::quota::Unit;
+use crate::provider::Shown;
+use crate::quota::{Meter, Unit};
 
-/// Token levels are shown to the nearest multiple of this.
-const TOKENS_GRAIN: u64 = 1_000;
 const OVERLOADED: &str = "Overloaded";
 
 pub(super) struct Anthropic;
@@ -34,19 +33,16 @@ struct Metadata {
     user_id: Option<String>,
 }
 
-/// What one group of headers says.
-struct Group {
-    limit: u64,
-    remaining: u64,
-    reset_unix_seconds: u64,
-}
-
 impl Wire for Anthropic {
-    fn path(&self) -> &'static str {
-        "/v1/messages"
+    fn routes(&self) -> &'static [&'static str] {
+        &["/v1/messages"]
     }
 
-    fn read(&self, body: &[u8]) -> Result<Ask, String> {
+    fn example(&self) -> (&'static str, &'static str) {
+        ("/v1/messages", r#"{"model":"demo","max_tokens":100,"messages":[{"role":"user","content":"hello"}]}"#)
+    }
+
+    fn read(&self, _uri: &Uri, body: &[u8]) -> Result<Ask, String> {
         let request: MessagesRequest =
             serde_json::from_slice(body).map_err(|error| format!("request body: {error}"))?;
         let required = |field: &str| format!("{field}: Field required");
@@ -121,13 +117,13 @@ impl Wire for Anthropic {
     }
 
     fn refusal(&self, _ask: &Ask, refusal: &Refusal, id: &str) -> Response {
-        let unit = match refusal.unit {
+        let unit = match refusal.meter.unit {
             Unit::Requests => "requests",
             Unit::OutputTokens => "output tokens",
             _ => "input tokens",
         };
         let (limit, fits) = (with_commas(refusal.limit), refusal.retry_after_ms.is_some());
-        let advice = match (refusal.unit, fits) {
+        let advice = match (refusal.meter.unit, fits) {
             (_, true) => "Please try again later.",
             (Unit::OutputTokens, false) => "Ask for fewer max_tokens: the request alone exceeds the limit.",
             (_, false) => "Shorten the prompt: the request alone exceeds the limit.",
@@ -145,66 +141,30 @@ impl Wire for Anthropic {
         error(status, "overloaded_error", OVERLOADED, id, true)
     }
 
-    fn show(&self, verdict: &Verdict, at: UnixMillis, headers: &mut HeaderMap) {
+    fn told(&self, verdict: &Verdict) -> Vec<Shown> {
         let never_fits = verdict.refusal.is_some_and(|refusal| refusal.retry_after_ms.is_none());
-        let group = |unit: Unit| {
-            let shown = verdict.shown.iter().find(|shown| shown.unit == unit)?;
-            // A request that never fits is refused before the buckets are looked at: they are shown full, and "not
-            // set" is 1970.
-            Some(if never_fits {
-                Group { limit: shown.limit, remaining: shown.limit, reset_unix_seconds: 0 }
-            } else {
-                let reset_unix_seconds = at.0.saturating_add(shown.reset_ms) / 1_000;
-                Group { limit: shown.limit, remaining: remaining(shown), reset_unix_seconds }
-            })
+        // A request that never fits is refused before the buckets are looked at: they are shown full, since never.
+        let told = |shown: &Shown| {
+            if never_fits { Shown { remaining: shown.limit, reset: None, ..*shown } } else { *shown }
         };
-        let requests = group(Unit::Requests);
-        let (input, output) = (group(Unit::InputTokens), group(Unit::OutputTokens));
-        let tokens = input.as_ref().zip(output.as_ref()).map(|(input, output)| Group {
-            limit: input.limit + output.limit,
-            remaining: input.remaining + output.remaining,
-            reset_unix_seconds: input.reset_unix_seconds.min(output.reset_unix_seconds),
-        });
-        for (group, names) in [requests, tokens, input, output].into_iter().zip(HEADERS) {
-            let (Some(group), [limit, remaining, reset]) = (group, names) else { continue };
-            set(headers, limit, &group.limit);
-            set(headers, remaining, &group.remaining);
-            set(headers, reset, &rfc3339(group.reset_unix_seconds));
+        let mut told: Vec<Shown> = verdict.shown.iter().map(told).collect();
+        // The sum of what is shown, so of rounded numbers.
+        let grain = Emulated::Anthropic.semantics().token_grain;
+        let rounded = |shown: &Shown| (shown.remaining / grain).round() * grain;
+        let of = |unit| told.iter().find(|shown| shown.meter.unit == unit);
+        if let (Some(input), Some(output)) = (of(Unit::InputTokens), of(Unit::OutputTokens)) {
+            told.push(Shown {
+                meter: Meter { unit: Unit::Tokens, ..input.meter },
+                limit: input.limit + output.limit,
+                remaining: rounded(input) + rounded(output),
+                reset: input.reset.min(output.reset),
+            });
         }
-        if let Some(ms) = verdict.refusal.and_then(|refusal| refusal.retry_after_ms) {
-            set(headers, "retry-after", &ms.div_ceil(1_000));
-        }
+        told
     }
 
     fn sign(&self, id: &str, _to_head: Duration, headers: &mut HeaderMap) {
         set(headers, "request-id", &id);
-    }
-}
-
-/// Requests, tokens, input tokens, output tokens.
-const HEADERS: [[&str; 3]; 4] = [
-    [
-        "anthropic-ratelimit-requests-limit",
-        "anthropic-ratelimit-requests-remaining",
-        "anthropic-ratelimit-requests-reset",
-    ],
-    ["anthropic-ratelimit-tokens-limit", "anthropic-ratelimit-tokens-remaining", "anthropic-ratelimit-tokens-reset"],
-    [
-        "anthropic-ratelimit-input-tokens-limit",
-        "anthropic-ratelimit-input-tokens-remaining",
-        "anthropic-ratelimit-input-tokens-reset",
-    ],
-    [
-        "anthropic-ratelimit-output-tokens-limit",
-        "anthropic-ratelimit-output-tokens-remaining",
-        "anthropic-ratelimit-output-tokens-reset",
-    ],
-];
-
-fn remaining(shown: &Shown) -> u64 {
-    match shown.unit {
-        Unit::Requests => shown.remaining,
-        _ => shown.remaining.saturating_add(TOKENS_GRAIN / 2) / TOKENS_GRAIN * TOKENS_GRAIN,
     }
 }
 
@@ -249,10 +209,4 @@ fn with_commas(n: u64) -> String {
         text.push(digit);
     }
     text
-}
-
-/// `2026-01-06T02:53:18Z`; a time that the calendar does not reach is "not set", 1970.
-fn rfc3339(unix_seconds: u64) -> String {
-    let seconds = i64::try_from(unix_seconds).unwrap_or_default();
-    jiff::Timestamp::from_second(seconds).unwrap_or_default().to_string()
 }

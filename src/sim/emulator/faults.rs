@@ -4,12 +4,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::account::{OutOfRange, in_range};
-use crate::provider::Dialect;
+use super::emulated::Emulated;
 
 /// Which part of the requests each fault strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct FaultParams {
-    /// Requests answered "overloaded" (OpenAI 503, Anthropic 529) and not charged, 0–1.
+    /// Requests answered "overloaded" (503; Anthropic 529, Azure 429) and not charged, 0–1.
     pub overload_rate: f64,
     /// Streams that end in an error event after status 200, 0–1.
     pub stream_error_rate: f64,
@@ -21,9 +21,9 @@ impl FaultParams {
     /// Nothing goes wrong, but for what the provider does every day: 590 of 6,163 recorded successes of Anthropic
     /// carry a `retry-after`.
     #[must_use]
-    pub const fn of(dialect: Dialect) -> Self {
-        let stray_retry_after_rate = match dialect {
-            Dialect::Anthropic => 0.1,
+    pub const fn of(emulated: Emulated) -> Self {
+        let stray_retry_after_rate = match emulated {
+            Emulated::Anthropic => 0.1,
             _ => 0.0,
         };
         Self { overload_rate: 0.0, stream_error_rate: 0.0, stray_retry_after_rate }
@@ -33,12 +33,12 @@ impl FaultParams {
     ///
     /// # Errors
     /// The first setting outside its range.
-    pub fn validate(&self, dialect: Dialect) -> Result<(), OutOfRange> {
+    pub fn validate(&self, emulated: Emulated) -> Result<(), OutOfRange> {
         in_range("overload_rate", self.overload_rate, 0.0..=1.0, "0–1")?;
         in_range("stream_error_rate", self.stream_error_rate, 0.0..=1.0, "0–1")?;
-        let (most, range) = match dialect {
-            Dialect::Anthropic => (1.0, "0–1"),
-            _ => (0.0, "0: an openai account sends retry-after with refusals only"),
+        let (most, range) = match emulated {
+            Emulated::Anthropic => (1.0, "0–1"),
+            _ => (0.0, "0: only anthropic sends retry-after with answers"),
         };
         in_range("stray_retry_after_rate", self.stray_retry_after_rate, 0.0..=most, range)
     }

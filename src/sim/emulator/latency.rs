@@ -71,7 +71,7 @@ impl Latency {
         in_range("ms_per_token", params.ms_per_token, 0.0..=10_000.0, "0–10000 milliseconds")?;
         if !(1..=OUTPUT_TOKENS_MAX).contains(&params.output_tokens) {
             let found = params.output_tokens.to_string();
-            return Err(OutOfRange { field: "output_tokens", found, range: "a whole number, 1–100000" });
+            return Err(OutOfRange { field: "output_tokens", found, range: "a whole number, 1–100000".into() });
         }
         Ok(Self { params, random: fastrand::Rng::with_seed(seed) })
     }

@@ -3,12 +3,12 @@
 use axum::http::StatusCode;
 use prometheus::{Encoder, GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
 
-use super::account::{Account, meters};
-use crate::provider::Dialect;
+use super::account::Account;
+use super::emulated::Emulated;
 use crate::quota::{Cost, Unit};
 
 pub(super) struct Metrics {
-    units: &'static [Unit],
+    emulated: Emulated,
     registry: Registry,
     requests: IntCounterVec,
     admitted: IntCounterVec,
@@ -17,19 +17,19 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn new(dialect: Dialect) -> Result<Self, prometheus::Error> {
+    pub(super) fn new(emulated: Emulated) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let opts = |name: &str, help: &str| Opts::new(format!("tidegate_emulator_{name}"), help);
         let charged = "Units charged; output that is charged apart is counted when the answer ends.";
         let requests = IntCounterVec::new(opts("requests_total", "Completion requests answered."), &["status"])?;
         let admitted = IntCounterVec::new(opts("admitted_units_total", charged), &["unit"])?;
-        let level = GaugeVec::new(opts("level_units", "Units in the bucket; below zero: overdrawn."), &["unit"])?;
-        let limit = GaugeVec::new(opts("limit_units_per_minute", "Limit."), &["unit"])?;
+        let level = GaugeVec::new(opts("level_units", "Units in the bucket; below zero: overdrawn."), &["meter"])?;
+        let limit = GaugeVec::new(opts("limit_units", "Limit, in units per window."), &["meter"])?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(admitted.clone()))?;
         registry.register(Box::new(level.clone()))?;
         registry.register(Box::new(limit.clone()))?;
-        Ok(Self { units: meters(dialect), registry, requests, admitted, level, limit })
+        Ok(Self { emulated, registry, requests, admitted, level, limit })
     }
 
     pub(super) fn answered(&self, status: StatusCode) {
@@ -37,7 +37,8 @@ impl Metrics {
     }
 
     pub(super) fn admitted(&self, cost: &Cost) {
-        for unit in self.units {
+        let counted = |unit: &Unit| self.emulated.meters().iter().any(|meter| meter.unit == *unit);
+        for unit in Unit::ALL.into_iter().filter(counted) {
             let charged = match unit {
                 Unit::Requests => u64::from(cost.requests),
                 Unit::Tokens => cost.input_tokens.saturating_add(cost.output_tokens),
@@ -54,18 +55,11 @@ impl Metrics {
     }
 
     pub(super) fn text(&self, account: &Account) -> Result<Vec<u8>, prometheus::Error> {
-        let levels = account.levels();
+        for (meter, level) in account.levels() {
+            self.level.with_label_values(&[meter.to_string()]).set(level);
+        }
         for shown in account.shown() {
-            let level = match shown.unit {
-                Unit::Requests => Some(levels.requests),
-                Unit::Tokens => levels.tokens,
-                Unit::InputTokens => levels.input_tokens,
-                Unit::OutputTokens => levels.output_tokens,
-            };
-            let unit = shown.unit.as_str();
-            self.level.with_label_values(&[unit]).set(level.unwrap_or_default());
-            #[allow(clippy::cast_precision_loss, reason = "at most a billion")]
-            self.limit.with_label_values(&[unit]).set(shown.limit as f64);
+            self.limit.with_label_values(&[shown.meter.to_string()]).set(shown.limit);
         }
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

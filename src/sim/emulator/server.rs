@@ -1,4 +1,4 @@
-//! The emulated provider over HTTP: the dialect's one path, and on the same listener an admin interface without a
+//! The emulated provider over HTTP: its paths, and on the same listener an admin interface without a
 //! password — so it listens on loopback only. Keys and version headers are not asked for, and never looked at.
 //!
 //! *Admitted.* Charged at arrival, and the header numbers are those of that moment. The head leaves at the time to
@@ -19,7 +19,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, patch, post};
 use axum::serve::ListenerExt;
@@ -28,12 +28,12 @@ use parking_lot::Mutex;
 use super::account::{Account, AccountParams, OutOfRange, USER_BYTES_MAX, input_tokens};
 use super::admin::{EmulatorState, Moment, Settings};
 use super::body::{DelayedBody, StreamBody, Ticket};
+use super::emulated::Emulated;
 use super::faults::{Fate, FaultParams, Faults};
 use super::latency::{Draw, Latency, LatencyParams};
 use super::metrics::Metrics;
 use super::wire::{Answer, Ask, Wire, set, wire};
 use crate::clock::{Clock, MonoTime, SystemClock};
-use crate::provider::Dialect;
 use crate::quota::Cost;
 
 /// Largest request body, in bytes.
@@ -44,8 +44,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// Everything an emulator is started with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EmulatorParams {
-    /// Whose shapes it speaks, and what its account counts.
-    pub dialect: Dialect,
+    /// Whom it plays: whose shapes it speaks, and what its account counts.
+    pub dialect: Emulated,
     /// Limits and hidden use.
     pub account: AccountParams,
     /// How long answers take.
@@ -54,16 +54,16 @@ pub struct EmulatorParams {
     pub faults: FaultParams,
     /// Whether answers carry rate-limit headers and `retry-after`; the body of a 429 always tells.
     pub headers: bool,
-    /// Whether OpenAI charges `max_tokens` at arrival, as it did until 2024. Anthropic always does, and corrects it.
+    /// Whether `max_tokens` is charged at arrival, as OpenAI did until 2024. Anthropic always does, and corrects it.
     pub charge_max_tokens: bool,
     /// Seed of latencies, lengths, faults and request ids.
     pub seed: u64,
 }
 
 impl EmulatorParams {
-    /// A middling account of this dialect.
+    /// A middling account of this provider.
     #[must_use]
-    pub fn of(dialect: Dialect) -> Self {
+    pub fn of(dialect: Emulated) -> Self {
         Self {
             dialect,
             account: AccountParams::of(dialect),
@@ -78,7 +78,7 @@ impl EmulatorParams {
 
 impl Default for EmulatorParams {
     fn default() -> Self {
-        Self::of(Dialect::OpenAi)
+        Self::of(Emulated::OpenAi)
     }
 }
 
@@ -112,7 +112,7 @@ struct Provider {
     started_at: MonoTime,
     /// Wall time is read once: moments a millisecond apart stay so, whatever happens to the wall clock.
     started_unix_ms: u64,
-    dialect: Dialect,
+    dialect: Emulated,
     wire: &'static dyn Wire,
     charge_max_tokens: bool,
     metrics: Metrics,
@@ -149,12 +149,12 @@ impl Emulator {
         let dialect = params.dialect;
         let clock = SystemClock::new();
         let started_at = clock.now();
-        let account = Account::new(dialect, params.account, started_at)?;
+        let account = Account::new(dialect, params.account, started_at, clock.wall())?;
         let latency = Latency::new(params.latency, params.seed)?;
         params.faults.validate(dialect)?;
         let faults = Faults::new(params.faults, params.seed);
-        if params.charge_max_tokens && dialect == Dialect::Anthropic {
-            let range = "false: an anthropic account charges max_tokens anyway";
+        if params.charge_max_tokens && dialect.corrects_output() {
+            let range = format!("false: an account of {dialect} charges max_tokens anyway").into();
             return Err(OutOfRange { field: "charge_max_tokens", found: "true".to_owned(), range }.into());
         }
         if !addr.ip().is_loopback() {
@@ -177,6 +177,13 @@ impl Emulator {
         Ok(Self { listener, local_addr, provider: Arc::new(provider) })
     }
 
+    /// A command to try it with.
+    #[must_use]
+    pub fn example(&self) -> String {
+        let (path, body) = self.provider.wire.example();
+        format!("curl -i 'http://{}{path}' -d '{body}'", self.local_addr)
+    }
+
     /// Where it listens.
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
@@ -188,8 +195,9 @@ impl Emulator {
     /// # Errors
     /// The listener broke.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), EmulatorError> {
-        let app = Router::new()
-            .route(self.provider.wire.path(), post(complete))
+        let routes = self.provider.wire.routes().iter();
+        let app = routes
+            .fold(Router::new(), |app, route| app.route(route, post(complete)))
             .route("/admin/state", get(state))
             .route("/admin", patch(change))
             .route("/metrics", get(metrics))
@@ -215,9 +223,9 @@ impl Emulator {
     }
 }
 
-async fn complete(State(provider): State<Arc<Provider>>, body: Result<Bytes, BytesRejection>) -> Response {
+async fn complete(State(provider): State<Arc<Provider>>, uri: Uri, body: Result<Bytes, BytesRejection>) -> Response {
     let id = provider.desk.lock().latency.request_id();
-    let (mut response, to_head) = match provider.read(body) {
+    let (mut response, to_head) = match provider.read(&uri, body) {
         Ok((ask, input_tokens)) => provider.decide(&ask, input_tokens, &id).await,
         Err((status, message)) => (provider.wire.error(status, &message, &id), Duration::ZERO),
     };
@@ -228,7 +236,7 @@ async fn complete(State(provider): State<Arc<Provider>>, body: Result<Bytes, Byt
 
 async fn nowhere(State(provider): State<Arc<Provider>>) -> Response {
     let id = provider.desk.lock().latency.request_id();
-    let message = format!("no such path; expected POST {}", provider.wire.path());
+    let message = format!("no such path; expected POST {}", provider.wire.routes().join(" or "));
     let mut response = provider.wire.error(StatusCode::NOT_FOUND, &message, &id);
     provider.wire.sign(&id, Duration::ZERO, response.headers_mut());
     response
@@ -236,14 +244,14 @@ async fn nowhere(State(provider): State<Arc<Provider>>) -> Response {
 
 impl Provider {
     /// What is asked for and what its input counts as; or the status and line of what is wrong with it.
-    fn read(&self, body: Result<Bytes, BytesRejection>) -> Result<(Ask, u64), (StatusCode, String)> {
+    fn read(&self, uri: &Uri, body: Result<Bytes, BytesRejection>) -> Result<(Ask, u64), (StatusCode, String)> {
         let body = body.map_err(|rejection| match rejection.status() {
             StatusCode::PAYLOAD_TOO_LARGE => {
                 (StatusCode::PAYLOAD_TOO_LARGE, format!("request body: expected at most {BODY_BYTES_MAX} bytes"))
             }
             _ => (StatusCode::BAD_REQUEST, rejection.body_text()),
         })?;
-        let mut ask = self.wire.read(&body).map_err(|message| (StatusCode::BAD_REQUEST, message))?;
+        let mut ask = self.wire.read(uri, &body).map_err(|message| (StatusCode::BAD_REQUEST, message))?;
         ask.user = ask.user.filter(|user| user.len() <= USER_BYTES_MAX);
         // What a tokenizer would make of it is not emulated: usage and charge are the same estimate.
         Ok((ask, input_tokens(body.len())))
@@ -251,10 +259,10 @@ impl Provider {
 
     /// Admits, refuses or fails a request; the answer, and how long it took to its first byte.
     async fn decide(self: &Arc<Self>, ask: &Ask, input_tokens: u64, id: &str) -> (Response, Duration) {
-        let charges_output = self.charge_max_tokens || self.dialect == Dialect::Anthropic;
+        let charges_output = self.charge_max_tokens || self.dialect.corrects_output();
         let cost = Cost::request(input_tokens, ask.max_tokens.filter(|_| charges_output).unwrap_or(0));
         let user = ask.user.as_deref();
-        let (verdict, fate, draw, headers, at) = {
+        let (mut verdict, fate, draw, headers, at) = {
             let mut desk = self.desk.lock();
             let (fate, draw, headers) = (desk.faults.draw(), desk.latency.draw(ask.max_tokens), desk.headers);
             if fate.is_overloaded {
@@ -270,7 +278,13 @@ impl Provider {
             (self.answer(ask, &cost, draw, fate, id).await, draw.to_head)
         };
         if headers {
-            self.wire.show(&verdict, at, response.headers_mut());
+            verdict.shown.retain(|shown| self.dialect.tells(shown.meter));
+            for (name, value) in self.dialect.dialect().print(&self.wire.told(&verdict), at) {
+                set(response.headers_mut(), &name, &value);
+            }
+            if let Some(refusal) = &verdict.refusal {
+                self.wire.mark(refusal, response.headers_mut());
+            }
             if verdict.refusal.is_none() && fate.has_stray_retry_after {
                 // To the next full minute on the wall's clock.
                 set(response.headers_mut(), "retry-after", &(60 - at.0 / 1_000 % 60));
@@ -304,7 +318,7 @@ impl Provider {
             return response;
         }
         let (before, after) = match self.dialect {
-            Dialect::Anthropic => (draw.to_head + draw.head_to_body, Duration::ZERO),
+            Emulated::Anthropic => (draw.to_head + draw.head_to_body, Duration::ZERO),
             _ => (draw.to_head, draw.head_to_body),
         };
         tokio::time::sleep(before).await;
@@ -315,11 +329,11 @@ impl Provider {
         response
     }
 
-    /// Settles the output where it is charged apart; OpenAI corrects nothing.
+    /// Settles the output where its charge is corrected at all.
     fn ticket(self: &Arc<Self>, ask: &Ask, charged_tokens: u64) -> Ticket<impl FnOnce(u64) + Send + Unpin + use<>> {
         let (provider, user) = (Arc::clone(self), ask.user.clone());
         Ticket::new(move |output_tokens| {
-            if provider.dialect == Dialect::Anthropic {
+            if provider.dialect.corrects_output() {
                 let now = provider.clock.now();
                 provider.desk.lock().account.settle(user.as_deref(), charged_tokens, output_tokens, now);
                 provider.metrics.settled(output_tokens);

@@ -3,16 +3,21 @@
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::response::Response;
-use serde_json::Value;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use axum::response::{IntoResponse, Json, Response};
+use serde_json::{Value, json};
 
 use super::account::{Refusal, Verdict};
 use super::anthropic::Anthropic;
-use super::body::Script;
+use super::azure::Azure;
+use super::body::{Script, event};
+use super::chat;
+use super::emulated::Emulated;
+use super::fixed_window::FixedWindow;
+use super::gemini::Gemini;
+use super::groq::Groq;
 use super::openai::OpenAi;
-use crate::clock::UnixMillis;
-use crate::provider::Dialect;
+use crate::provider::Shown;
 
 /// Most characters of a model's name that an error quotes.
 const MODEL_CHARS_QUOTED: usize = 64;
@@ -24,7 +29,7 @@ pub(super) struct Ask {
     pub(super) user: Option<String>,
     pub(super) max_tokens: Option<u64>,
     pub(super) is_stream: bool,
-    /// Whether an OpenAI stream tells its usage.
+    /// Whether a stream in OpenAI's shape tells its usage.
     pub(super) wants_usage: bool,
 }
 
@@ -62,41 +67,74 @@ impl Answer<'_> {
     }
 }
 
-/// One provider's shapes.
+/// One provider's shapes; what is not said otherwise is as OpenAI does it, whom many copy.
 pub(super) trait Wire: Send + Sync {
-    /// Where requests are posted.
-    fn path(&self) -> &'static str;
+    /// Where requests are posted, as routes.
+    fn routes(&self) -> &'static [&'static str];
+    /// A request to try it with: path and body.
+    fn example(&self) -> (&'static str, &'static str) {
+        (self.routes()[0], chat::EXAMPLE)
+    }
     /// Reads a request; the error is one line.
-    fn read(&self, body: &[u8]) -> Result<Ask, String>;
+    fn read(&self, _uri: &Uri, body: &[u8]) -> Result<Ask, String> {
+        chat::read(body, None)
+    }
     /// A whole answer.
-    fn whole(&self, answer: &Answer<'_>) -> Value;
+    fn whole(&self, answer: &Answer<'_>) -> Value {
+        chat::whole(answer)
+    }
     /// The same answer as events.
-    fn script(&self, ask: &Ask, answer: &Answer<'_>) -> Script;
+    fn script(&self, ask: &Ask, answer: &Answer<'_>) -> Script {
+        chat::script(ask, answer)
+    }
     /// The event that breaks a stream off.
-    fn stream_error(&self) -> Bytes;
+    fn stream_error(&self) -> Bytes {
+        event(None, &chat::overloaded())
+    }
     /// The answer to a request that is wrong.
-    fn error(&self, status: StatusCode, message: &str, id: &str) -> Response;
+    fn error(&self, status: StatusCode, message: &str, _id: &str) -> Response {
+        (status, Json(chat::error("invalid_request_error", message, &Value::Null))).into_response()
+    }
     /// The answer to a request that finds no room.
-    fn refusal(&self, ask: &Ask, refusal: &Refusal, id: &str) -> Response;
+    fn refusal(&self, ask: &Ask, refusal: &Refusal, _id: &str) -> Response {
+        let body = chat::error(chat::unit(refusal), &chat::refusal(ask, refusal), &json!("rate_limit_exceeded"));
+        (StatusCode::TOO_MANY_REQUESTS, Json(body)).into_response()
+    }
     /// The answer of a provider that cannot keep up.
-    fn overloaded(&self, id: &str) -> Response;
-    /// Writes the rate-limit headers of a verdict given `at` this time.
-    fn show(&self, verdict: &Verdict, at: UnixMillis, headers: &mut HeaderMap);
+    fn overloaded(&self, _id: &str) -> Response {
+        (StatusCode::SERVICE_UNAVAILABLE, Json(chat::overloaded())).into_response()
+    }
+    /// What headers tell of a verdict, of the meters that they tell of at all.
+    fn told(&self, verdict: &Verdict) -> Vec<Shown> {
+        verdict.shown.clone()
+    }
+    /// Writes the other headers of a refusal: what it asks to wait.
+    fn mark(&self, refusal: &Refusal, headers: &mut HeaderMap) {
+        if let Some(ms) = refusal.retry_after_ms {
+            set(headers, "retry-after", &ms.div_ceil(1_000));
+        }
+    }
     /// Writes the headers that every response has; it took this long to the first byte.
-    fn sign(&self, id: &str, to_head: Duration, headers: &mut HeaderMap);
-}
-
-/// The dialect's shapes.
-pub(super) const fn wire(dialect: Dialect) -> &'static dyn Wire {
-    match dialect {
-        Dialect::Anthropic => &Anthropic,
-        _ => &OpenAi,
+    fn sign(&self, id: &str, _to_head: Duration, headers: &mut HeaderMap) {
+        set(headers, "x-request-id", &id);
     }
 }
 
-pub(super) fn set(headers: &mut HeaderMap, name: &'static str, value: &impl ToString) {
-    // Numbers, times and hexadecimal ids are always valid header values.
-    if let Ok(value) = HeaderValue::from_str(&value.to_string()) {
-        headers.insert(HeaderName::from_static(name), value);
+/// The provider's shapes.
+pub(super) const fn wire(emulated: Emulated) -> &'static dyn Wire {
+    match emulated {
+        Emulated::OpenAi => &OpenAi,
+        Emulated::Anthropic => &Anthropic,
+        Emulated::Azure => &Azure,
+        Emulated::Groq => &Groq,
+        Emulated::Gemini => &Gemini,
+        Emulated::FixedWindow => &FixedWindow,
+    }
+}
+
+pub(super) fn set(headers: &mut HeaderMap, name: &str, value: &impl ToString) {
+    // Names of the table, numbers, times and hexadecimal ids are always valid in a head.
+    if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(&value.to_string())) {
+        headers.insert(name, value);
     }
 }

@@ -165,7 +165,8 @@ pub(super) fn number(text: &str, form: Number) -> Result<f64, Reason> {
         let first = items.next().unwrap_or(Err(Reason::Empty))?;
         return items.try_fold(first, |first, item| if item? == first { Ok(first) } else { Err(Reason::Repeated) });
     }
-    if let Some(rest) = text.strip_prefix('-') {
+    // One sign: a header of nothing but dashes is no number, and must not take a call for each.
+    if let Some(rest) = text.strip_prefix('-').filter(|rest| !rest.starts_with('-')) {
         return Err(number(rest, form).map_or(Reason::NotANumber, |_| Reason::Negative));
     }
     let plain = text.starts_with(|c: char| c.is_ascii_digit()) && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');

@@ -184,3 +184,14 @@ fn a_key(text: String) -> TestCaseResult {
     }
     Ok(())
 }
+
+/// Each sign once took a call: a header of dashes ended the process.
+#[test]
+fn a_header_of_dashes_is_no_number() {
+    let mut headers = http::HeaderMap::new();
+    headers.insert("x-ratelimit-limit-requests", "-".repeat(100_000).parse().expect("valid"));
+    headers.insert("x-ratelimit-remaining-requests", "0".parse().expect("valid"));
+    let head = tidegate::provider::Head { status: 200, headers: &headers };
+    let observation = tidegate::provider::Dialect::OpenAi.read(&head, tidegate::clock::MonoTime::from_millis(0));
+    assert!(observation.readings.is_empty());
+}

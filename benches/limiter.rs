@@ -411,15 +411,28 @@ fn waiting(goals: &mut Goals) {
     runtime.block_on(client.close());
 }
 
+/// A part of the benchmark.
+type Part = (&'static str, fn(&mut Goals));
+
+const PARTS: [Part; 8] = [
+    ("decide", direct),
+    ("swaps", swaps),
+    ("others", others),
+    ("waiting", waiting),
+    ("memory", memory),
+    ("few", |goals| keyed(goals, 1_000, Order::Shuffled, None)),
+    ("keyed", |goals| keyed(goals, 100_000, Order::Turn, Some(KEYED))),
+    ("shuffled", |goals| keyed(goals, 100_000, Order::Shuffled, None)),
+];
+
+/// Measures the parts that are named, or all: `cargo bench --bench limiter -- decide keyed`.
 fn main() -> ExitCode {
     let mut goals = Goals::default();
-    direct(&mut goals);
-    swaps(&mut goals);
-    others(&mut goals);
-    waiting(&mut goals);
-    memory(&mut goals);
-    keyed(&mut goals, 1_000, Order::Shuffled, None);
-    keyed(&mut goals, 100_000, Order::Turn, Some(KEYED));
-    keyed(&mut goals, 100_000, Order::Shuffled, None);
+    let named: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    for (name, measure) in PARTS {
+        if named.is_empty() || named.iter().any(|known| known == name) {
+            measure(&mut goals);
+        }
+    }
     goals.verdict()
 }

@@ -13,7 +13,7 @@ use super::cells::{Cells, Lock, Native};
 use super::swap::{PoolWide, Swap};
 use crate::clock::MonoTime;
 use crate::limiter::{Bound, Decision, Denial, Limiter, Limits, Line, Never, Priority, Reservation, Ticket, Wait};
-use crate::observation::Counters;
+use crate::observation::{Counters, UnitCounts};
 use crate::quota::Cost;
 
 /// Most that may wait in one line; the next one is refused at once.
@@ -106,53 +106,56 @@ pub struct Standing {
     pub expected: Wait,
 }
 
-// In this order: what an admission reads and writes comes first, and it touches little. Of very many tenants none is in the
-// processor's caches.
+// In this order, for the reason that `Limiter` gives: what no admission at once looks at comes last.
 #[derive(Debug)]
 #[repr(C)]
 struct State<W> {
     /// Which version of what holds for the pool the limiter knows.
     version: u64,
     asked_at: MonoTime,
-    reserved: FewUnits,
+    few: FewTokens,
     closed: bool,
-    line: Line<W>,
-    aside: Option<Box<Aside>>,
+    /// Somebody waits.
+    queued: bool,
     limiter: Limiter,
+    aside: Aside<W>,
 }
 
 /// What no admission at once looks at.
-#[derive(Debug, Default)]
-struct Aside {
-    /// All that is counted, but the admissions, which the limiter counts, and the latest units.
+#[derive(Debug)]
+struct Aside<W> {
+    line: Line<W>,
+    /// All that is counted, but the admissions, which the limiter counts, and what was reserved since the last count.
     counters: Counters,
     /// Requests that asked and are not admitted. Below zero when they asked at a gate that this one replaced.
     unadmitted: i64,
+    /// How many admissions there were when what is reserved was last counted.
+    counted_at: u64,
 }
 
-/// Units counted since they were last put to the others.
+// Derived, it would ask a default of `W` too.
+impl<W> Default for Aside<W> {
+    fn default() -> Self {
+        Self { line: Line::default(), counters: Counters::default(), unadmitted: 0, counted_at: 0 }
+    }
+}
+
+/// LLM tokens reserved since they were last put to the others, by requests of which each counted as one.
 #[derive(Debug, Default)]
-struct FewUnits {
-    requests: u32,
-    input_tokens: u32,
-    output_tokens: u32,
+struct FewTokens {
+    input: u32,
+    output: u32,
 }
 
-impl FewUnits {
+impl FewTokens {
     /// Adds a cost; says whether there was room for it.
     #[inline]
     fn add(&mut self, cost: &Cost) -> bool {
         let sum = |few: u32, more: u64| few.checked_add(u32::try_from(more).ok()?);
-        let requests = self.requests.checked_add(cost.requests);
-        let (input, output) = (sum(self.input_tokens, cost.input_tokens), sum(self.output_tokens, cost.output_tokens));
-        let (Some(requests), Some(input_tokens), Some(output_tokens)) = (requests, input, output) else { return false };
-        *self = Self { requests, input_tokens, output_tokens };
+        let (input, output) = (sum(self.input, cost.input_tokens), sum(self.output, cost.output_tokens));
+        let (1, Some(input), Some(output)) = (cost.requests, input, output) else { return false };
+        *self = Self { input, output };
         true
-    }
-
-    fn cost(&self) -> Cost {
-        let Self { requests, input_tokens, output_tokens } = *self;
-        Cost { requests, input_tokens: input_tokens.into(), output_tokens: output_tokens.into() }
     }
 }
 
@@ -192,8 +195,8 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     /// A gate with this limiter.
     #[must_use]
     pub fn new(limiter: Limiter, now: MonoTime) -> Self {
-        let (reserved, line) = (FewUnits::default(), Line::default());
-        let state = State { version: 0, asked_at: now, reserved, closed: false, line, aside: None, limiter };
+        let (few, aside) = (FewTokens::default(), Aside::default());
+        let state = State { version: 0, asked_at: now, few, closed: false, queued: false, limiter, aside };
         Self { state: C::Lock::new(state) }
     }
 
@@ -239,7 +242,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
             };
             let admitted = matches!(answer, Answer::Admitted(..));
             if asker.counted == admitted {
-                state.aside().unadmitted += if admitted { -1 } else { 1 };
+                state.aside.unadmitted += if admitted { -1 } else { 1 };
             }
             asker.counted = !admitted;
             answer
@@ -281,7 +284,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     /// Where one who waits stands; `None` when he does not.
     pub fn standing(&self, asker: &Asker<W>, parent: Option<&Self>, now: MonoTime) -> Option<Standing> {
         self.state.with(|state| {
-            let ahead = state.line.ahead_of(asker.ticket?)?;
+            let ahead = state.aside.line.ahead_of(asker.ticket?)?;
             let mut expected = state.limiter.expected(&ahead.cost, &asker.cost, now);
             if let Some(parent) = parent {
                 expected =
@@ -307,14 +310,14 @@ impl<W: Wake, C: Cells> Gate<W, C> {
 
     /// Everyone in line asks again: their tenants may have gates of their own now.
     pub fn wake_all(&self) {
-        self.state.with(|state| state.line.all().for_each(Wake::wake));
+        self.state.with(|state| state.aside.line.all().for_each(Wake::wake));
     }
 
     /// Admits nobody any more: the tenant has another gate. What is in flight is settled here.
     pub fn close(&self) {
         self.state.with(|state| {
             state.closed = true;
-            state.line.all().for_each(Wake::wake);
+            state.aside.line.all().for_each(Wake::wake);
         });
     }
 
@@ -322,7 +325,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     pub fn settle(&self, reservation: Reservation, charged: Option<Cost>, used: &Cost, now: MonoTime) {
         self.state.with(|state| {
             let reserved = reservation.cost();
-            let counters = &mut state.aside().counters;
+            let counters = &mut state.aside.counters;
             if let Some(charged) = charged {
                 counters.reserved.add(&charged.minus(&reserved));
                 counters.returned.add(&reserved.minus(&charged));
@@ -335,7 +338,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
 
     /// Counts something of the tenant's traffic.
     pub fn count(&self, count: impl FnOnce(&mut Counters)) {
-        self.state.with(|state| count(&mut state.aside().counters));
+        self.state.with(|state| count(&mut state.aside.counters));
     }
 
     /// Frees the places of calls that nobody settled. The head of the line asks again, whoever freed them: a decision may
@@ -352,7 +355,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         self.state.with(|state| Traffic {
             counters: state.counters(),
             in_flight: state.limiter.in_flight(),
-            waiting: state.line.len(),
+            waiting: state.aside.line.len(),
             expired: state.limiter.expired(),
         })
     }
@@ -361,8 +364,8 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     pub fn glance(&self) -> Glance {
         self.state.with(|state| Glance {
             admitted: state.limiter.admitted(),
-            refused: state.aside.as_ref().map_or(0, |aside| aside.counters.refused),
-            waiting: state.line.len(),
+            refused: state.aside.counters.refused,
+            waiting: state.aside.line.len(),
             expired: state.limiter.expired(),
         })
     }
@@ -371,26 +374,22 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     pub fn is_over(&self, left_at: MonoTime, now: MonoTime) -> bool {
         self.state.with(|state| {
             let window = state.limiter.longest_window();
-            state.line.is_empty() && state.limiter.in_flight() == 0 && now.since(left_at) >= window
+            state.aside.line.is_empty() && state.limiter.in_flight() == 0 && now.since(left_at) >= window
         })
     }
 
     /// Whether nobody has asked since `since`, and a new gate, filled, could take its place.
     pub fn is_idle(&self, since: MonoTime, now: MonoTime) -> bool {
-        self.state.with(|state| state.asked_at <= since && state.line.is_empty() && state.limiter.is_fresh_at(now))
+        self.state
+            .with(|state| state.asked_at <= since && state.aside.line.is_empty() && state.limiter.is_fresh_at(now))
     }
 }
 
 impl<W: Wake> State<W> {
-    fn aside(&mut self) -> &mut Aside {
-        self.aside.get_or_insert_default()
-    }
-
     /// Counts a request that does not wait, and is told when it could be admitted.
     fn refused_at_once(&mut self, denial: Denial, cost: &Cost, now: MonoTime) -> Denial {
-        let aside = self.aside();
-        aside.unadmitted += 1;
-        aside.counters.refused += 1;
+        self.aside.unadmitted += 1;
+        self.aside.counters.refused += 1;
         match denial {
             Denial::WaitUntil(Wait { at: None, by }) => {
                 Denial::WaitUntil(Wait { by, ..self.limiter.expected(&Cost::default(), cost, now) })
@@ -399,28 +398,39 @@ impl<W: Wake> State<W> {
         }
     }
 
-    /// Counts what an admission reserved.
+    /// Counts what the last admission reserved.
     #[inline]
     fn reserve(&mut self, cost: &Cost) {
-        if !self.reserved.add(cost) {
+        if !self.few.add(cost) {
             self.reserve_much(cost);
         }
     }
 
     #[cold]
     fn reserve_much(&mut self, cost: &Cost) {
-        let few = std::mem::take(&mut self.reserved);
-        let reserved = &mut self.aside().counters.reserved;
-        reserved.add(&few.cost());
-        reserved.add(cost);
+        let admitted = self.limiter.admitted();
+        let before = self.reserved_since(admitted - 1);
+        let aside = &mut self.aside;
+        aside.counters.reserved.plus(&before);
+        aside.counters.reserved.add(cost);
+        aside.counted_at = admitted;
+        self.few = FewTokens::default();
+    }
+
+    /// What was reserved since the last count, when so many were admitted.
+    fn reserved_since(&self, admitted: u64) -> UnitCounts {
+        UnitCounts {
+            requests: admitted - self.aside.counted_at,
+            input_tokens: self.few.input.into(),
+            output_tokens: self.few.output.into(),
+        }
     }
 
     fn counters(&self) -> Counters {
-        let (mut counters, unadmitted) =
-            self.aside.as_ref().map_or_else(Default::default, |aside| (aside.counters.clone(), aside.unadmitted));
+        let mut counters = self.aside.counters.clone();
         counters.admitted = self.limiter.admitted();
-        counters.attempts = counters.admitted.saturating_add_signed(unadmitted);
-        counters.reserved.add(&self.reserved.cost());
+        counters.attempts = counters.admitted.saturating_add_signed(self.aside.unadmitted);
+        counters.reserved.plus(&self.reserved_since(counters.admitted));
         counters
     }
 
@@ -441,16 +451,21 @@ impl<W: Wake> State<W> {
     }
 
     fn wake_head(&self) {
-        if let Some((_, wake)) = self.line.head() {
+        if let Some((_, wake)) = self.aside.line.head() {
             wake.wake();
         }
     }
 
     /// Whether it is his turn: nobody waits who goes before him.
+    #[inline]
     fn has_turn(&self, ticket: Option<Ticket>, priority: Priority, now: MonoTime) -> bool {
+        !self.queued || self.goes_first(ticket, priority, now)
+    }
+
+    fn goes_first(&self, ticket: Option<Ticket>, priority: Priority, now: MonoTime) -> bool {
         match ticket {
-            Some(ticket) => self.line.head().is_none_or(|(head, _)| ticket <= head),
-            None => self.line.newcomer_is_head(priority, now),
+            Some(ticket) => self.aside.line.head().is_none_or(|(head, _)| ticket <= head),
+            None => self.aside.line.newcomer_is_head(priority, now),
         }
     }
 
@@ -509,10 +524,11 @@ impl<W: Wake> State<W> {
     fn stand_as_child(&mut self, asker: &mut Asker<W>, now: MonoTime) {
         let wake = asker.waker();
         match asker.parent_ticket {
-            None => asker.parent_ticket = Some(self.line.join(asker.cost, asker.priority, now, wake)),
-            Some(ticket) if !self.line.contains(ticket) => self.line.rejoin(ticket, asker.cost, wake),
+            None => asker.parent_ticket = Some(self.aside.line.join(asker.cost, asker.priority, now, wake)),
+            Some(ticket) if !self.aside.line.contains(ticket) => self.aside.line.rejoin(ticket, asker.cost, wake),
             Some(_) => {}
         }
+        self.queued = true;
     }
 
     /// What the parent says to a child's request whose turn it is not: no turn makes too large a request fit.
@@ -520,7 +536,7 @@ impl<W: Wake> State<W> {
         if let Some(never) = self.limiter.never(&asker.cost) {
             return Denial::Never(never);
         }
-        let ahead = self.line.ahead_of_newcomer(asker.priority, now);
+        let ahead = self.aside.line.ahead_of_newcomer(asker.priority, now);
         Denial::WaitUntil(Wait { at: None, ..self.limiter.expected(&ahead.cost, &asker.cost, now) })
     }
 
@@ -534,13 +550,13 @@ impl<W: Wake> State<W> {
     fn admitted(&mut self, asker: &mut Asker<W>) {
         self.reserve(&asker.cost);
         if asker.waited {
-            self.aside().counters.waited += 1;
+            self.aside.counters.waited += 1;
         }
         self.leave(asker);
     }
 
     fn never(&mut self, asker: &mut Asker<W>, never: Never) -> Answer {
-        self.aside().counters.refused += 1;
+        self.aside.counters.refused += 1;
         self.leave(asker);
         Answer::Never(never)
     }
@@ -550,9 +566,9 @@ impl<W: Wake> State<W> {
         if let Some(never) = self.limiter.never(&asker.cost) {
             return self.never(asker, never);
         }
-        let ahead = match asker.ticket.and_then(|ticket| self.line.ahead_of(ticket)) {
+        let ahead = match asker.ticket.and_then(|ticket| self.aside.line.ahead_of(ticket)) {
             Some(ahead) => ahead,
-            None => self.line.ahead_of_newcomer(asker.priority, now),
+            None => self.aside.line.ahead_of_newcomer(asker.priority, now),
         };
         let mut expected = self.limiter.expected(&ahead.cost, &asker.cost, now);
         if let Some(parent) = parent {
@@ -568,9 +584,9 @@ impl<W: Wake> State<W> {
             wait
         } else {
             let ahead =
-                parent.map(|parent| match asker.parent_ticket.and_then(|ticket| parent.line.ahead_of(ticket)) {
+                parent.map(|parent| match asker.parent_ticket.and_then(|ticket| parent.aside.line.ahead_of(ticket)) {
                     Some(ahead) => ahead.cost,
-                    None => parent.line.ahead_of_newcomer(asker.priority, now).cost,
+                    None => parent.aside.line.ahead_of_newcomer(asker.priority, now).cost,
                 });
             let limiter = parent.map_or(&self.limiter, |parent| &parent.limiter);
             Wait { by: wait.by, ..limiter.expected(&ahead.unwrap_or_default(), &asker.cost, now) }
@@ -583,19 +599,20 @@ impl<W: Wake> State<W> {
         let newcomer = asker.ticket.is_none();
         // Nobody knows when a block ends: who does not wait yet need not begin to.
         let late = newcomer && (expected.by == Bound::Block || expected.at.is_some_and(|at| at > asker.deadline));
-        let line_is_full = newcomer && self.line.len() >= LINE_MAX;
+        let line_is_full = newcomer && self.aside.line.len() >= LINE_MAX;
         if late || line_is_full || now >= asker.deadline {
-            self.aside().counters.refused += 1;
+            self.aside.counters.refused += 1;
             self.leave(asker);
             return Answer::Late(Late { expected, line_is_full: line_is_full && !late && now < asker.deadline });
         }
         asker.waited = true;
         if newcomer {
-            let displaced = self.line.head().map(|(_, wake)| wake.clone());
-            let ticket = self.line.join(asker.cost, asker.priority, now, asker.waker());
+            let displaced = self.aside.line.head().map(|(_, wake)| wake.clone());
+            let ticket = self.aside.line.join(asker.cost, asker.priority, now, asker.waker());
             asker.ticket = Some(ticket);
+            self.queued = true;
             // Who is no longer the first must leave the parent's line.
-            if let Some(displaced) = displaced.filter(|_| self.line.is_head(ticket)) {
+            if let Some(displaced) = displaced.filter(|_| self.aside.line.is_head(ticket)) {
                 displaced.wake();
             }
         }
@@ -616,8 +633,9 @@ impl<W: Wake> State<W> {
     }
 
     fn give_up(&mut self, ticket: Ticket) {
-        let was_head = self.line.is_head(ticket);
-        self.line.leave(ticket);
+        let was_head = self.aside.line.is_head(ticket);
+        self.aside.line.leave(ticket);
+        self.queued = !self.aside.line.is_empty();
         if was_head {
             self.wake_head();
         }

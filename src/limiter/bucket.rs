@@ -3,6 +3,8 @@
 //! Invariants: `level ≤ burst`; a retune first accrues at the old rate, then lowers the level to the new burst; debt
 //! (a negative level) stays.
 
+use std::num::NonZeroU64;
+
 use super::reach::{EPSILON, at_the_end_of, lesser, slack};
 use crate::clock::MonoTime;
 
@@ -15,7 +17,24 @@ pub struct Bucket {
     burst: f64,
     /// Units; negative is debt.
     level: f64,
-    updated: MonoTime,
+    updated: Updated,
+}
+
+/// When a bucket was last touched: the nanosecond after. Never zero, so that whatever may stand in a bucket's place takes no
+/// more room than the bucket, of which an admission reads all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Updated(NonZeroU64);
+
+impl Updated {
+    #[inline]
+    fn at(now: MonoTime) -> Self {
+        Self(NonZeroU64::MIN.saturating_add(now.0))
+    }
+
+    #[inline]
+    fn time(self) -> MonoTime {
+        MonoTime(self.0.get() - 1)
+    }
 }
 
 impl Bucket {
@@ -23,14 +42,14 @@ impl Bucket {
     #[must_use]
     pub fn new(rate_per_s: f64, burst: f64, now: MonoTime) -> Self {
         let level = rate_per_s.min(burst);
-        Self { rate_per_ns: rate_per_s / 1e9, burst, level, updated: now }
+        Self { rate_per_ns: rate_per_s / 1e9, burst, level, updated: Updated::at(now) }
     }
 
     /// The level at `now`, in units.
     #[must_use]
     #[inline]
     pub fn level_at(&self, now: MonoTime) -> f64 {
-        lesser(self.level + self.rate_per_ns * now.nanos_since(self.updated), self.burst)
+        lesser(self.level + self.rate_per_ns * now.nanos_since(self.updated.time()), self.burst)
     }
 
     /// The burst, in units.
@@ -42,7 +61,7 @@ impl Bucket {
     #[inline]
     fn accrue(&mut self, now: MonoTime) {
         self.level = self.level_at(now);
-        self.updated = self.updated.max(now);
+        self.updated = self.updated.max(Updated::at(now));
     }
 
     /// Changes rate and burst from `now` on; the level stays, lowered to the new burst.
@@ -55,14 +74,14 @@ impl Bucket {
 
     /// Goes on at `now` with the level it had when last touched: what would have flowed in since is lost.
     pub fn resume(&mut self, now: MonoTime) {
-        self.updated = self.updated.max(now);
+        self.updated = self.updated.max(Updated::at(now));
     }
 
     /// Lowers the level to what would be there at `now` had there been `seconds` of the rate, no more, at `since`: what was
     /// stored till then is not let go at once. Takes `most_s` seconds of the rate at the most.
     pub fn drain(&mut self, seconds: f64, most_s: f64, since: MonoTime, now: MonoTime) {
         // Then, or when it was last touched: what has flowed in since on top of a full bucket was lost for nothing.
-        let then = since.max(self.updated).min(now);
+        let then = since.max(self.updated.time()).min(now);
         self.accrue(then);
         let left = self.rate_per_ns * (seconds * 1e9 + then.nanos_since(since));
         let kept = self.level - self.rate_per_ns * most_s * 1e9;
@@ -76,7 +95,7 @@ impl Bucket {
         let there = units <= self.burst && units - level <= EPSILON;
         if there {
             self.level = level - units;
-            self.updated = self.updated.max(now);
+            self.updated = self.updated.max(Updated::at(now));
         }
         there
     }

@@ -18,20 +18,26 @@ const RING: usize = 8;
 pub(super) struct Slice(u32);
 
 /// Requests in flight, and how many may be.
-// In this order: what an admission reads and writes comes first.
 #[derive(Debug)]
-#[repr(C)]
 pub(super) struct Concurrency {
     most: u32,
     taken: u32,
     /// The current slice, and how many were taken in it.
     current: u32,
     taken_in_current: u32,
+    slice_ms: u32,
     current_until: MonoTime,
-    slice_ns: u64,
+    /// Made when a slice ends before the calls that began in it.
+    past: Option<Box<Past>>,
+}
+
+#[derive(Debug, Default)]
+struct Past {
     expired: u64,
-    /// How many were taken in the slices before.
-    taken_before: [u32; RING],
+    /// How many of the expired came to give their places back after all.
+    came_back: u64,
+    /// How many were taken in each of the slices before, and are not given back.
+    taken: [u32; RING],
 }
 
 impl Concurrency {
@@ -39,20 +45,10 @@ impl Concurrency {
     const UNLIMITED: u32 = u32::MAX;
 
     pub(super) fn new(call_max: Duration, now: MonoTime) -> Self {
-        // Not less than a millisecond: slices are counted in 32 bits.
-        let slice_ns =
-            u64::try_from(call_max.as_nanos()).unwrap_or(u64::MAX).div_ceil(u64::from(SLICES)).max(1_000_000);
+        let slice_ms = call_max.as_nanos().div_ceil(u128::from(SLICES) * 1_000_000);
+        let slice_ms = u32::try_from(slice_ms).unwrap_or(u32::MAX).max(1);
         let (most, current_until) = (Self::UNLIMITED, MonoTime::default());
-        let mut new = Self {
-            most,
-            taken: 0,
-            current: 0,
-            taken_in_current: 0,
-            current_until,
-            slice_ns,
-            expired: 0,
-            taken_before: [0; RING],
-        };
+        let mut new = Self { most, taken: 0, current: 0, taken_in_current: 0, slice_ms, current_until, past: None };
         new.advance(now);
         new
     }
@@ -68,7 +64,12 @@ impl Concurrency {
 
     /// Places that nobody gave back in time, since the beginning.
     pub(super) fn expired(&self) -> u64 {
-        self.expired
+        self.past.as_ref().map_or(0, |past| past.expired)
+    }
+
+    /// Requests that may still end: those in flight, and those that have expired and not come back.
+    pub(super) fn unended(&self) -> u64 {
+        u64::from(self.taken) + self.past.as_ref().map_or(0, |past| past.expired - past.came_back)
     }
 
     #[inline]
@@ -86,17 +87,21 @@ impl Concurrency {
 
     #[cold]
     fn next_slice(&mut self, now: MonoTime) {
-        let slice = u32::try_from(now.0 / self.slice_ns).unwrap_or(u32::MAX);
-        self.taken_before[ring(self.current)] = std::mem::take(&mut self.taken_in_current);
-        // A slice is over for good when every call of it has lasted longer than a call may.
-        let known = self.current.saturating_sub(SLICES)..=self.current;
-        for over in known.take_while(|begun| begun.saturating_add(SLICES) < slice) {
-            let left = std::mem::take(&mut self.taken_before[ring(over)]);
-            self.taken -= left;
-            self.expired += u64::from(left);
+        let slice_ns = u64::from(self.slice_ms) * 1_000_000;
+        let slice = u32::try_from(now.0 / slice_ns).unwrap_or(u32::MAX);
+        if self.taken > 0 {
+            let past = self.past.get_or_insert_default();
+            past.taken[ring(self.current)] = std::mem::take(&mut self.taken_in_current);
+            // A slice is over for good when every call of it has lasted longer than a call may.
+            let known = self.current.saturating_sub(SLICES)..=self.current;
+            for over in known.take_while(|begun| begun.saturating_add(SLICES) < slice) {
+                let left = std::mem::take(&mut past.taken[ring(over)]);
+                self.taken -= left;
+                past.expired += u64::from(left);
+            }
         }
         self.current = slice;
-        self.current_until = MonoTime((u64::from(slice) + 1).saturating_mul(self.slice_ns));
+        self.current_until = MonoTime((u64::from(slice) + 1).saturating_mul(slice_ns));
     }
 
     /// Whether calls that began in this slice have not expired.
@@ -117,12 +122,13 @@ impl Concurrency {
     pub(super) fn give_back(&mut self, slice: Slice) {
         if self.lives(slice) {
             self.taken -= 1;
-            let taken = if slice.0 == self.current {
-                &mut self.taken_in_current
-            } else {
-                &mut self.taken_before[ring(slice.0)]
-            };
-            *taken -= 1;
+            if slice.0 == self.current {
+                self.taken_in_current -= 1;
+            } else if let Some(past) = &mut self.past {
+                past.taken[ring(slice.0)] -= 1;
+            }
+        } else if let Some(past) = &mut self.past {
+            past.came_back += 1;
         }
     }
 }

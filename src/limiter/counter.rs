@@ -20,13 +20,29 @@ const LOG_KEPT_UP_TO: f64 = 2.0;
 /// with little rate, that saves up for a request for longer than holds are apart, would never be admitted otherwise.
 const DRAINED_MAX_S: f64 = 12.0;
 
-/// A meter's state. Only the bucket stands in place: it is what nearly all meters are.
+/// A meter's state. Only the bucket stands in place: it is what nearly all meters are, and of its size is this.
 #[derive(Debug)]
 pub(super) enum Counter {
     Bucket(Bucket),
-    Fixed(Box<Paced>),
-    Sliding(Box<SlidingWindow>),
-    Log(Box<SlidingLog>),
+    Window(Box<Window>),
+}
+
+#[derive(Debug)]
+pub(super) enum Window {
+    Fixed(Paced),
+    Sliding(SlidingWindow),
+    Log(SlidingLog),
+}
+
+/// What every kind of window does under the same name.
+macro_rules! any {
+    ($window:expr, $kind:ident => $does:expr) => {
+        match $window {
+            Window::Fixed($kind) => $does,
+            Window::Sliding($kind) => $does,
+            Window::Log($kind) => $does,
+        }
+    };
 }
 
 /// A fixed window, and the pace at which those who waited for it go.
@@ -140,100 +156,121 @@ impl Paced {
             pace.flow.give_back(units, now);
         }
     }
+
+    fn level_at(&self, now: MonoTime) -> f64 {
+        self.window.level_at(now)
+    }
+
+    fn burst(&self) -> f64 {
+        self.window.burst()
+    }
+
+    fn supplies_at(&self, units: f64, now: MonoTime) -> Option<MonoTime> {
+        self.later(self.window.supplies_at(units, now), now, |flow, now| flow.supplies_at(units, now))
+    }
 }
 
 impl Counter {
     pub(super) fn new(meter: Meter, limit: &MeterLimit, now: MonoTime) -> Self {
         let (units, window_s) = (limit.rate.rate, meter.window.seconds());
-        match limit.counting {
-            Counting::TokenBucket => Self::Bucket(Bucket::new(meter.per_second(units), limit.rate.burst, now)),
+        let window = match limit.counting {
+            Counting::TokenBucket => {
+                return Self::Bucket(Bucket::new(meter.per_second(units), limit.rate.burst, now));
+            }
             Counting::FixedWindow(alignment) => {
                 let window = FixedWindow::new(units, window_s, alignment, now);
-                Self::Fixed(Box::new(Paced { window, window_s, pace: None, next: None }))
+                Window::Fixed(Paced { window, window_s, pace: None, next: None })
             }
             // They begin with a second's rate, as a bucket does, and rise from there.
             Counting::SlidingWindow => {
                 let mut window = SlidingWindow::new(meter.per_second(units), window_s, now);
                 window.retune(units, now);
-                Self::Sliding(Box::new(window))
+                Window::Sliding(window)
             }
             Counting::SlidingLog => {
                 let mut log = SlidingLog::new(meter.per_second(units), window_s, now);
                 log.retune(units, now);
-                Self::Log(Box::new(log))
+                Window::Log(log)
             }
+        };
+        Self::Window(Box::new(window))
+    }
+
+    /// The bucket, if it is one.
+    #[inline]
+    pub(super) fn bucket(&mut self) -> Option<&mut Bucket> {
+        match self {
+            Self::Bucket(bucket) => Some(bucket),
+            Self::Window(_) => None,
         }
     }
 
     pub(super) fn retune(&mut self, meter: Meter, limit: &MeterLimit, since: MonoTime) {
+        if !self.is_retuned(meter, limit, since) {
+            let mut other = Self::new(meter, limit, since);
+            other.carry(self, since);
+            *self = other;
+        }
+    }
+
+    /// Puts the limit in force, where it is counted as it was.
+    fn is_retuned(&mut self, meter: Meter, limit: &MeterLimit, since: MonoTime) -> bool {
         let units = limit.rate.rate;
-        match (&mut *self, limit.counting) {
+        let window = match (self, limit.counting) {
             (Self::Bucket(bucket), Counting::TokenBucket) => {
                 bucket.retune(meter.per_second(units), limit.rate.burst, since);
+                return true;
             }
-            (Self::Fixed(paced), Counting::FixedWindow(alignment)) => {
-                paced.retune(units, alignment, since);
-            }
-            (Self::Sliding(window), Counting::SlidingWindow) => window.retune(units, since),
-            (Self::Log(log), Counting::SlidingLog) => log.retune(units, since),
+            (Self::Bucket(_), _) => return false,
+            (Self::Window(window), _) => &mut **window,
+        };
+        match (window, limit.counting) {
+            (Window::Fixed(paced), Counting::FixedWindow(alignment)) => paced.retune(units, alignment, since),
+            (Window::Sliding(window), Counting::SlidingWindow) => window.retune(units, since),
+            (Window::Log(log), Counting::SlidingLog) => log.retune(units, since),
             // A limit about as large as a log is kept for does not go to and fro between the two: each time, all that is counted
             // would count from then on.
             #[allow(clippy::cast_precision_loss, reason = "a thousand")]
-            (Self::Log(log), Counting::SlidingWindow) if units <= LOG_KEPT_UP_TO * ENTRIES_MAX as f64 => {
+            (Window::Log(log), Counting::SlidingWindow) if units <= LOG_KEPT_UP_TO * ENTRIES_MAX as f64 => {
                 log.retune(units, since);
             }
-            _ => {
-                let mut other = Self::new(meter, limit, since);
-                other.carry(self, since);
-                *self = other;
-            }
+            _ => return false,
         }
+        true
     }
 
     pub(super) fn level_at(&self, now: MonoTime) -> f64 {
         match self {
             Self::Bucket(bucket) => bucket.level_at(now),
-            Self::Fixed(paced) => paced.window.level_at(now),
-            Self::Sliding(window) => window.level_at(now),
-            Self::Log(log) => log.level_at(now),
+            Self::Window(window) => any!(&**window, window => window.level_at(now)),
         }
     }
 
     pub(super) fn burst(&self) -> f64 {
         match self {
             Self::Bucket(bucket) => bucket.burst(),
-            Self::Fixed(paced) => paced.window.burst(),
-            Self::Sliding(window) => window.burst(),
-            Self::Log(log) => log.burst(),
+            Self::Window(window) => any!(&**window, window => window.burst()),
         }
     }
 
     pub(super) fn reaches_at(&mut self, units: f64, now: MonoTime) -> Option<MonoTime> {
         match self {
             Self::Bucket(bucket) => bucket.reaches_at(units, now),
-            Self::Fixed(paced) => paced.reaches_at(units, now),
-            Self::Sliding(window) => window.reaches_at(units, now),
-            Self::Log(log) => log.reaches_at(units, now),
+            Self::Window(window) => any!(&mut **window, window => window.reaches_at(units, now)),
         }
     }
 
     pub(super) fn supplies_at(&self, units: f64, now: MonoTime) -> Option<MonoTime> {
         match self {
             Self::Bucket(bucket) => bucket.supplies_at(units, now),
-            Self::Fixed(paced) => {
-                paced.later(paced.window.supplies_at(units, now), now, |flow, now| flow.supplies_at(units, now))
-            }
-            Self::Sliding(window) => window.supplies_at(units, now),
-            Self::Log(log) => log.supplies_at(units, now),
+            Self::Window(window) => any!(&**window, window => window.supplies_at(units, now)),
         }
     }
 
     pub(super) fn take(&mut self, units: f64, now: MonoTime) {
         match self {
             Self::Bucket(bucket) => bucket.take(units, now),
-            Self::Fixed(paced) => paced.take(units, now),
-            Self::Sliding(window) => window.take(units, now),
-            Self::Log(log) => log.take(units, now),
+            Self::Window(window) => any!(&mut **window, window => window.take(units, now)),
         }
     }
 
@@ -241,18 +278,14 @@ impl Counter {
     pub(super) fn give_back(&mut self, units: f64, taken_at: MonoTime, now: MonoTime) {
         match self {
             Self::Bucket(bucket) => bucket.give_back(units, now),
-            Self::Fixed(paced) => paced.give_back(units, taken_at, now),
-            Self::Sliding(window) => window.give_back(units, taken_at, now),
-            Self::Log(log) => log.give_back(units, taken_at, now),
+            Self::Window(window) => any!(&mut **window, window => window.give_back(units, taken_at, now)),
         }
     }
 
     pub(super) fn is_fresh_at(&self, now: MonoTime) -> bool {
         match self {
             Self::Bucket(bucket) => bucket.is_full_at(now),
-            Self::Fixed(paced) => paced.is_fresh_at(now),
-            Self::Sliding(window) => window.is_fresh_at(now),
-            Self::Log(log) => log.is_fresh_at(now),
+            Self::Window(window) => any!(&**window, window => window.is_fresh_at(now)),
         }
     }
 
@@ -260,9 +293,11 @@ impl Counter {
     pub(super) fn fill(&mut self, now: MonoTime) {
         match self {
             Self::Bucket(bucket) => bucket.top_up(bucket.burst(), now),
-            Self::Fixed(_) => {}
-            Self::Sliding(window) => window.raise(),
-            Self::Log(log) => log.raise(),
+            Self::Window(window) => match &mut **window {
+                Window::Fixed(_) => {}
+                Window::Sliding(window) => window.raise(),
+                Window::Log(log) => log.raise(),
+            },
         }
     }
 
@@ -291,8 +326,11 @@ impl Counter {
     pub(super) fn start_slowly(&mut self, at: MonoTime, now: MonoTime) {
         match self {
             Self::Bucket(bucket) => bucket.drain(SLOW_START_S, DRAINED_MAX_S, at, now),
-            Self::Fixed(paced) => paced.start_slowly(at),
-            Self::Sliding(_) | Self::Log(_) => {}
+            Self::Window(window) => {
+                if let Window::Fixed(paced) = &mut **window {
+                    paced.start_slowly(at);
+                }
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use super::concurrency::{Concurrency, Slice};
 use super::counter::Counter;
 use super::hold::{Held, Hold};
-use super::limits::{Limits, MeterLimit};
+use super::limits::Limits;
 use crate::clock::MonoTime;
 use crate::quota::{Cost, Meter, Unit};
 
@@ -86,13 +86,18 @@ impl Reservation {
     }
 }
 
-/// One meter. A decision reads all of it and nothing more: a line of the processor's cache.
+/// One meter, put together: a limiter keeps the parts apart.
 #[derive(Debug)]
-#[repr(C)]
 struct Metered {
+    rule: Rule,
+    counter: Counter,
+}
+
+/// What no count changes of a meter.
+#[derive(Debug, Clone, Copy)]
+struct Rule {
     meter: Meter,
     largest_request: f64,
-    counter: Counter,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -102,35 +107,53 @@ struct Oversize {
     slice: Slice,
 }
 
-/// What few limiters have at a time, and no admission at ease looks at.
+/// What a refusal said. Who is refused asks again, and a refusal is to be no dearer than an admission.
+#[derive(Debug, Clone, Copy)]
+struct Refused {
+    cost: Cost,
+    by: Bound,
+    until: MonoTime,
+}
+
+/// What few limiters have at a time.
 #[derive(Debug, Default)]
-#[repr(C)]
-struct Aside {
-    /// The last refusal, while it stands. Who is refused asks again, and a refusal is to be no dearer than an admission.
-    refused: Option<(Cost, Bound)>,
+struct Rare {
     /// Requests in flight that are larger than a meter's burst.
     oversize: Vec<Oversize>,
-    /// Meters that were added later: what was reserved before has nothing to get back from them.
+    /// Meters that were added later, and how many requests were admitted before, which have nothing to get back from
+    /// them; while any such may end.
     first_serials: Vec<(Meter, u64)>,
     /// Meters taken out of the limits, kept for one window: a meter that flaps must not refill.
     removed: Vec<(Metered, MonoTime)>,
     holds: Vec<Held>,
 }
 
+/// With so many meters an admission may be at ease.
+const EASY_METERS: usize = 3;
+
 /// The limiter of one tenant in one member.
-// In this order: what an admission reads and writes stands together, in few lines of the processor's cache.
+// In this order: what an admission at ease reads and writes stands together, in few lines of the processor's cache. Of very many
+// tenants none is in the caches; and what two threads write goes to and fro between theirs.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Limiter {
+    /// Nothing but a level and places in flight could stand in the way of a request, and nothing but them would change.
+    at_ease: bool,
+    /// Of each meter, when at ease.
+    units: [Unit; EASY_METERS],
+    flights: Concurrency,
+    admitted: u64,
+    counters: SmallVec<[Counter; 2]>,
+    /// The last refusal, while it stands.
+    refused: Option<Refused>,
+    /// Of each meter, in the order of the counters.
+    rules: SmallVec<[Rule; 2]>,
     blocked: bool,
     /// There is a hold, or the end of one to be acted on.
     has_holds: bool,
-    admitted: u64,
-    /// Until when the last refusal stands; zero when something has changed since.
-    refused_until: MonoTime,
-    aside: Option<Box<Aside>>,
-    meters: SmallVec<[Metered; 2]>,
-    flights: Concurrency,
+    /// A meter is no bucket, or its burst is more than its largest request; or there are too many meters to be at ease.
+    needs_care: bool,
+    rare: Option<Box<Rare>>,
 }
 
 impl Limiter {
@@ -144,13 +167,17 @@ impl Limiter {
     #[must_use]
     pub fn with_call_max(limits: &Limits, call_max: Duration, now: MonoTime) -> Self {
         let mut limiter = Self {
+            at_ease: false,
+            units: [Unit::Requests; EASY_METERS],
+            flights: Concurrency::new(call_max, now),
+            admitted: 0,
+            counters: SmallVec::new(),
+            refused: None,
+            rules: SmallVec::new(),
             blocked: false,
             has_holds: false,
-            admitted: 0,
-            refused_until: MonoTime::default(),
-            aside: None,
-            meters: SmallVec::new(),
-            flights: Concurrency::new(call_max, now),
+            needs_care: false,
+            rare: None,
         };
         limiter.retune(limits, now);
         limiter
@@ -159,71 +186,107 @@ impl Limiter {
     /// Lets one request go at once, as far as the rates allow any: for a process that knows of no grant yet, and whose first
     /// call would otherwise wait for what nobody else is sending.
     pub fn top_up_to_one_request(&mut self, now: MonoTime) {
-        self.refused_until = MonoTime::default();
-        for metered in &mut self.meters {
-            if metered.meter.unit == Unit::Requests {
-                metered.counter.top_up(1.0, now);
-            }
+        self.forget_refusal();
+        for (_, counter) in self.meters_mut().filter(|(rule, _)| rule.meter.unit == Unit::Requests) {
+            counter.top_up(1.0, now);
         }
     }
 
     /// Fills every meter: for one that takes the place of a limiter that [remembered nothing](Self::is_fresh_at).
     pub fn fill(&mut self, now: MonoTime) {
-        self.meters.iter_mut().for_each(|metered| metered.counter.fill(now));
+        self.counters.iter_mut().for_each(|counter| counter.fill(now));
     }
 
-    fn aside(&mut self) -> &mut Aside {
-        self.aside.get_or_insert_default()
+    fn meters(&self) -> impl Iterator<Item = (&Rule, &Counter)> {
+        self.rules.iter().zip(&self.counters)
+    }
+
+    fn meters_mut(&mut self) -> impl Iterator<Item = (&Rule, &mut Counter)> {
+        self.rules.iter().zip(&mut self.counters)
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Something has changed: the last refusal does not stand any more.
+    fn forget_refusal(&mut self) {
+        self.refused = None;
+        self.judge_ease();
+    }
+
+    fn judge_ease(&mut self) {
+        let is_in_the_way = |rare: &Box<Rare>| !rare.oversize.is_empty() || !rare.first_serials.is_empty();
+        self.at_ease = !self.blocked
+            && !self.has_holds
+            && !self.needs_care
+            && self.refused.is_none()
+            && !self.rare.as_ref().is_some_and(is_in_the_way);
+    }
+
+    fn add(&mut self, Metered { rule, counter }: Metered) {
+        self.rules.push(rule);
+        self.counters.push(counter);
     }
 
     /// Puts new limits in force as of `since`; levels and debts stay.
     pub fn retune(&mut self, limits: &Limits, since: MonoTime) {
-        self.refused_until = MonoTime::default();
         self.release_ended(since);
-        let (known, gone): (SmallVec<[Metered; 2]>, SmallVec<[Metered; 2]>) = std::mem::take(&mut self.meters)
-            .into_iter()
-            .partition(|metered| limits.meters.contains_key(&metered.meter));
-        self.meters = known;
+        let rules = std::mem::take(&mut self.rules).into_iter();
+        let known = rules.zip(std::mem::take(&mut self.counters)).map(|(rule, counter)| Metered { rule, counter });
+        let (known, gone): (SmallVec<[Metered; 2]>, SmallVec<[Metered; 2]>) =
+            known.partition(|metered| limits.meters.contains_key(&metered.rule.meter));
+        known.into_iter().for_each(|metered| self.add(metered));
         for (meter, limit) in &limits.meters {
-            if let Some(metered) = self.meters.iter_mut().find(|metered| metered.meter == *meter) {
-                metered.retune(limit, since);
+            let rule = Rule { meter: *meter, largest_request: limit.largest_request };
+            if let Some(place) = self.rules.iter().position(|known| known.meter == *meter) {
+                self.counters[place].retune(*meter, limit, since);
+                self.rules[place] = rule;
                 continue;
             }
-            let mut metered = self.recall(*meter, since).unwrap_or_else(|| Metered {
-                meter: *meter,
-                counter: Counter::new(*meter, limit, since),
-                largest_request: 0.0,
-            });
-            metered.retune(limit, since);
+            let mut counter = self.recall(*meter, since).unwrap_or_else(|| Counter::new(*meter, limit, since));
+            counter.retune(*meter, limit, since);
             // Another window for the same unit: what was counted in the old one counts in the new one.
-            for old in gone.iter().filter(|old| old.meter.unit == meter.unit) {
-                metered.counter.carry(&old.counter, since);
+            for old in gone.iter().filter(|old| old.rule.meter.unit == meter.unit) {
+                counter.carry(&old.counter, since);
             }
-            self.meters.push(metered);
-            if self.admitted > 0 {
+            self.add(Metered { rule, counter });
+            if self.flights.unended() > 0 {
                 let first = (*meter, self.admitted);
-                let aside = self.aside();
-                aside.first_serials.retain(|(known, _)| known != meter);
-                aside.first_serials.push(first);
+                let first_serials = &mut self.rare().first_serials;
+                first_serials.retain(|(known, _)| known != meter);
+                first_serials.push(first);
             }
         }
-        if let Some(aside) = &mut self.aside {
-            aside.removed.retain(|(metered, at)| since.seconds_since(*at) < metered.meter.window.seconds());
+        if let Some(rare) = &mut self.rare {
+            rare.removed.retain(|(metered, at)| since.seconds_since(*at) < metered.rule.meter.window.seconds());
         }
         for mut metered in gone {
             metered.counter.pause(since);
-            self.aside().removed.push((metered, since));
+            self.rare().removed.push((metered, since));
         }
         self.flights.retune(limits.concurrency);
         self.blocked = limits.blocked;
+        self.judge_meters();
+        self.forget_refusal();
     }
 
-    fn recall(&mut self, meter: Meter, since: MonoTime) -> Option<Metered> {
-        let removed = &mut self.aside.as_mut()?.removed;
-        let place = removed.iter().position(|(metered, _)| metered.meter == meter)?;
+    fn judge_meters(&mut self) {
+        let by_burst = |(rule, counter): (&Rule, &mut Counter)| {
+            counter.bucket().is_some_and(|bucket| bucket.burst() <= rule.largest_request)
+        };
+        self.needs_care = self.counters.len() > EASY_METERS || !self.meters_mut().all(by_burst);
+        for (unit, rule) in self.units.iter_mut().zip(&self.rules) {
+            *unit = rule.meter.unit;
+        }
+    }
+
+    fn recall(&mut self, meter: Meter, since: MonoTime) -> Option<Counter> {
+        let removed = &mut self.rare.as_mut()?.removed;
+        let place = removed.iter().position(|(metered, _)| metered.rule.meter == meter)?;
         let (mut metered, removed_at) = removed.swap_remove(place);
         metered.counter.resume(since);
-        (since.seconds_since(removed_at) < meter.window.seconds()).then_some(metered)
+        (since.seconds_since(removed_at) < meter.window.seconds()).then_some(metered.counter)
     }
 
     /// Puts these holds in force as of `now`, and no others. A unit whose hold ends starts slowly: what was stored while
@@ -232,12 +295,11 @@ impl Limiter {
         if holds.is_empty() && !self.has_holds {
             return;
         }
-        self.refused_until = MonoTime::default();
         self.release_ended(now);
         let told = holds.iter().copied().map(Held::new).collect();
-        let ended = std::mem::replace(&mut self.aside().holds, told);
+        let ended = std::mem::replace(&mut self.rare().holds, told);
         for mut old in ended {
-            match self.aside().holds.iter_mut().find(|held| held.meter == old.meter) {
+            match self.rare().holds.iter_mut().find(|held| held.meter == old.meter) {
                 // Told again: what was released stays released.
                 Some(held) if held.until == old.until => held.released = old.released,
                 // Longer or shorter: it ends when it ends.
@@ -249,36 +311,38 @@ impl Limiter {
             }
         }
         self.has_holds = !holds.is_empty();
+        self.forget_refusal();
     }
 
     fn release(&mut self, held: &mut Held, now: MonoTime) {
         if !std::mem::replace(&mut held.released, true) {
-            for metered in self.meters.iter_mut().filter(|metered| metered.meter.unit == held.meter.unit) {
-                metered.counter.start_slowly(held.until, now);
+            for (_, counter) in self.meters_mut().filter(|(rule, _)| rule.meter.unit == held.meter.unit) {
+                counter.start_slowly(held.until, now);
             }
         }
-    }
-
-    fn holds(&self) -> &[Held] {
-        self.aside.as_ref().map_or(&[], |aside| &aside.holds)
     }
 
     /// Releases the holds that have ended.
     fn release_ended(&mut self, now: MonoTime) {
         if self.has_holds {
-            let mut holds = std::mem::take(&mut self.aside().holds);
+            let mut holds = std::mem::take(&mut self.rare().holds);
             for ended in holds.iter_mut().filter(|held| held.until <= now) {
                 self.release(ended, now);
             }
             self.has_holds = holds.iter().any(|held| !held.released);
-            self.aside().holds = holds;
+            self.rare().holds = holds;
+            self.judge_ease();
         }
     }
 
-    /// Until when a request of this cost is held, and on which meter.
-    fn held(&self, cost: &Cost, now: MonoTime) -> Option<(MonoTime, Meter)> {
-        let holds = self.holds().iter().filter(|held| held.until > now && cost.of(held.meter.unit) > 0.0);
-        holds.map(|held| (held.until, held.meter)).max()
+    /// The holds that such a request waits for, and until when.
+    fn held(&self, cost: &Cost, now: MonoTime) -> impl Iterator<Item = Wait> {
+        let holds = self
+            .rare
+            .iter()
+            .flat_map(|rare| &rare.holds)
+            .filter(move |held| held.until > now && cost.of(held.meter.unit) > 0.0);
+        holds.map(|held| Wait { at: Some(held.until), by: Bound::Hold(held.meter) })
     }
 
     /// Requests admitted, since the limiter began.
@@ -302,13 +366,13 @@ impl Limiter {
     /// The level of a meter, in units.
     #[must_use]
     pub fn level_at(&self, meter: Meter, now: MonoTime) -> Option<f64> {
-        self.meters.iter().find(|metered| metered.meter == meter).map(|metered| metered.counter.level_at(now))
+        self.meters().find(|(rule, _)| rule.meter == meter).map(|(_, counter)| counter.level_at(now))
     }
 
     /// The longest window of its meters.
     #[must_use]
     pub fn longest_window(&self) -> Duration {
-        let seconds = self.meters.iter().map(|metered| metered.meter.window.seconds());
+        let seconds = self.rules.iter().map(|rule| rule.meter.window.seconds());
         Duration::from_secs_f64(seconds.fold(0.0, f64::max))
     }
 
@@ -316,14 +380,14 @@ impl Limiter {
     /// flight, and no meter is remembered.
     #[must_use]
     pub fn is_fresh_at(&self, now: MonoTime) -> bool {
+        let is_past =
+            |(metered, at): &(Metered, MonoTime)| now.seconds_since(*at) >= metered.rule.meter.window.seconds();
         self.flights.taken() == 0
-            && self.holds().iter().all(|held| held.until <= now)
-            && self.meters.iter().all(|metered| metered.counter.is_fresh_at(now))
+            && self.counters.iter().all(|counter| counter.is_fresh_at(now))
             && self
-                .aside
-                .iter()
-                .flat_map(|aside| &aside.removed)
-                .all(|(metered, removed_at)| now.seconds_since(*removed_at) >= metered.meter.window.seconds())
+                .rare
+                .as_ref()
+                .is_none_or(|rare| rare.holds.iter().all(|held| held.until <= now) && rare.removed.iter().all(is_past))
     }
 
     /// Frees the places of calls that began longer ago than any call takes.
@@ -338,10 +402,11 @@ impl Limiter {
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "see `Gate::decide`")]
     pub fn decide(&mut self, cost: &Cost, now: MonoTime) -> Decision {
-        if let Some(wait) = self.still_refused(cost, now) {
-            return Err(Denial::WaitUntil(wait));
-        }
-        if self.is_open(now) && self.take_at_ease(cost, now) {
+        if !self.at_ease {
+            if let Some(wait) = self.still_refused(cost, now) {
+                return Err(Denial::WaitUntil(wait));
+            }
+        } else if self.flights.has_room() && self.take_at_ease(cost, now) {
             return Ok(self.reservation(cost, now));
         }
         self.decide_with_care(cost, now)
@@ -376,35 +441,22 @@ impl Limiter {
     /// What the last refusal said to a request of the same cost, while it stands.
     #[inline]
     fn still_refused(&self, cost: &Cost, now: MonoTime) -> Option<Wait> {
-        if now >= self.refused_until {
-            return None;
-        }
-        let (refused, by) = self.aside.as_ref()?.refused?;
-        (refused == *cost).then_some(Wait { at: Some(self.refused_until), by })
+        let Refused { until, by, .. } = self.refused.filter(|refused| refused.until > now && refused.cost == *cost)?;
+        Some(Wait { at: Some(until), by })
     }
 
-    /// Whether nothing but the meters could stand in the way.
-    #[inline]
-    fn is_open(&self, now: MonoTime) -> bool {
-        !self.blocked && !self.has_holds && self.refused_until <= now && self.flights.has_room()
-    }
-
-    /// Takes what is needed where every meter is a bucket that has it, in one pass: the way that most admissions take. Else
-    /// takes nothing.
+    /// Takes what is needed where every bucket has it, in one pass: the way that most admissions take. Else takes nothing.
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "see `Gate::decide`")]
     fn take_at_ease(&mut self, cost: &Cost, now: MonoTime) -> bool {
-        let meters = self.meters.as_mut_slice();
-        let takes = |metered: &mut Metered| match &mut metered.counter {
-            Counter::Bucket(bucket) => {
-                let needed = cost.of(metered.meter.unit);
-                needed <= metered.largest_request && bucket.take_if_there(needed, now)
-            }
-            _ => false,
+        let counters = self.counters.as_mut_slice();
+        let mut meters = self.units.iter().zip(&mut *counters);
+        let takes = |(unit, counter): (&Unit, &mut Counter)| {
+            counter.bucket().is_some_and(|bucket| bucket.take_if_there(cost.of(*unit), now))
         };
-        let refuses = meters.iter_mut().position(|metered| !takes(metered));
+        let refuses = meters.position(|meter| !takes(meter));
         if let Some(place) = refuses {
-            give_back(&mut meters[..place], cost, now);
+            give_back(&self.units[..place], counters, cost, now);
         }
         refuses.is_none()
     }
@@ -420,30 +472,24 @@ impl Limiter {
         }
         // First: a hold that has ended changes levels.
         self.release_ended(now);
-        let held = self.held(cost, now);
-        let mut wait = held.map_or(Wait { at: Some(now), by: Bound::Concurrency }, |(until, meter)| Wait {
-            at: Some(until),
-            by: Bound::Hold(meter),
-        });
-        for metered in &mut self.meters {
-            let needed = cost.of(metered.meter.unit);
+        let mut wait = self.held(cost, now).fold(Wait { at: Some(now), by: Bound::Concurrency }, later);
+        for (rule, counter) in self.rules.iter().zip(&mut self.counters) {
+            let needed = cost.of(rule.meter.unit);
             if needed <= 0.0 {
                 continue;
             }
-            let at = if metered.is_at_ease(needed) {
-                metered.counter.reaches_at(needed, now)
-            } else if needed > metered.largest_request {
-                return Err(Denial::Never(metered.never(needed)));
-            } else if metered.counter.burst() <= 0.0
-                || oversize_flies(self.aside.as_deref(), &self.flights, metered.meter)
-            {
+            let burst = counter.burst();
+            let at = if needed > rule.largest_request {
+                return Err(Denial::Never(rule.never(needed)));
+            } else if needed <= burst {
+                counter.reaches_at(needed, now)
+            } else if burst <= 0.0 || oversize_flies(self.rare.as_deref(), &self.flights, rule.meter) {
                 // A bucket that holds nothing is not full, it is no bucket: a member without a share admits nothing.
                 None
             } else {
-                let burst = metered.counter.burst();
-                metered.counter.reaches_at(burst, now)
+                counter.reaches_at(burst, now)
             };
-            wait = later(wait, Wait { at, by: Bound::Meter(metered.meter) });
+            wait = later(wait, Wait { at, by: Bound::Meter(rule.meter) });
         }
         if !self.flights.has_room() {
             self.flights.advance(now);
@@ -458,9 +504,9 @@ impl Limiter {
             return Ok(());
         }
         // The end of a hold lowers levels: what is told of the time after it is not the last word.
-        if let Some(at) = wait.at.filter(|_| !self.has_holds) {
-            self.refused_until = at;
-            self.aside().refused = Some((*cost, wait.by));
+        if let Some(until) = wait.at.filter(|_| !self.has_holds) {
+            self.refused = Some(Refused { cost: *cost, by: wait.by, until });
+            self.at_ease = false;
         }
         Err(Denial::WaitUntil(wait))
     }
@@ -468,28 +514,28 @@ impl Limiter {
     /// Whether no wait would help a request of this cost.
     #[must_use]
     pub fn never(&self, cost: &Cost) -> Option<Never> {
-        let too_large = |metered: &&Metered| cost.of(metered.meter.unit) > metered.largest_request;
-        self.meters.iter().find(too_large).map(|metered| metered.never(cost.of(metered.meter.unit)))
+        let too_large = |rule: &&Rule| cost.of(rule.meter.unit) > rule.largest_request;
+        self.rules.iter().find(too_large).map(|rule| rule.never(cost.of(rule.meter.unit)))
     }
 
     fn take(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
         let reservation = self.reservation(cost, now);
         let Reservation { serial, slice, .. } = reservation;
-        for metered in &mut self.meters {
-            let needed = cost.of(metered.meter.unit);
-            if !metered.is_at_ease(needed) {
-                let oversize = Oversize { meter: metered.meter, serial, slice };
-                self.aside.get_or_insert_default().oversize.push(oversize);
+        for (rule, counter) in self.rules.iter().zip(&mut self.counters) {
+            let needed = cost.of(rule.meter.unit);
+            if needed > counter.burst() {
+                let rare = self.rare.get_or_insert_default();
+                rare.oversize.push(Oversize { meter: rule.meter, serial, slice });
             }
-            metered.counter.take(needed, now);
+            counter.take(needed, now);
         }
+        self.forget_refusal();
         reservation
     }
 
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "see `Gate::decide`")]
     fn reservation(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
-        self.refused_until = MonoTime::default();
         let serial = self.admitted;
         self.admitted += 1;
         Reservation { cost: *cost, at: now, serial, slice: self.flights.take(now) }
@@ -502,68 +548,72 @@ impl Limiter {
         if self.blocked {
             return Wait { at: None, by: Bound::Block };
         }
-        let holds = self.holds().iter().filter(|held| held.until > now && cost.of(held.meter.unit) > 0.0);
-        let held = holds.map(|held| Wait { at: Some(held.until), by: Bound::Hold(held.meter) });
-        let metered = self.meters.iter().filter(|metered| cost.of(metered.meter.unit) > 0.0).map(|metered| {
+        let metered = self.meters().filter(|(rule, _)| cost.of(rule.meter.unit) > 0.0).map(|(rule, counter)| {
             // As in `room`: what is above the member's burst is admitted from a full bucket.
-            let own = cost.of(metered.meter.unit).min(metered.counter.burst());
-            let at =
-                if own > 0.0 { metered.counter.supplies_at(ahead.of(metered.meter.unit) + own, now) } else { None };
-            Wait { at, by: Bound::Meter(metered.meter) }
+            let own = cost.of(rule.meter.unit).min(counter.burst());
+            let at = if own > 0.0 { counter.supplies_at(ahead.of(rule.meter.unit) + own, now) } else { None };
+            Wait { at, by: Bound::Meter(rule.meter) }
         });
-        held.chain(metered).fold(Wait { at: Some(now), by: Bound::Concurrency }, later)
+        self.held(cost, now).chain(metered).fold(Wait { at: Some(now), by: Bound::Concurrency }, later)
     }
 
     /// Ends a request. With `charged`, the difference to what was reserved is given back or taken; without, usage is
     /// unknown and counts as fully used. Units of a window that has ended are not given back in a later one.
     #[allow(clippy::needless_pass_by_value, reason = "a reservation is settled once")]
     pub fn settle(&mut self, reservation: Reservation, charged: Option<Cost>, now: MonoTime) {
-        self.refused_until = MonoTime::default();
-        self.release_ended(now);
         let Reservation { cost, at, serial, slice } = reservation;
         self.flights.advance(now);
         self.flights.give_back(slice);
-        let mut first_serials: &[(Meter, u64)] = &[];
-        if let Some(aside) = &mut self.aside {
-            aside.oversize.retain(|oversize| oversize.serial != serial && self.flights.lives(oversize.slice));
-            first_serials = &aside.first_serials;
+        if self.at_ease {
+            let Some(charged) = charged else { return };
+            for (unit, counter) in self.units.iter().zip(&mut self.counters) {
+                give_back_unused(counter, cost.of(*unit) - charged.of(*unit), at, now);
+            }
+            return;
         }
-        let Some(charged) = charged else { return };
-        for metered in &mut self.meters {
-            let unused = cost.of(metered.meter.unit) - charged.of(metered.meter.unit);
-            let older = |(meter, first): &(Meter, u64)| *meter == metered.meter && serial < *first;
-            if unused != 0.0 && !first_serials.iter().any(older) {
-                metered.counter.give_back(unused, at, now);
+        self.release_ended(now);
+        if let Some(rare) = &mut self.rare {
+            rare.oversize.retain(|oversize| oversize.serial != serial && self.flights.lives(oversize.slice));
+        }
+        let first_serials = self.rare.as_ref().map_or(&[][..], |rare| &rare.first_serials);
+        if let Some(charged) = charged {
+            for (rule, counter) in self.rules.iter().zip(&mut self.counters) {
+                let unused = cost.of(rule.meter.unit) - charged.of(rule.meter.unit);
+                let older = |(meter, first): &(Meter, u64)| *meter == rule.meter && serial < *first;
+                if !first_serials.iter().any(older) {
+                    give_back_unused(counter, unused, at, now);
+                }
             }
         }
+        if let Some(rare) = self.rare.as_mut().filter(|_| self.flights.unended() == 0) {
+            rare.first_serials.clear();
+        }
+        self.forget_refusal();
+    }
+}
+
+#[inline]
+fn give_back_unused(counter: &mut Counter, units: f64, taken_at: MonoTime, now: MonoTime) {
+    if units != 0.0 {
+        counter.give_back(units, taken_at, now);
     }
 }
 
 /// Whether a request larger than the meter's burst is in flight.
-fn oversize_flies(aside: Option<&Aside>, flights: &Concurrency, meter: Meter) -> bool {
-    let oversize = aside.map_or(&[][..], |aside| &aside.oversize);
-    oversize.iter().any(|oversize| oversize.meter == meter && flights.lives(oversize.slice))
+fn oversize_flies(rare: Option<&Rare>, flights: &Concurrency, meter: Meter) -> bool {
+    let mut oversize = rare.iter().flat_map(|rare| &rare.oversize);
+    oversize.any(|oversize| oversize.meter == meter && flights.lives(oversize.slice))
 }
 
-/// What was taken of these meters, all of them buckets.
+/// What was taken of the first of these buckets, whose units these are.
 #[cold]
-fn give_back(meters: &mut [Metered], cost: &Cost, now: MonoTime) {
-    for metered in meters {
-        metered.counter.give_back(cost.of(metered.meter.unit), now, now);
+fn give_back(units: &[Unit], counters: &mut [Counter], cost: &Cost, now: MonoTime) {
+    for (unit, counter) in units.iter().zip(counters) {
+        counter.give_back(cost.of(*unit), now, now);
     }
 }
 
-impl Metered {
-    fn retune(&mut self, limit: &MeterLimit, since: MonoTime) {
-        self.counter.retune(self.meter, limit, since);
-        self.largest_request = limit.largest_request;
-    }
-
-    /// Whether a request is neither larger than the burst nor than any could be.
-    fn is_at_ease(&self, needed: f64) -> bool {
-        needed <= self.largest_request && needed <= self.counter.burst()
-    }
-
+impl Rule {
     fn never(&self, needed: f64) -> Never {
         Never { meter: self.meter, needed, largest_request: self.largest_request }
     }

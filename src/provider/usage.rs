@@ -91,8 +91,7 @@ impl UsageReader {
     #[must_use]
     pub fn usage(&self) -> Option<Usage> {
         let told = self.document.told;
-        let beside = told.cache_creation.unwrap_or(0).saturating_add(told.tool_input.unwrap_or(0));
-        let input_tokens = told.input?.saturating_add(beside);
+        let input_tokens = told.input?.saturating_add(told.input_beside.unwrap_or(0));
         // An answer may be cut off while it thinks.
         let output_tokens = told.output.or(told.thoughts.map(|_| 0))?.saturating_add(told.thoughts.unwrap_or(0));
         Some(Usage { input_tokens, output_tokens })
@@ -164,8 +163,8 @@ enum Key {
     Error,
     Type,
     Input,
-    CacheCreation,
-    ToolInput,
+    /// Input that is counted beside the prompt: what a cache took, what tools brought. No provider has both.
+    InputBeside,
     Output,
     Thoughts,
 }
@@ -179,12 +178,12 @@ const KEYS: [(&str, Key); 15] = [
     ("type", Key::Type),
     ("prompt_tokens", Key::Input),
     ("input_tokens", Key::Input),
-    ("cache_creation_input_tokens", Key::CacheCreation),
+    ("cache_creation_input_tokens", Key::InputBeside),
     ("completion_tokens", Key::Output),
     ("output_tokens", Key::Output),
     // Cached content is part of the prompt's count.
     ("promptTokenCount", Key::Input),
-    ("toolUsePromptTokenCount", Key::ToolInput),
+    ("toolUsePromptTokenCount", Key::InputBeside),
     ("candidatesTokenCount", Key::Output),
     ("thoughtsTokenCount", Key::Thoughts),
 ];
@@ -236,8 +235,7 @@ enum Token {
 #[derive(Debug, Clone, Copy, Default)]
 struct Told {
     input: Option<u64>,
-    cache_creation: Option<u64>,
-    tool_input: Option<u64>,
+    input_beside: Option<u64>,
     output: Option<u64>,
     thoughts: Option<u64>,
 }
@@ -403,8 +401,7 @@ impl Document {
         let (Some(number), Some(key), Some(place)) = (digits, self.key, self.place()) else { return };
         let told = match (key, place) {
             (Key::Input, _) => &mut self.told.input,
-            (Key::CacheCreation, _) => &mut self.told.cache_creation,
-            (Key::ToolInput, _) => &mut self.told.tool_input,
+            (Key::InputBeside, _) => &mut self.told.input_beside,
             (Key::Thoughts, _) => &mut self.told.thoughts,
             // When an answer begins, its output is yet to come.
             (Key::Output, Place::Usage) => &mut self.told.output,

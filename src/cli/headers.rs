@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use super::recording::{Finding, Response, for_each_row, read_all};
+use super::recording::{Finding, Response, for_each_row, plain, read_all};
 use super::{Failure, print};
 use crate::provider::{Dialect, LimitOf, Refill, RemainingCounts, Semantics};
 
@@ -34,18 +35,14 @@ fn dialects() -> impl TypedValueParser<Value = Dialect> {
 pub(super) fn headers(args: &HeadersArgs) -> Result<(), Failure> {
     if let Some(path) = &args.jsonl {
         let mut out = BufWriter::new(io::stdout().lock());
-        let mut closed = false;
-        for_each_row(path, |row| {
-            if closed {
-                return Ok(());
-            }
+        let mut open = true;
+        let rows = for_each_row(path, |row| {
             let finding = Response::from(row).read(args.dialect).shown();
             let line = serde_json::to_string(&finding).map_err(|error| Failure::Run(error.to_string()))?;
-            closed = written(writeln!(out, "{line}"))?;
-            Ok(())
+            open = !written(writeln!(out, "{line}"))?;
+            Ok(if open { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         })?;
-        written(out.flush())?;
-        return Ok(());
+        return if open && !written(out.flush())? { rows.all_read(path) } else { Ok(()) };
     }
     let text = read_all(&args.file)?;
     let response = Response::parse(&text).map_err(Failure::Usage)?;
@@ -81,7 +78,7 @@ fn told(response: &Response, finding: &Finding) -> String {
             () if finding.unread.taken.contains(name) => "read".to_owned(),
             () => continue,
         };
-        line(&mut out, format_args!("{name}: {}", String::from_utf8_lossy(value)));
+        line(&mut out, format_args!("{}: {}", plain(name), plain(&String::from_utf8_lossy(value))));
         line(&mut out, format_args!("    {became}"));
     }
     if !out.is_empty() {

@@ -1,14 +1,16 @@
 //! Recorded responses, and what is made of one: shared by `headers` and `replay`.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::Failure;
+use super::{Failure, say};
 use crate::clock::MonoTime;
 use crate::observation::{Ending, ThrottleKind};
 use crate::provider::{Class, Dialect, Head, Observation, Unread, unread};
@@ -274,10 +276,18 @@ fn unreadable(path: &Path, error: &io::Error) -> Failure {
     Failure::Usage(format!("{}: cannot be read: {error}", path.display()))
 }
 
-/// Each row of a recording, in order; the first that is none ends it.
-pub(super) fn for_each_row(path: &Path, mut each: impl FnMut(Recorded) -> Result<(), Failure>) -> Result<(), Failure> {
+/// Each row of a recording, in order, until `each` has enough. What is no row is told with the number of its line, and
+/// left.
+///
+/// # Errors
+/// The file cannot be read, or `each` fails.
+pub(super) fn for_each_row(
+    path: &Path,
+    mut each: impl FnMut(Recorded) -> Result<ControlFlow<()>, Failure>,
+) -> Result<Rows, Failure> {
     let mut reader = BufReader::new(open(path)?);
     let mut line = Vec::new();
+    let mut rows = Rows::default();
     for n in 1_u64.. {
         line.clear();
         let read = reader.by_ref().take(BYTES_MAX).read_until(b'\n', &mut line);
@@ -287,9 +297,45 @@ pub(super) fn for_each_row(path: &Path, mut each: impl FnMut(Recorded) -> Result
         if line.trim_ascii().is_empty() {
             continue;
         }
-        let row = serde_json::from_slice(&line)
-            .map_err(|error| Failure::Usage(format!("{}:{n}: no row of a recording: {error}", path.display())))?;
-        each(row)?;
+        match serde_json::from_slice(&line) {
+            Ok(row) => {
+                if each(row)?.is_break() {
+                    return Ok(Rows::default());
+                }
+            }
+            Err(error) => {
+                rows.unreadable += 1;
+                say(&format!("{}:{n}: no row of a recording: {error}", path.display()));
+            }
+        }
     }
-    Ok(())
+    Ok(rows)
+}
+
+/// How a recording was read.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    /// Lines that are no rows.
+    unreadable: u64,
+}
+
+impl Rows {
+    /// # Errors
+    /// There were lines that are no rows.
+    pub(super) fn all_read(&self, path: &Path) -> Result<(), Failure> {
+        match self.unreadable {
+            0 => Ok(()),
+            1 => Err(Failure::Usage(format!("{}: 1 line was left out", path.display()))),
+            n => Err(Failure::Usage(format!("{}: {n} lines were left out", path.display()))),
+        }
+    }
+}
+
+/// Text of others for a terminal: what would steer it is written as an escape.
+pub(super) fn plain(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(shown).collect())
 }

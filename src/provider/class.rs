@@ -86,7 +86,7 @@ pub(super) fn of_head(row: &Row, status: u16, lines: &Lines<'_>, readings: &[Met
     let ending = match class {
         Class::Ok => Ending::Succeeded,
         Class::Overloaded => Ending::Throttled(ThrottleKind::Overload),
-        Class::Throttled => match named(lines, row) {
+        Class::Throttled => match named(lines, row, readings) {
             Some(Named::Concurrency) => Ending::Throttled(ThrottleKind::Concurrency),
             Some(Named::Meter(meter)) => {
                 exhausted.push(meter);
@@ -102,10 +102,15 @@ pub(super) fn of_head(row: &Row, status: u16, lines: &Lines<'_>, readings: &[Met
     Verdict { class, ending, exhausted }
 }
 
-/// Bedrock's exceptions, with a URL after a colon: `ThrottlingException:http://…`.
-fn exception(text: &str) -> Option<Class> {
+/// The name of one of AWS's exceptions, without the namespace before it and the URL after it:
+/// `com.amazon.bedrock#ThrottlingException:http://…`.
+pub(super) fn exception_name(text: &str) -> &str {
     let name = text.split(':').next().unwrap_or_default();
-    Some(match name {
+    name.rsplit('#').next().unwrap_or_default()
+}
+
+fn exception(text: &str) -> Option<Class> {
+    Some(match exception_name(text) {
         "ThrottlingException" => Class::Throttled,
         "ServiceUnavailableException" | "ModelNotReadyException" => Class::Overloaded,
         "ServiceQuotaExceededException" | "AccessDeniedException" => Class::Account,
@@ -120,16 +125,21 @@ enum Named {
 }
 
 /// Which limit refused, where a header of its own tells: Azure's `Tokens` or `Requests`, GitHub's `UserByModelByDay`.
-fn named(lines: &Lines<'_>, row: &Row) -> Option<Named> {
+fn named(lines: &Lines<'_>, row: &Row, readings: &[MeterReading]) -> Option<Named> {
     let text = lines.text(Single::LimitType).or_else(|| lines.text(Single::PolicyId))?;
     if text.contains("Concurrent") {
         return Some(Named::Concurrency);
     }
+    // The head tells the window of a unit, where it shows that unit at all.
+    let shown = |unit: Unit| {
+        let reading = readings.iter().find(|reading| reading.meter.unit == unit);
+        (unit, reading.map_or(row.semantics.default_window(unit), |reading| reading.meter.window))
+    };
     let (unit, window) = match text {
-        "Tokens" => (Unit::Tokens, row.semantics.default_window),
-        "Requests" => (Unit::Requests, row.semantics.default_request_window),
-        _ if text.ends_with("-Token") => (Unit::Tokens, row.semantics.default_window),
-        _ if text.ends_with("-Call") => (Unit::Requests, row.semantics.default_request_window),
+        "Tokens" => shown(Unit::Tokens),
+        "Requests" => shown(Unit::Requests),
+        _ if text.ends_with("-Token") => shown(Unit::Tokens),
+        _ if text.ends_with("-Call") => shown(Unit::Requests),
         _ if text.ends_with("ByMinute") => (Unit::Requests, Window::Minute),
         _ if text.ends_with("ByDay") => (Unit::Requests, Window::Day),
         _ => return None,

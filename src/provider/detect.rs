@@ -30,6 +30,7 @@ struct Marks<'a> {
     together: bool,
     cohere: bool,
     by_period: bool,
+    requests_by_period: bool,
     per_period: bool,
     github: bool,
     fixed_window: bool,
@@ -139,7 +140,11 @@ impl<'a> Marks<'a> {
             _ if words.starts_with("req-") || words == "tokens-5-minute" || words == "tokens-month" => {
                 self.mistral = true;
             }
-            _ if ["-minute", "-hour", "-day"].iter().any(|window| words.ends_with(window)) => self.by_period = true,
+            _ if ["-minute", "-hour", "-day"].iter().any(|window| words.ends_with(window)) => {
+                self.by_period = true;
+                // Mistral shows the tokens of a minute alone, when they refused; and never a reset.
+                self.requests_by_period |= words.starts_with("requests") || part == "reset";
+            }
             _ => {}
         }
     }
@@ -161,6 +166,7 @@ impl<'a> Marks<'a> {
             () if self.together || (self.bare && (self.unit_limit || self.unit_remaining)) => Dialect::Together,
             () if self.per_period => Dialect::DigitalOcean,
             () if self.by_period && by_unit => Dialect::SambaNova,
+            () if self.by_period && !self.plain_limit && !self.requests_by_period => Dialect::Mistral,
             () if self.by_period && !self.plain_limit => Dialect::Cerebras,
             () if by_unit => self.of_openais_names(),
             () if self.over_limit => Dialect::Fireworks,

@@ -216,7 +216,8 @@ fn combined_states<'a>(lines: &[&'a str], seen: &mut Seen<'_>) -> Few<State<'a>>
             miss(seen, field, Reason::Malformed);
             continue;
         }
-        let reset = item.param("t").and_then(|text| delta(text).ok());
+        // Optional; but what is there and cannot be read is noted.
+        let reset = item.param("t").and_then(|text| delta(text).map_err(|reason| miss(seen, field, reason)).ok());
         states.push(State { name: item.name, limit: item.number("q"), remaining, reset });
     }
     states
@@ -245,7 +246,7 @@ fn separate_state<'a>(
             Ok(limit) => state.limit = Some(limit),
             Err(reason) => miss(seen, FIELDS[0], reason),
         }
-        policies.extend(listed.iter().skip(1).filter(|item| item.param("w").is_some()).map(Item::policy));
+        policies.extend(listed.iter().filter(|item| item.param("w").is_some()).map(Item::policy));
     }
     if state.limit.is_none() && state.remaining.is_none() {
         if state.reset.is_some() {

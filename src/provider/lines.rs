@@ -101,8 +101,6 @@ fn subject(word: &str) -> Option<Subject> {
         "audio-seconds" => Subject::Other("audio_seconds"),
         "ocr-pages" => Subject::Other("ocr_pages"),
         "input-characters" => Subject::Other("input_characters"),
-        "dynamic" => Subject::Other("dynamic_requests"),
-        "tokens-dynamic" => Subject::Other("dynamic_tokens"),
         _ => return None,
     })
 }
@@ -292,6 +290,8 @@ pub(super) enum Single {
     /// Which limit refused: Azure, GitHub Models.
     LimitType,
     TimeRemaining,
+    /// Azure's, of 2023: on refusals, alone, in seconds.
+    ResetTokens,
     /// Azure's, from the day it counts resets in seconds.
     LimitKey,
     /// Bedrock's exception.
@@ -300,7 +300,7 @@ pub(super) enum Single {
     PolicyId,
 }
 
-const SINGLES: usize = 9;
+const SINGLES: usize = 10;
 /// [`Single::LimitKey`].
 pub(super) const LIMIT_KEY: &str = "x-ratelimit-key";
 
@@ -314,6 +314,7 @@ impl Single {
             "x-should-retry" => Self::ShouldRetry,
             "x-ratelimit-type" => Self::LimitType,
             "x-ratelimit-timeremaining" => Self::TimeRemaining,
+            "x-rate-limit-reset-tokens" => Self::ResetTokens,
             LIMIT_KEY => Self::LimitKey,
             "x-amzn-errortype" => Self::ErrorType,
             "policy-id" => Self::PolicyId,

@@ -315,7 +315,9 @@ impl Observation {
     /// No wait is longer than the dialect's limits last. One over [`HOLD_MAX`] is the controller's to spread, whatever the
     /// provider calls it.
     fn bounded(mut self, semantics: &Semantics) -> Self {
-        self.retry_after = self.retry_after.map(|wait| wait.min(semantics.wait_max));
+        let windows = self.exhausted.iter().map(|meter| meter.window.seconds());
+        let longest = Duration::try_from_secs_f64(windows.fold(0.0, f64::max)).unwrap_or(semantics.wait_max);
+        self.retry_after = self.retry_after.map(|wait| wait.min(semantics.wait_max.max(longest)));
         if let Ending::Throttled(kind) = self.ending
             && kind != ThrottleKind::Overload
             && self.retry_after.is_some_and(|wait| wait > HOLD_MAX)

@@ -15,6 +15,9 @@ use super::{OtherReading, ReceivedAt, Seen};
 use crate::observation::MeterReading;
 use crate::quota::{Meter, Unit, Window};
 
+/// A smaller limit is none: far below one a month, and no number to divide by.
+const LIMIT_MIN: f64 = 1e-9;
+
 /// The time by the provider's own clock, where a time of day must be measured: the response's `Date`, or else when it
 /// was received by ours. Read once, and only when it is needed.
 pub(super) struct Now<'a> {
@@ -58,7 +61,7 @@ fn read_bucket<'a>(
 ) {
     let missing = &mut *seen.missing;
     let limit_of = |n: f64| match n {
-        0.0 => Err(Reason::Zero),
+        n if n < LIMIT_MIN => Err(Reason::Zero),
         n if n >= row.unlimited_from => Err(Reason::Unlimited),
         n => Ok(n),
     };

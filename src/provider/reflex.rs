@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::{Dialect, Observation, Refill, Semantics, ToldWait};
+use super::{Dialect, Observation, Refill, ResetMeaning, Semantics, ToldWait};
 use crate::observation::{Ending, MeterReading, ThrottleKind};
 use crate::quota::{Cost, Meter};
 
@@ -55,7 +55,8 @@ impl Semantics {
                 Reflex { overload: Some(observation.retry_after.unwrap_or(HOLD_UNTOLD)), ..Reflex::default() }
             }
             Ending::Throttled(_) => {
-                let waits: Vec<Hold> = meant(observation)
+                let waits: Vec<Hold> = self
+                    .meant(observation, cost)
                     .into_iter()
                     .map(|meter| Hold { meter, for_at_least: self.wait(observation, meter, cost) })
                     .collect();
@@ -79,7 +80,8 @@ impl Semantics {
             Ending::Throttled(ThrottleKind::Overload) => observation.retry_after,
             Ending::Throttled(_) if observation.exhausted.is_empty() => observation.retry_after,
             Ending::Throttled(_) => {
-                observation.exhausted.iter().filter_map(|meter| self.known_wait(observation, *meter, cost)).max()
+                let waits = observation.exhausted.iter().filter_map(|meter| self.known_wait(observation, *meter, cost));
+                waits.max().filter(|wait| !wait.is_zero())
             }
         }
     }
@@ -87,10 +89,12 @@ impl Semantics {
     fn known_wait(&self, observation: &Observation, meter: Meter, cost: &Cost) -> Option<Duration> {
         let physical = || {
             let reading = observation.readings.iter().find(|reading| reading.meter == meter)?;
-            match self.refill {
-                Refill::FixedWindow => reading.reset.max(self.time_to_fit(reading, cost)),
-                Refill::Continuous => self.time_to_fit(reading, cost),
-            }
+            let told = match (self.reset, self.refill) {
+                // A window that has been filled again holds nobody back, however much the request needs.
+                (ResetMeaning::WhenToRetry, _) | (_, Refill::FixedWindow) => reading.reset,
+                (_, Refill::Continuous) => None,
+            };
+            told.or_else(|| self.time_to_fit(reading, cost))
         };
         match self.told_wait {
             ToldWait::Fits => observation.retry_after.or_else(physical),
@@ -113,13 +117,17 @@ impl Semantics {
         let needed = (cost - level).max(1.0);
         Duration::try_from_secs_f64(needed / limit * reading.meter.window.seconds()).ok()
     }
-}
 
-/// The meters a refusal means: those it names, else all that are known, else requests per minute.
-fn meant(observation: &Observation) -> Vec<Meter> {
-    if !observation.exhausted.is_empty() {
-        return observation.exhausted.clone();
+    /// The meters a refusal means: those it names, else all that are known, else requests per minute. A fixed window that
+    /// has room for the request did not refuse it, and its end, which may be a day away, is nothing to wait for.
+    fn meant(&self, observation: &Observation, cost: &Cost) -> Vec<Meter> {
+        if !observation.exhausted.is_empty() {
+            return observation.exhausted.clone();
+        }
+        let room =
+            |reading: &MeterReading| reading.level.is_some_and(|level| level >= cost.of(reading.meter.unit).max(1.0));
+        let may_refuse = |reading: &&MeterReading| self.refill == Refill::Continuous || !room(reading);
+        let known: Vec<Meter> = observation.readings.iter().filter(may_refuse).map(|reading| reading.meter).collect();
+        if known.is_empty() { vec![Meter::REQUESTS_PER_MINUTE] } else { known }
     }
-    let known: Vec<Meter> = observation.readings.iter().map(|reading| reading.meter).collect();
-    if known.is_empty() { vec![Meter::REQUESTS_PER_MINUTE] } else { known }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::class::exception_name;
 use super::duration::parse_go_duration;
 use super::head::Head;
 use super::lines::Lines;
@@ -61,7 +62,7 @@ const NAMES: [(&str, Meaning); 18] = [
 ];
 
 /// Of messages, anywhere in them.
-const PHRASES: [(&str, Meaning); 10] = [
+const PHRASES: [(&str, Meaning); 11] = [
     ("Request too large", Meaning::TooLarge),
     (": Limit 0,", Meaning::TooLarge),
     ("getting throttled", Meaning::Throttled),
@@ -72,6 +73,8 @@ const PHRASES: [(&str, Meaning); 10] = [
     ("maximum queue size", Meaning::Overloaded),
     ("oncurrent requests", Meaning::Concurrency),
     ("oncurrency limit", Meaning::Concurrency),
+    // Fine-tuning jobs: "maximum of 1 active requests".
+    ("active requests", Meaning::Caller),
 ];
 
 /// Abbreviations of meters.
@@ -113,6 +116,9 @@ const UNITS: [(&str, Unit); 4] = [
     ("requests rate limit", Unit::Requests),
 ];
 
+/// What begins the names of limits on what none of our meters counts: "on input-images per min".
+const OTHERS: [&str; 5] = ["input-images", "images", "audio", "ocr", "input-characters"];
+
 /// A body, as far as it tells anything.
 struct Told {
     root: Value,
@@ -151,15 +157,12 @@ impl Told {
     }
 
     fn meaning(&self) -> Option<Meaning> {
-        let exception = self.kind.rsplit('#').next().unwrap_or_default();
+        let exception = exception_name(&self.kind);
         let words = [exception, &self.code, &self.status, &self.param];
         let named = NAMES.iter().find(|(name, _)| words.contains(name));
         let phrase = || PHRASES.iter().find(|(phrase, _)| self.message.contains(phrase));
         let told = named.or_else(phrase).map(|(_, meaning)| *meaning);
-        told.or_else(|| self.more_than_the_limit().then_some(Meaning::TooLarge)).or_else(|| {
-            // Job concurrency ("maximum of 1 active requests") comes as this.
-            (self.kind == "invalid_request_error").then_some(Meaning::Caller)
-        })
+        told.or_else(|| self.more_than_the_limit().then_some(Meaning::TooLarge))
     }
 
     /// "Limit 7000, Used 0, Requested ~12903".
@@ -173,9 +176,14 @@ impl Told {
 
     /// The unit that refused and its window, as far as each is said.
     fn unit(&self) -> Option<(Unit, Option<Window>)> {
+        if self.of_others() {
+            return None;
+        }
         let short = ABBREVIATIONS.iter().find(|(short, ..)| self.message.contains(short));
         let short = short.map(|(_, unit, window)| (*unit, Some(*window)));
         let (sentence, _) = self.message.split_once(". ").unwrap_or((&self.message, ""));
+        // After the limit's name stand its numbers: "Limit 5, Used 5, Requested 1" is not about requests.
+        let (sentence, _) = sentence.split_once(": Limit ").unwrap_or((sentence, ""));
         let sentence = sentence.to_ascii_lowercase();
         let window = WINDOWS.iter().find(|(words, _)| sentence.contains(words)).map(|(_, window)| *window);
         let by_kind = match self.kind.as_str() {
@@ -184,7 +192,9 @@ impl Told {
             kind if kind.contains("tokens") => Some(Unit::Tokens),
             _ => None,
         };
-        let short = short.filter(|(unit, _)| by_kind.is_none_or(|by_kind| by_kind == *unit));
+        // Under the type `tokens` stand input and output tokens too.
+        let agrees = |kind: Unit, unit: Unit| (kind == Unit::Requests) == (unit == Unit::Requests);
+        let short = short.filter(|(unit, _)| by_kind.is_none_or(|kind| agrees(kind, *unit)));
         let by_words = || UNITS.iter().find(|(words, _)| sentence.contains(words)).map(|(_, unit)| *unit);
         let by_window = || match () {
             () if window.is_none() => None,
@@ -193,6 +203,11 @@ impl Told {
             () => None,
         };
         short.or_else(|| Some((by_kind.or_else(by_words).or_else(by_window)?, window)))
+    }
+
+    /// Whether the limit is of what none of our meters counts.
+    fn of_others(&self) -> bool {
+        OTHERS.iter().any(|word| self.kind.contains(word) || self.message.contains(&format!(" on {word}")))
     }
 
     /// The wait, where one is told.
@@ -230,8 +245,16 @@ impl Told {
         if limits.iter().any(|(meter, _)| meter.window == Window::Day) {
             limits.retain(|(meter, _)| meter.window == Window::Day);
         }
-        limits.dedup_by_key(|(meter, _)| *meter);
-        limits
+        // The same limit may be listed for each of its dimensions, and in no order: the narrowest of a meter refuses first.
+        let narrowest = |n: &Option<f64>| n.unwrap_or(f64::INFINITY);
+        limits.sort_by(|(_, a), (_, b)| narrowest(a).total_cmp(&narrowest(b)));
+        let mut once: Vec<(Meter, Option<f64>)> = Vec::new();
+        for limit in limits {
+            if once.iter().all(|(meter, _)| *meter != limit.0) {
+                once.push(limit);
+            }
+        }
+        once
     }
 }
 
@@ -277,11 +300,12 @@ pub(super) fn refine(row: &Row, seen: Observation, body: &[u8]) -> Observation {
         return by_google(&row.semantics, seen, &told, &limits);
     }
     let unit = told.unit();
-    // What is refused by a full bucket never fits in it.
+    // Who shows a full bucket of tokens alone means that one: whether the request ever fits in it, its size tells.
     let full = |reading: &MeterReading| reading.limit.is_some() && reading.remaining >= reading.limit;
     let tokens_only = seen.readings.iter().all(|reading| reading.meter.unit != Unit::Requests && full(reading));
-    if unit.is_none() && !seen.readings.is_empty() && tokens_only {
-        return seen.in_vain(Class::TooLarge);
+    if unit.is_none() && !told.of_others() && !seen.readings.is_empty() && tokens_only {
+        let shown = seen.readings.iter().map(|reading| reading.meter).collect();
+        return seen.waiting(told.wait()).throttled(shown);
     }
     let seen = seen.waiting(told.wait());
     match unit {
@@ -289,6 +313,8 @@ pub(super) fn refine(row: &Row, seen: Observation, body: &[u8]) -> Observation {
             let exhausted = meters(&row.semantics, &seen, unit, window);
             seen.throttled(exhausted)
         }
+        // Whatever the head showed spent, this was another's limit.
+        None if told.of_others() => seen.throttled(Vec::new()),
         None => seen,
     }
     .until_the_day_ends(&row.semantics)

@@ -19,6 +19,7 @@ pub(super) fn read(lines: &Lines<'_>, now: &Now<'_>, missing: &mut Vec<Missing>)
     told(Single::RetryAfterMs, &|text| ResetForm::DeltaMillis.read(text, None))
         .or_else(|| told(Single::RetryAfter, &|text| delta_or_date(text, now)))
         .or_else(|| told(Single::TimeRemaining, &|text| ResetForm::DeltaSeconds.read(text, None)))
+        .or_else(|| told(Single::ResetTokens, &|text| ResetForm::DeltaSeconds.read(text, None)))
 }
 
 fn delta_or_date(text: &str, now: &Now<'_>) -> Result<Duration, Reason> {

@@ -167,7 +167,7 @@ static AZURE: Row = Row {
         reset_grain: SECOND,
         ..CONTINUOUS
     },
-    families: &[OPENAI_NAMES, Family { prefix: "x-rate-limit-", ..OPENAI_NAMES }],
+    families: &[OPENAI_NAMES],
     written: &[written("requests", WITH_PERIOD), written("tokens", WITH_PERIOD)],
     resets: Resets::Azure,
     noted: &["x-ratelimit-abusepenalty-active", "x-ms-*"],
@@ -215,15 +215,15 @@ static ANTHROPIC: Row = Row {
 
 /// The bucket of another service tier.
 static PRIORITY: [Listed; 6] = [
-    priority("anthropic-priority-input-tokens-limit", "priority_input_tokens", Part::Limit),
-    priority("anthropic-priority-input-tokens-remaining", "priority_input_tokens", Part::Remaining),
-    priority("anthropic-priority-input-tokens-reset", "priority_input_tokens", Part::Reset),
-    priority("anthropic-priority-output-tokens-limit", "priority_output_tokens", Part::Limit),
-    priority("anthropic-priority-output-tokens-remaining", "priority_output_tokens", Part::Remaining),
-    priority("anthropic-priority-output-tokens-reset", "priority_output_tokens", Part::Reset),
+    other("anthropic-priority-input-tokens-limit", "priority_input_tokens", Part::Limit),
+    other("anthropic-priority-input-tokens-remaining", "priority_input_tokens", Part::Remaining),
+    other("anthropic-priority-input-tokens-reset", "priority_input_tokens", Part::Reset),
+    other("anthropic-priority-output-tokens-limit", "priority_output_tokens", Part::Limit),
+    other("anthropic-priority-output-tokens-remaining", "priority_output_tokens", Part::Remaining),
+    other("anthropic-priority-output-tokens-reset", "priority_output_tokens", Part::Reset),
 ];
 
-const fn priority(name: &'static str, what: &'static str, part: Part) -> Listed {
+const fn other(name: &'static str, what: &'static str, part: Part) -> Listed {
     Listed { name, slot: Slot { subject: Subject::Other(what), window: None, part } }
 }
 
@@ -311,10 +311,21 @@ static TOGETHER: Row = Row {
         Family { prefix: "x-tokenlimit-", order: Order::PartFirst, bare: Some(Subject::Unit(Unit::Tokens)) },
     ],
     written: &[written("", ALL_THREE), written("tokens", WITHOUT_RESET)],
+    listed: &DYNAMIC,
     number: Number::Fraction,
     noted: &["x-ratelimit"],
     ..PLAIN
 };
+
+/// The rates in force just now; a 429 is above them, a 503 at or below them (documented).
+static DYNAMIC: [Listed; 6] = [
+    other("x-ratelimit-limit-dynamic", "dynamic_requests", Part::Limit),
+    other("x-ratelimit-remaining-dynamic", "dynamic_requests", Part::Remaining),
+    other("x-ratelimit-limit-tokens-dynamic", "dynamic_tokens", Part::Limit),
+    other("x-ratelimit-remaining-tokens-dynamic", "dynamic_tokens", Part::Remaining),
+    other("x-tokenlimit-limit-dynamic", "dynamic_tokens", Part::Limit),
+    other("x-tokenlimit-remaining-dynamic", "dynamic_tokens", Part::Remaining),
+];
 
 /// Limits per second that grow and shrink with use (documented).
 static FIREWORKS: Row = Row {
@@ -356,7 +367,7 @@ static CEREBRAS: Row = Row {
 
 /// Nothing on a success; on its own refusals the next minute or day, in ms since 1970 (38 of 38).
 static OPENROUTER: Row = Row {
-    semantics: FIXED,
+    semantics: Semantics { windows: &[Window::Minute, Window::Day], ..FIXED },
     families: &[BARE_NAMES],
     written: &BARE_ALONE,
     resets: Resets::Form(ResetForm::EpochMillis),

@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
-use super::lines::{Listed, Part, Slot, Subject};
+use super::lines::{Listed, Part, Single, Slot, Subject};
 use super::semantics::{Refill, ResetMeaning, Semantics};
 use super::table::{self, Resets, Row};
 use super::value::{Number, ResetForm};
@@ -70,6 +70,11 @@ pub enum TaughtError {
     /// What cannot be a header's name.
     #[error("header {0:?}: expected 1–{NAME_BYTES_MAX} of a–z, A–Z, 0–9 and !#$%&'*+-.^_`|~")]
     Header(String),
+    /// What all dialects read already.
+    #[error(
+        "header {0:?}: expected one that tells a limit; this one is read for every dialect, as what it always means"
+    )]
+    Reserved(String),
     /// One header for two things.
     #[error("header {0:?}: expected it once")]
     Twice(String),
@@ -100,6 +105,9 @@ impl TaughtParams {
             for (name, part) in [(&of.limit, Part::Limit), (&of.remaining, Part::Remaining), (&of.reset, Part::Reset)] {
                 let Some(name) = name else { continue };
                 let name = header_name(name)?;
+                if Single::named(&name).is_some() {
+                    return Err(TaughtError::Reserved(name));
+                }
                 if listed.iter().any(|(known, _)| *known == name) {
                     return Err(TaughtError::Twice(name));
                 }

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | OpenAI, whole or the last chunk | `usage.{prompt_tokens,completion_tokens}` |
 //! | OpenAI Responses, whole or the last event | `usage` or `response.usage`, `{input_tokens,output_tokens}` |
+//! | Gemini, whole or each event | `usageMetadata`: prompt and tool-use prompt are input, candidates and thoughts output |
 //! | Anthropic, whole | `usage.{input_tokens,cache_creation_input_tokens,output_tokens}` |
 //! | Anthropic, streamed | the same of `message_start` at `message.usage`, but output of the last `message_delta` at `usage` |
 //!
@@ -90,8 +91,10 @@ impl UsageReader {
     #[must_use]
     pub fn usage(&self) -> Option<Usage> {
         let told = self.document.told;
-        let input_tokens = told.input?.saturating_add(told.cache_creation.unwrap_or(0));
-        Some(Usage { input_tokens, output_tokens: told.output? })
+        let input_tokens = told.input?.saturating_add(told.input_beside.unwrap_or(0));
+        // An answer may be cut off while it thinks.
+        let output_tokens = told.output.or(told.thoughts.map(|_| 0))?.saturating_add(told.thoughts.unwrap_or(0));
+        Some(Usage { input_tokens, output_tokens })
     }
 
     /// Whether the answer told that the provider is overloaded, be it in the middle of a stream that began well.
@@ -160,21 +163,29 @@ enum Key {
     Error,
     Type,
     Input,
-    CacheCreation,
+    /// Input that is counted beside the prompt: what a cache took, what tools brought. No provider has both.
+    InputBeside,
     Output,
+    Thoughts,
 }
 
-const KEYS: [(&str, Key); 10] = [
+const KEYS: [(&str, Key); 15] = [
     ("usage", Key::Usage),
+    ("usageMetadata", Key::Usage),
     ("message", Key::Message),
     ("response", Key::Response),
     ("error", Key::Error),
     ("type", Key::Type),
     ("prompt_tokens", Key::Input),
     ("input_tokens", Key::Input),
-    ("cache_creation_input_tokens", Key::CacheCreation),
+    ("cache_creation_input_tokens", Key::InputBeside),
     ("completion_tokens", Key::Output),
     ("output_tokens", Key::Output),
+    // Cached content is part of the prompt's count.
+    ("promptTokenCount", Key::Input),
+    ("toolUsePromptTokenCount", Key::InputBeside),
+    ("candidatesTokenCount", Key::Output),
+    ("thoughtsTokenCount", Key::Thoughts),
 ];
 
 /// Most bytes of a string that are looked at: longer ones are neither a key nor a word that matters.
@@ -224,8 +235,9 @@ enum Token {
 #[derive(Debug, Clone, Copy, Default)]
 struct Told {
     input: Option<u64>,
-    cache_creation: Option<u64>,
+    input_beside: Option<u64>,
     output: Option<u64>,
+    thoughts: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -389,7 +401,8 @@ impl Document {
         let (Some(number), Some(key), Some(place)) = (digits, self.key, self.place()) else { return };
         let told = match (key, place) {
             (Key::Input, _) => &mut self.told.input,
-            (Key::CacheCreation, _) => &mut self.told.cache_creation,
+            (Key::InputBeside, _) => &mut self.told.input_beside,
+            (Key::Thoughts, _) => &mut self.told.thoughts,
             // When an answer begins, its output is yet to come.
             (Key::Output, Place::Usage) => &mut self.told.output,
             _ => return,

@@ -374,6 +374,54 @@ fn a_recording_is_read_row_by_row_and_replayed_as_series() {
 }
 
 #[test]
+fn a_bad_row_is_told_with_its_number_and_the_others_are_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("r.jsonl");
+    let bad = "{\"headers\":\n";
+    fs::write(&file, format!("{bad}{RECORDING}")).expect("written");
+    for command in [&["headers", "--jsonl"][..], &["replay"]] {
+        let output = tidegate(command).arg(&file).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(2), "{command:?}");
+        assert!(stdout(&output).lines().count() >= 3, "{command:?}: {}", stdout(&output));
+        let said = stderr(&output);
+        let lines: Vec<&str> = said.lines().collect();
+        assert!(lines.len() == 2 && lines[0].contains("r.jsonl:1: no row of a recording: "), "{said}");
+        assert!(lines[1].ends_with("r.jsonl: 1 line was left out"), "{said}");
+    }
+}
+
+#[test]
+fn whoever_closes_the_output_ends_the_reading_of_an_endless_recording() {
+    let mut child = tidegate(&["headers", "--jsonl", "-"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    drop(child.stdout.take());
+    let mut input = child.stdin.take().expect("piped");
+    let row = "{\"headers\":{\"x-ratelimit-limit-requests\":\"7\"}}\n".repeat(100);
+    // It ends while rows still come, so that writing them fails; 100 MB are more than any buffer.
+    let refused = (0..20_000).any(|_| std::io::Write::write_all(&mut input, row.as_bytes()).is_err());
+    drop(input);
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!((refused, output.status.code(), stderr(&output).as_str()), (true, Some(0), ""));
+}
+
+#[test]
+fn control_characters_of_headers_and_recordings_do_not_reach_the_terminal() {
+    let output = headers_of("HTTP/1.1 429 No\nx-ratelimit-limit-requests: \u{1b}[2J7\u{9b}m\n\n", &[]);
+    let said = stdout(&output);
+    assert!(said.contains("\\u{1b}[2J7\\u{9b}m"), "{said}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("r.jsonl");
+    fs::write(&file, r#"{"host":"a\u001b[2J","date":"\u0007","headers":{}}"#).expect("written");
+    let said = stdout(&tidegate(&["replay"]).arg(&file).output().expect("it runs"));
+    assert!(said.contains("a\\u{1b}[2J") && said.contains("\\u{7}"), "{said}");
+    assert!(!said.contains(|c: char| c.is_control() && c != '\n'), "{said:?}");
+}
+
+#[test]
 fn the_long_help_of_each_command_tells_how_it_is_used_and_ends() {
     let help = |args: &[&str]| stdout(&tidegate(args).output().expect("it runs"));
     let brief = help(&["-h"]);

@@ -44,6 +44,7 @@ mod planner;
 mod print;
 mod provider;
 mod provider_bodies;
+mod provider_quirks;
 mod provider_rows;
 mod records;
 mod seat;

@@ -331,13 +331,20 @@ fn bedrocks_exceptions_stand_in_a_header() {
     assert_eq!(class(408, "ModelTimeoutException"), Class::Failed);
     assert_eq!(class(429, "ModelNotReadyException"), Class::Overloaded);
     assert_eq!(class(400, "ValidationException"), Class::Ignored);
+    assert_eq!(class(400, &format!("com.amazon.bedrock#ThrottlingException:{url}")), Class::Throttled);
+    let named = r#"{"__type":"com.amazon.bedrock#ModelNotReadyException:http://x/","message":"Wait."}"#;
+    assert_eq!(observe(Dialect::Bedrock, 429, &[], named).class, Class::Overloaded);
 }
 
 #[test]
-fn a_mistral_bucket_that_is_full_refuses_what_never_fits() {
+fn a_full_bucket_of_tokens_refuses_for_good_only_what_is_above_its_limit() {
     let full = [("x-ratelimit-limit-tokens-minute", "500000"), ("x-ratelimit-remaining-tokens-minute", "500000")];
     let told = r#"{"object":"error","message":"Rate limit exceeded","type":"rate_limited","code":"1300"}"#;
-    assert_eq!(observe(Dialect::Mistral, 429, &full, told).class, Class::TooLarge);
+    let seen = observe(Dialect::Mistral, 429, &full, told);
+    // Its being full is no evidence: another limit may have refused. The request's size is.
+    assert_eq!((seen.class, seen.exhausted.as_slice()), (Class::Throttled, [TPM].as_slice()));
+    assert_eq!(seen.clone().for_request_of(&Cost::request(500_000, 0)).class, Class::Throttled);
+    assert_eq!(seen.for_request_of(&Cost::request(500_001, 0)).class, Class::TooLarge);
     let spent = [("x-ratelimit-limit-req-minute", "60"), ("x-ratelimit-remaining-req-minute", "0")];
     let seen = observe(Dialect::Mistral, 429, &spent, told);
     assert_eq!((seen.class, seen.exhausted), (Class::Throttled, vec![RPM]));
@@ -444,6 +451,10 @@ fn what_cannot_be_taught_is_refused_with_the_reason() {
     assert!(matches!(with(&|p| p.meters.push(p.meters[0].clone())), TaughtError::Meters(_)));
     assert!(matches!(with(&|p| p.meters[0].limit = Some("a b".into())), TaughtError::Header(_)));
     assert!(matches!(with(&|p| p.meters[0].limit = Some("ACME-left".into())), TaughtError::Twice(_)));
+    for name in ["Retry-After", "retry-after-ms", "Date", "x-should-retry"] {
+        let error = with(&|p| p.meters[0].reset = Some(name.into()));
+        assert!(matches!(error, TaughtError::Reserved(_)), "{error}");
+    }
     let bare = |p: &mut TaughtParams| (p.meters[0].limit, p.meters[0].remaining) = (None, None);
     assert!(matches!(with(&bare), TaughtError::NoHeader(meter) if meter == TPM));
 }

@@ -56,6 +56,21 @@ fn a_responses_stream_tells_in_its_last_event() {
 }
 
 #[test]
+fn geminis_metadata_counts_cached_thought_and_tool_tokens_once() {
+    let told = json!({"candidates": [{"content": {}}], "usageMetadata": {
+        "promptTokenCount": 100, "cachedContentTokenCount": 60, "toolUsePromptTokenCount": 7,
+        "candidatesTokenCount": 20, "thoughtsTokenCount": 300, "totalTokenCount": 427,
+        "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 100}],
+    }});
+    assert_eq!(usage(JSON, &told.to_string()), Some((107, 320)));
+    let stream = "data: {\"usageMetadata\":{\"promptTokenCount\":9,\"thoughtsTokenCount\":5}}\r\n\r\n\
+        data: {\"usageMetadata\":{\"promptTokenCount\":9,\"candidatesTokenCount\":4,\"thoughtsTokenCount\":8}}\r\n\r\n";
+    assert_eq!(usage(EVENTS, stream), Some((9, 12)));
+    let (thinking, _) = stream.split_once("\r\n").unwrap();
+    assert_eq!(usage(EVENTS, &format!("{thinking}\r\n\r\n")), Some((9, 5)));
+}
+
+#[test]
 fn whole_answers_tell_too() {
     let openai = json!({"choices": [{"message": {"content": "x\"}{["}}], "usage": {"prompt_tokens": 19, "completion_tokens": 10}});
     assert_eq!(usage(JSON, &openai.to_string()), Some((19, 10)));

@@ -182,7 +182,8 @@ impl Session {
                     view.on_override_restored(target, record);
                 }
             }
-            Some(Key::Member(_) | Key::Audit { .. }) => {}
+            // Policy is the leader's to judge: what members must know of it is in the pulse.
+            Some(Key::Policy(_) | Key::PolicyStatus(_) | Key::Member(_) | Key::Audit { .. }) => {}
             None => refuse("key", "names no pool and tenant".into()),
         }
     }

@@ -64,6 +64,7 @@ metrics! {
     Term Gauge "term" [] "The term of the leader that this process follows.";
     Members Gauge "members" ["pool"] "Members that use the pool.";
     StoreBytes Gauge "store_bytes" [] "What the store holds.";
+    PoliciesRejected Counter "policies_rejected_total" ["pool"] "Policies in the store that were not well formed.";
     OverridesRejected Counter "overrides_rejected_total" ["pool"] "Overrides that were not well formed.";
     // The client.
     RecordsRefused Counter "records_refused_total" ["kind"] "Records read from the store that were not taken.";
@@ -76,6 +77,7 @@ metrics! {
     ReservationsExpired Counter "reservations_expired_total" ["pool"] "Calls that were never settled and whose places were given to others.";
     Throttled Counter "throttled_total" ["pool", "kind"] "Calls that the provider throttled.";
     HeaderFaults Counter "header_faults_total" ["pool", "reason"] "Limit headers of the provider that could not be read.";
+    Mode Gauge "mode" ["pool"] "What becomes of limits: 0 enforced, 1 observed, 2 off.";
     MemberState Gauge "member_state" ["pool"] "0 bootstrap, 1 active, 2 braking, 3 lapsed.";
     RepliesDropped Counter "replies_dropped_total" ["why"] "Replies of the leader that were not taken.";
     ReportFailures Counter "report_failures_total" ["why"] "Reports that did not reach the leader.";

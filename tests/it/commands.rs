@@ -34,15 +34,17 @@ const WRONG: &[(&str, &str, &[&str])] = &[
         "a misspelt key",
         "[pools.a]\ndialect = \"openai\"\nconcurency = 8\ncapacity = { \"requests/minute\" = 600 }\n",
         &[
-            "t.toml:3:1: pools.a.concurency: unknown key, expected dialect, concurrency, capacity, tenants or default; did \
+            "t.toml:3:1: pools.a.concurency: unknown key, expected dialect, mode, concurrency, capacity, tenants or default; did \
            you mean \"concurrency\"?",
         ],
     ),
     (
         "a key in the wrong table",
         "[pools.a]\ndialect = \"openai\"\nweight = 3\ncapacity = { \"requests/minute\" = 600 }\n",
-        &["t.toml:3:1: pools.a.weight: unknown key, expected dialect, concurrency, capacity, tenants or default; \
-           \"weight\" belongs in [pools.<id>.tenants.<name>] or [pools.<id>.default]"],
+        &[
+            "t.toml:3:1: pools.a.weight: unknown key, expected dialect, mode, concurrency, capacity, tenants or default; \
+           \"weight\" belongs in [pools.<id>.tenants.<name>] or [pools.<id>.default]",
+        ],
     ),
     (
         "a number out of its range",

@@ -41,6 +41,8 @@ mod peers;
 mod peers_store;
 mod outbox;
 mod planner;
+mod policy;
+mod policy_live;
 mod print;
 mod provider;
 mod provider_bodies;

@@ -7,13 +7,19 @@
 //!
 //! *Order of locks*: a gate's, then its parent's.
 
+mod few;
+mod passing;
+
 use std::fmt;
+
+use few::FewUnits;
 
 use super::cells::{Cells, Lock, Native};
 use super::swap::{PoolWide, Swap};
 use crate::clock::MonoTime;
 use crate::limiter::{Bound, Decision, Denial, Limiter, Limits, Line, Never, Priority, Reservation, Ticket, Wait};
 use crate::observation::Counters;
+use crate::plan::Mode;
 use crate::quota::Cost;
 
 /// Most that may wait in one line; the next one is refused at once.
@@ -116,6 +122,7 @@ struct State<W> {
     asked_at: MonoTime,
     reserved: FewUnits,
     closed: bool,
+    mode: Mode,
     line: Line<W>,
     aside: Option<Box<Aside>>,
     limiter: Limiter,
@@ -128,32 +135,8 @@ struct Aside {
     counters: Counters,
     /// Requests that asked and are not admitted. Below zero when they asked at a gate that this one replaced.
     unadmitted: i64,
-}
-
-/// Units counted since they were last put to the others.
-#[derive(Debug, Default)]
-struct FewUnits {
-    requests: u32,
-    input_tokens: u32,
-    output_tokens: u32,
-}
-
-impl FewUnits {
-    /// Adds a cost; says whether there was room for it.
-    #[inline]
-    fn add(&mut self, cost: &Cost) -> bool {
-        let sum = |few: u32, more: u64| few.checked_add(u32::try_from(more).ok()?);
-        let requests = self.requests.checked_add(cost.requests);
-        let (input, output) = (sum(self.input_tokens, cost.input_tokens), sum(self.output_tokens, cost.output_tokens));
-        let (Some(requests), Some(input_tokens), Some(output_tokens)) = (requests, input, output) else { return false };
-        *self = Self { requests, input_tokens, output_tokens };
-        true
-    }
-
-    fn cost(&self) -> Cost {
-        let Self { requests, input_tokens, output_tokens } = *self;
-        Cost { requests, input_tokens: input_tokens.into(), output_tokens: output_tokens.into() }
-    }
+    would_wait: u64,
+    would_refuse: u64,
 }
 
 /// One tenant's limiter and line in this process.
@@ -173,6 +156,10 @@ pub struct Traffic {
     pub waiting: usize,
     /// Reservations that nobody settled in time.
     pub expired: u64,
+    /// Requests admitted at once that would have waited: limits were observed.
+    pub would_wait: u64,
+    /// Requests admitted that would have been refused.
+    pub would_refuse: u64,
 }
 
 /// Some of a gate's [`Traffic`].
@@ -186,6 +173,10 @@ pub struct Glance {
     pub waiting: usize,
     /// Reservations that nobody settled in time.
     pub expired: u64,
+    /// Requests admitted at once that would have waited.
+    pub would_wait: u64,
+    /// Requests admitted that would have been refused.
+    pub would_refuse: u64,
 }
 
 impl<W: Wake, C: Cells> Gate<W, C> {
@@ -193,7 +184,16 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     #[must_use]
     pub fn new(limiter: Limiter, now: MonoTime) -> Self {
         let (reserved, line) = (FewUnits::default(), Line::default());
-        let state = State { version: 0, asked_at: now, reserved, closed: false, line, aside: None, limiter };
+        let state = State {
+            version: 0,
+            asked_at: now,
+            reserved,
+            closed: false,
+            mode: Mode::Enforce,
+            line,
+            aside: None,
+            limiter,
+        };
         Self { state: C::Lock::new(state) }
     }
 
@@ -205,7 +205,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         // No closure: one that is used in several places is called.
         let mut state = self.state.lock();
         state.catch_up(wide, now);
-        if state.closed || !state.has_turn(None, priority, now) {
+        if !state.is_plain() || !state.has_turn(None, priority, now) {
             return None;
         }
         match state.limiter.decide(cost, now) {
@@ -238,6 +238,9 @@ impl<W: Wake, C: Cells> Gate<W, C> {
                 }),
             };
             let admitted = matches!(answer, Answer::Admitted(..));
+            if state.mode == Mode::Off {
+                return answer;
+            }
             if asker.counted == admitted {
                 state.aside().unadmitted += if admitted { -1 } else { 1 };
             }
@@ -258,7 +261,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     ) -> Option<Reservation> {
         let mut state = self.state.lock();
         state.catch_up(wide, now);
-        if state.closed || !state.has_turn(None, priority, now) {
+        if !state.is_plain() || !state.has_turn(None, priority, now) {
             return None;
         }
         let reservation = state.limiter.decide(cost, now).ok()?;
@@ -321,21 +324,27 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     /// Ends a request in flight; the head of the line may have its place.
     pub fn settle(&self, reservation: Reservation, charged: Option<Cost>, used: &Cost, now: MonoTime) {
         self.state.with(|state| {
-            let reserved = reservation.cost();
-            let counters = &mut state.aside().counters;
-            if let Some(charged) = charged {
-                counters.reserved.add(&charged.minus(&reserved));
-                counters.returned.add(&reserved.minus(&charged));
+            if state.mode != Mode::Off {
+                let reserved = reservation.cost();
+                let counters = &mut state.aside().counters;
+                if let Some(charged) = charged {
+                    counters.reserved.add(&charged.minus(&reserved));
+                    counters.returned.add(&reserved.minus(&charged));
+                }
+                counters.settled.add(used);
             }
-            counters.settled.add(used);
             state.limiter.settle(reservation, charged, now);
             state.wake_head();
         });
     }
 
-    /// Counts something of the tenant's traffic.
+    /// Counts something of the tenant's traffic, unless limits are off.
     pub fn count(&self, count: impl FnOnce(&mut Counters)) {
-        self.state.with(|state| count(&mut state.aside().counters));
+        self.state.with(|state| {
+            if state.mode != Mode::Off {
+                count(&mut state.aside().counters);
+            }
+        });
     }
 
     /// Frees the places of calls that nobody settled. The head of the line asks again, whoever freed them: a decision may
@@ -354,6 +363,8 @@ impl<W: Wake, C: Cells> Gate<W, C> {
             in_flight: state.limiter.in_flight(),
             waiting: state.line.len(),
             expired: state.limiter.expired(),
+            would_wait: state.aside.as_ref().map_or(0, |aside| aside.would_wait),
+            would_refuse: state.aside.as_ref().map_or(0, |aside| aside.would_refuse),
         })
     }
 
@@ -364,6 +375,8 @@ impl<W: Wake, C: Cells> Gate<W, C> {
             refused: state.aside.as_ref().map_or(0, |aside| aside.counters.refused),
             waiting: state.line.len(),
             expired: state.limiter.expired(),
+            would_wait: state.aside.as_ref().map_or(0, |aside| aside.would_wait),
+            would_refuse: state.aside.as_ref().map_or(0, |aside| aside.would_refuse),
         })
     }
 
@@ -436,7 +449,9 @@ impl<W: Wake> State<W> {
 
     #[cold]
     fn learn<C: Cells>(&mut self, version: u64, wide: &Swap<PoolWide, C>, now: MonoTime) {
-        self.limiter.hold(&wide.load().all_holds(), now);
+        let wide = wide.load();
+        self.limiter.hold(&wide.all_holds(), now);
+        self.mode = wide.mode;
         self.version = version;
     }
 
@@ -455,6 +470,11 @@ impl<W: Wake> State<W> {
     }
 
     fn ask(&mut self, asker: &mut Asker<W>, now: MonoTime) -> Answer {
+        if !self.mode.enforces() {
+            let reservation = self.let_pass(&asker.cost, asker.deadline, now);
+            self.admitted(asker);
+            return Answer::Admitted(reservation, None);
+        }
         if !self.has_turn(asker.ticket, asker.priority, now) {
             return self.no_turn(asker, None, now);
         }
@@ -467,8 +487,9 @@ impl<W: Wake> State<W> {
         }
     }
 
-    /// Both gates, or neither. He stands in the parent's line only while it is his turn here.
-    fn ask_both(&mut self, asker: &mut Asker<W>, parent: &mut Self, now: MonoTime) -> Answer {
+    /// Both gates, or neither; of this one's room nothing hangs if it does not enforce. He stands in the parent's line only
+    /// while it is his turn here.
+    fn ask_with_parent(&mut self, asker: &mut Asker<W>, parent: &mut Self, now: MonoTime) -> Answer {
         if !self.has_turn(asker.ticket, asker.priority, now) {
             parent.leave_as_child(asker);
             return match parent.limiter.never(&asker.cost) {
@@ -476,13 +497,19 @@ impl<W: Wake> State<W> {
                 None => self.no_turn(asker, Some(parent), now),
             };
         }
-        let decided = match self.limiter.room(&asker.cost, now) {
+        let room = if self.mode.enforces() { self.limiter.room(&asker.cost, now) } else { Ok(()) };
+        let decided = match room {
             Err(denial) => {
                 parent.leave_as_child(asker);
                 return self.denied(asker, denial, None, now);
             }
             Ok(()) if parent.has_turn(asker.parent_ticket, asker.priority, now) => {
-                self.limiter.decide_both(&mut parent.limiter, &asker.cost, now)
+                if self.mode.enforces() {
+                    self.limiter.decide_both(&mut parent.limiter, &asker.cost, now)
+                } else {
+                    let theirs = parent.limiter.decide(&asker.cost, now);
+                    theirs.map(|theirs| (self.let_pass(&asker.cost, asker.deadline, now), theirs))
+                }
             }
             Ok(()) => Err(parent.denial_out_of_turn(asker, now)),
         };
@@ -532,7 +559,7 @@ impl<W: Wake> State<W> {
     }
 
     fn admitted(&mut self, asker: &mut Asker<W>) {
-        self.reserve(&asker.cost);
+        self.reserved(&asker.cost);
         if asker.waited {
             self.aside().counters.waited += 1;
         }
@@ -554,7 +581,9 @@ impl<W: Wake> State<W> {
             Some(ahead) => ahead,
             None => self.line.ahead_of_newcomer(asker.priority, now),
         };
-        let mut expected = self.limiter.expected(&ahead.cost, &asker.cost, now);
+        let free = Wait { at: Some(now), by: Bound::Concurrency };
+        let mut expected =
+            if self.mode.enforces() { self.limiter.expected(&ahead.cost, &asker.cost, now) } else { free };
         if let Some(parent) = parent {
             // Those ahead need room in both.
             expected = later(expected, parent.limiter.expected(&ahead.cost, &asker.cost, now));

@@ -96,6 +96,7 @@ mod permit;
 mod pool;
 mod report;
 mod session;
+mod status;
 pub mod swap;
 
 use std::collections::BTreeMap;
@@ -118,9 +119,10 @@ pub use gate::{LINE_MAX, Traffic};
 pub use layer::{BoxError, Limit, LimitLayer};
 pub use member::{Changes, MemberState, MeterTerms, PULSE_QUIET, PoolView, Terms};
 pub use middleware::Limited;
-pub use params::{ClientParams, PoolParams};
+pub use params::{ClientParams, MODE_VARIABLE, PoolParams};
 pub use permit::Permit;
 pub use session::{Notice, Session};
+pub use status::{ClientStatus, PoolStatus};
 pub use swap::Tuning;
 
 use crate::clock::SystemClock;
@@ -181,12 +183,16 @@ impl Client {
         let now = crate::clock::Clock::now(&*clock);
         let views: BTreeMap<PoolId, PoolView> =
             params.pools.iter().map(|pool| (pool.id.clone(), PoolView::new(pool.bootstrap.clone(), now))).collect();
+        // Before anything is heard: whoever turned limits off wants them off at once.
+        let own_mode = drive::own_mode(params.mode);
+        let mode = own_mode.unwrap_or_default();
         let ids: Vec<PoolId> = params.pools.iter().map(|pool| pool.id.clone()).collect();
         let first: BTreeMap<PoolId, PoolWide> =
-            views.iter().map(|(id, view)| (id.clone(), PoolWide::new(view.state(now)))).collect();
+            views.iter().map(|(id, view)| (id.clone(), PoolWide { mode, ..PoolWide::new(view.state(now)) })).collect();
         let views: Views = Arc::new(Mutex::new(views));
         let core = Arc::new(Core {
             instance,
+            mode: own_mode,
             boot,
             clock: clock.clone(),
             telemetry: telemetry.clone(),
@@ -221,6 +227,9 @@ impl Client {
             let gates = Gates::new(Arc::new(shared(pool, first)), views.clone(), parent);
             pools.insert(pool.id.clone(), Arc::new(gates));
         }
+        if own_mode.is_some() {
+            pools.values().for_each(|gates| core.tell_mode(&gates.pool, mode));
+        }
         let _ = core.pools.set(pools);
 
         let lease = Arc::new(Mutex::new(None));
@@ -245,6 +254,12 @@ impl Client {
         gates
             .map(|gates| Pool { gates, max_wait: self.max_wait, _tasks: self.tasks.clone() })
             .ok_or_else(|| UnknownPool(id.chars().take(crate::quota::POOL_ID_BYTES_MAX).collect()))
+    }
+
+    /// How this process stands: to the store, to the leader, and in each pool.
+    #[must_use]
+    pub fn status(&self) -> ClientStatus {
+        status::status(&self.core)
     }
 
     /// This process's name among the members.

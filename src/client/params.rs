@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use crate::limiter::CALL_MAX;
 use crate::plan::keyspace::Keyspace;
-use crate::plan::{Rate, Thresholds};
+use crate::plan::{Mode, Rate, Thresholds};
 use crate::provider::Dialect;
 use crate::quota::{Meter, PoolId};
+
+/// Names the environment variable that holds a process's own mode: `enforce`, `observe` or `off`. Read when a client starts.
+pub const MODE_VARIABLE: &str = "TIDEGATE_MODE";
 
 /// A client's parameters.
 #[derive(Debug, Clone)]
@@ -21,6 +24,9 @@ pub struct ClientParams {
     pub report_url: Option<String>,
     /// How long a request waits for admission unless the caller says otherwise.
     pub max_wait: Duration,
+    /// This process's own word on whether limits hold, stronger than every pool's policy and in need of nobody; the
+    /// environment's [`MODE_VARIABLE`] is stronger still.
+    pub mode: Option<Mode>,
     /// After how long without a request the process forgets what it kept of a tenant, once the tenant owes nothing and has
     /// saved up all that it may.
     pub idle_after: Duration,
@@ -62,6 +68,7 @@ impl ClientParams {
             pools,
             report_url: None,
             max_wait: Duration::from_secs(10),
+            mode: None,
             idle_after: Duration::from_secs(60),
         }
     }

@@ -6,6 +6,7 @@
 //! - A malformed record changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::member::PoolView;
 use crate::clock::MonoTime;
@@ -39,13 +40,16 @@ pub struct Session {
     revision: u64,
     leader: Option<LeaderRecord>,
     term: u64,
+    /// When the store last said anything.
+    heard_at: Option<MonoTime>,
 }
 
 impl Session {
     /// A session for these pools.
     #[must_use]
     pub fn new(keys: Keyspace, pools: impl IntoIterator<Item = PoolId>) -> Self {
-        Self { keys, pools: pools.into_iter().collect(), cluster_id: None, revision: 0, leader: None, term: 0 }
+        let pools = pools.into_iter().collect();
+        Self { keys, pools, cluster_id: None, revision: 0, leader: None, term: 0, heard_at: None }
     }
 
     /// What to list.
@@ -85,8 +89,20 @@ impl Session {
         self.term
     }
 
+    /// The store said something on the watch. It may be no more than that it is alive, and never means that all is known.
+    pub fn on_word(&mut self, now: MonoTime) {
+        self.heard_at = Some(now);
+    }
+
+    /// How long ago the store last said anything; `None` before it ever did.
+    #[must_use]
+    pub fn silence(&self, now: MonoTime) -> Option<Duration> {
+        self.heard_at.map(|at| now.since(at))
+    }
+
     /// Takes a list: diffs it against the views.
     pub fn on_list(&mut self, listing: &Listing, views: &mut BTreeMap<PoolId, PoolView>, now: MonoTime) -> Vec<Notice> {
+        self.on_word(now);
         let mut notices = Vec::new();
         let other_cluster = self.cluster_id.is_some_and(|id| id != listing.cluster_id);
         if other_cluster || listing.revision < self.revision {

@@ -75,10 +75,16 @@ pub struct Reservation {
     at: MonoTime,
     /// How many requests were admitted before this one.
     serial: u64,
-    slice: Slice,
+    /// `None`: nothing was taken.
+    slice: Option<Slice>,
 }
 
 impl Reservation {
+    /// For a request that goes without being asked for: nothing is taken, and nothing is to be given back.
+    pub fn of_nothing(cost: &Cost, now: MonoTime) -> Self {
+        Self { cost: *cost, at: now, serial: 0, slice: None }
+    }
+
     /// What was taken.
     #[must_use]
     pub fn cost(&self) -> Cost {
@@ -472,9 +478,9 @@ impl Limiter {
         self.meters.iter().find(too_large).map(|metered| metered.never(cost.of(metered.meter.unit)))
     }
 
-    fn take(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
-        let reservation = self.reservation(cost, now);
-        let Reservation { serial, slice, .. } = reservation;
+    /// Takes the units whatever is there, into debt if need be: for one who goes before its time.
+    pub fn take(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
+        let (serial, slice) = self.place(now);
         for metered in &mut self.meters {
             let needed = cost.of(metered.meter.unit);
             if !metered.is_at_ease(needed) {
@@ -483,16 +489,30 @@ impl Limiter {
             }
             metered.counter.take(needed, now);
         }
-        reservation
+        Reservation { cost: *cost, at: now, serial, slice: Some(slice) }
+    }
+
+    /// Counts a request that goes without anything being taken for it.
+    pub fn let_pass(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
+        self.admitted += 1;
+        Reservation::of_nothing(cost, now)
     }
 
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "see `Gate::decide`")]
     fn reservation(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
+        let (serial, slice) = self.place(now);
+        Reservation { cost: *cost, at: now, serial, slice: Some(slice) }
+    }
+
+    /// A number and a place in flight for one more.
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "see `Gate::decide`")]
+    fn place(&mut self, now: MonoTime) -> (u64, Slice) {
         self.refused_until = MonoTime::default();
         let serial = self.admitted;
         self.admitted += 1;
-        Reservation { cost: *cost, at: now, serial, slice: self.flights.take(now) }
+        (serial, self.flights.take(now))
     }
 
     /// When everything `ahead` plus `cost` will have been supplied, and by which meter last: the honest wait of a newcomer to
@@ -518,9 +538,9 @@ impl Limiter {
     /// unknown and counts as fully used. Units of a window that has ended are not given back in a later one.
     #[allow(clippy::needless_pass_by_value, reason = "a reservation is settled once")]
     pub fn settle(&mut self, reservation: Reservation, charged: Option<Cost>, now: MonoTime) {
+        let Reservation { cost, at, serial, slice: Some(slice) } = reservation else { return };
         self.refused_until = MonoTime::default();
         self.release_ended(now);
-        let Reservation { cost, at, serial, slice } = reservation;
         self.flights.advance(now);
         self.flights.give_back(slice);
         let mut first_serials: &[(Meter, u64)] = &[];

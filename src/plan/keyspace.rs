@@ -15,6 +15,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::Mode;
 use super::overrides::Target;
 use crate::clock::UnixMillis;
 use crate::quota::{Grantee, PoolId, decode_segment, encode_segment};
@@ -39,6 +40,9 @@ pub struct Presence {
     /// The pools it uses.
     #[serde(default)]
     pub pools: Vec<PoolId>,
+    /// Its own word on whether limits hold, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
 }
 
 /// A parsed key.

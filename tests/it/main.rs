@@ -36,6 +36,7 @@ mod limiter_twin;
 mod line;
 mod member;
 mod middleware;
+mod mode;
 mod operators;
 mod peers;
 mod peers_store;

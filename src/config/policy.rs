@@ -14,9 +14,6 @@ use crate::controller::PoolParams;
 use crate::plan::POLICY_BYTES_MAX;
 use crate::quota::PoolId;
 
-/// So many mistakes are told where there is one line for them.
-const TOLD_MAX: usize = 3;
-
 /// Reads and checks a policy; with it, what somebody should look at though it is taken.
 ///
 /// # Errors
@@ -46,18 +43,7 @@ pub fn policy(pool: &PoolId, value: &[u8]) -> Result<(PoolParams, Mistakes), Mis
 
 /// The same for a controller: what is wrong, in one line.
 pub(super) fn read(pool: &PoolId, value: &[u8]) -> Result<PoolParams, String> {
-    policy(pool, value).map(|(read, _)| read).map_err(|mistakes| {
-        let told = mistakes.list.iter().take(TOLD_MAX).map(|mistake| match mistake.key.as_str() {
-            "" => mistake.message.clone(),
-            key => format!("{key}: {}", mistake.message),
-        });
-        let mut told: Vec<String> = told.collect();
-        let more = mistakes.list.len().saturating_sub(TOLD_MAX);
-        if more > 0 {
-            told.push(format!("and {more} more"));
-        }
-        told.join("; ")
-    })
+    policy(pool, value).map(|(read, _)| read).map_err(|mistakes| mistakes.in_one_line())
 }
 
 /// JSON as a TOML value on one line.

@@ -43,6 +43,7 @@ mod peers_store;
 mod outbox;
 mod planner;
 mod policy;
+mod policy_commands;
 mod policy_live;
 mod print;
 mod provider;

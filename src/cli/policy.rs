@@ -361,9 +361,9 @@ async fn diff(args: DiffArgs) -> Result<(), Failure> {
         return Err(Failure::Usage(format!("{pool} is neither in {} nor in etcd", args.file.display())));
     }
     if args.json {
-        print_json(&shown)?
+        print_json(&shown)?;
     } else {
-        print(&text)?
+        print(&text)?;
     }
     if differ.is_empty() {
         return Ok(());

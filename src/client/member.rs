@@ -180,6 +180,8 @@ struct Lease {
 #[derive(Debug)]
 pub struct PoolView {
     bootstrap: Thresholds,
+    /// What this process enforced before it was started again, less what is not trusted; until the first grant.
+    last_known: BTreeMap<Grantee, Thresholds>,
     grants: BTreeMap<Grantee, Granted>,
     overrides: OverrideBook,
     /// The newest pulse, and when the last one that counts came; one found in a list without a leader does not count.
@@ -204,6 +206,7 @@ impl PoolView {
     pub fn new(bootstrap: Thresholds, now: MonoTime) -> Self {
         Self {
             bootstrap,
+            last_known: BTreeMap::new(),
             grants: BTreeMap::new(),
             overrides: OverrideBook::default(),
             pulse: None,
@@ -217,6 +220,14 @@ impl PoolView {
             changes: Changes { all: true, some: BTreeSet::new() },
             taken: (now, UnixMillis::default(), Moving { brake: 1.0, kept: 0.0 }),
         }
+    }
+
+    /// The same, with what holds instead of the bootstrap thresholds for some tenants until the first grant comes.
+    #[must_use]
+    pub fn with_last_known(mut self, last_known: BTreeMap<Grantee, Thresholds>) -> Self {
+        self.changes.some.extend(last_known.keys().cloned());
+        self.last_known = last_known;
+        self
     }
 
     /// Whose limits may have changed since this was last asked, by records or by time.
@@ -249,6 +260,8 @@ impl PoolView {
         if self.grants.get(&grantee).is_none_or(|known| known.stamp < grant.stamp) {
             self.changes.some.insert(grantee.clone());
             self.grants.insert(grantee, grant.into());
+            // Told by a leader: what is remembered counts no more.
+            self.changes.some.extend(std::mem::take(&mut self.last_known).into_keys());
         }
     }
 
@@ -398,6 +411,24 @@ impl PoolView {
         self.leases.iter().filter(move |(_, lease)| lease.until > now).map(|(grantee, _)| grantee)
     }
 
+    /// What is enforced for the tenants that this process has shares of, and for `@default`: what is worth remembering. Empty
+    /// unless a leader lives.
+    #[must_use]
+    pub fn worth_remembering(&self, now: MonoTime, wall: UnixMillis) -> BTreeMap<Grantee, Thresholds> {
+        if self.state(now) != MemberState::Active {
+            return BTreeMap::new();
+        }
+        let used = self.leased(now).chain([&Grantee::Default]);
+        let enforced = |grantee: &Grantee| {
+            let Limits { meters, concurrency, blocked } = self.limits_of(grantee, now, wall)?;
+            // A block is remembered as a rate of nothing.
+            let rate = |rate: Rate| if blocked { rate.scaled(0.0) } else { rate };
+            let rates = meters.into_iter().map(|(meter, limit)| (meter, rate(limit.rate))).collect();
+            Some((grantee.clone(), Thresholds { rates, concurrency }))
+        };
+        used.filter_map(enforced).collect()
+    }
+
     /// How this member stands to the leader.
     #[must_use]
     pub fn state(&self, now: MonoTime) -> MemberState {
@@ -463,6 +494,7 @@ impl PoolView {
             Target::Every | Target::Capacity => None,
         });
         let named = self.grants.keys().chain(blocked).chain([&Grantee::Default]);
+        let named = named.chain(self.last_known.keys());
         named.filter_map(|grantee| Some((grantee.clone(), self.limits_of(grantee, now, wall)?))).collect()
     }
 
@@ -479,8 +511,10 @@ impl PoolView {
             return Some(self.granted_terms(grantee, grant, now, wall));
         }
         // Undeclared tenants are never open: without a grant for them they have the bootstrap thresholds.
-        if *grantee == Grantee::Default {
-            return Some(self.bootstrap_terms(wall));
+        let known = self.last_known.get(grantee);
+        let known = known.or_else(|| (*grantee == Grantee::Default).then_some(&self.bootstrap));
+        if let Some(thresholds) = known {
+            return Some(self.bootstrap_terms(grantee, thresholds, wall));
         }
         // A block reaches a tenant without a grant too. Nothing else does: it would multiply capacity.
         let own = self.overrides.at(&Target::One(grantee.clone()), wall);
@@ -488,16 +522,16 @@ impl PoolView {
         blocked.then(|| Terms { blocked, ..Terms::default() })
     }
 
-    /// The bootstrap thresholds, an operator's record being stronger.
-    fn bootstrap_terms(&self, wall: UnixMillis) -> Terms {
-        let (star, own) = self.overrides.for_tenant(&Grantee::Default, wall);
+    /// The bootstrap thresholds, or what was last known, an operator's record being stronger.
+    fn bootstrap_terms(&self, grantee: &Grantee, thresholds: &Thresholds, wall: UnixMillis) -> Terms {
+        let (star, own) = self.overrides.for_tenant(grantee, wall);
         let left = |(meter, rate): (&Meter, &Rate)| (*meter, rate.scaled(self.capacity_left(*meter, wall)));
-        let rates = self.bootstrap.rates.iter().map(left).collect();
-        let used = effective(&Thresholds { rates, concurrency: self.bootstrap.concurrency }, star, own);
+        let rates = thresholds.rates.iter().map(left).collect();
+        let used = effective(&Thresholds { rates, concurrency: thresholds.concurrency }, star, own);
         let meters = used.thresholds.rates.iter().map(|(meter, rate)| {
             let limit = Rate { rate: rate.rate, burst: rate.burst.max(least_burst(*meter)) };
             let terms = MeterTerms {
-                base: self.bootstrap.rates.get(meter).copied(),
+                base: thresholds.rates.get(meter).copied(),
                 scale: 1.0,
                 capacity: self.capacity_left(*meter, wall),
                 overridden: *rate,

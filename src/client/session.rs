@@ -4,6 +4,8 @@
 //! - A pulse first seen in a list counts only if the leader key is in the same list.
 //! - Another cluster id, or a list at a lower revision (a restored backup), restarts the order of records; levels stay.
 //! - A malformed record changes nothing.
+//! - Only what the process needs is followed: the leader, and of each pool the pulse, the overrides and the grants, of the
+//!   tenants that it says it serves alone where they are few.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,8 +14,11 @@ use super::member::PoolView;
 use crate::clock::MonoTime;
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
 use crate::plan::{Grant, OverrideStatus, Pulse, Target};
-use crate::quota::{Grantee, PoolId};
+use crate::quota::{Grantee, PoolId, TenantId};
 use crate::store::{Change, Entry, Listing, Select};
+
+/// More tenants than these are not followed one by one: each is a watch of its own to the store.
+pub const TENANTS_FOLLOWED_MAX: usize = 64;
 
 /// Something worth counting and saying once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +40,8 @@ pub enum Notice {
 #[derive(Debug)]
 pub struct Session {
     keys: Keyspace,
-    pools: BTreeSet<PoolId>,
+    /// The pools, and of each the tenants that are followed alone; none: all.
+    pools: BTreeMap<PoolId, BTreeSet<TenantId>>,
     cluster_id: Option<u64>,
     revision: u64,
     leader: Option<LeaderRecord>,
@@ -48,14 +54,22 @@ impl Session {
     /// A session for these pools.
     #[must_use]
     pub fn new(keys: Keyspace, pools: impl IntoIterator<Item = PoolId>) -> Self {
-        let pools = pools.into_iter().collect();
+        let pools = pools.into_iter().map(|pool| (pool, BTreeSet::new())).collect();
         Self { keys, pools, cluster_id: None, revision: 0, leader: None, term: 0, heard_at: None }
+    }
+
+    /// The same for one more pool, of which it serves these tenants; none: any.
+    #[must_use]
+    pub fn following(mut self, pool: PoolId, tenants: BTreeSet<TenantId>) -> Self {
+        let few = tenants.len() <= TENANTS_FOLLOWED_MAX;
+        self.pools.insert(pool, if few { tenants } else { BTreeSet::new() });
+        self
     }
 
     /// What to list.
     #[must_use]
     pub fn list_selects(&self) -> Vec<Select> {
-        let statuses = self.pools.iter().map(|pool| Select::Prefix(self.keys.override_statuses_of(pool)));
+        let statuses = self.pools.keys().map(|pool| Select::Prefix(self.keys.override_statuses_of(pool)));
         self.watch_selects().into_iter().chain(statuses).collect()
     }
 
@@ -63,10 +77,16 @@ impl Session {
     #[must_use]
     pub fn watch_selects(&self) -> Vec<Select> {
         let mut selects = vec![Select::Key(self.keys.key(&Key::Leader))];
-        for pool in &self.pools {
+        for (pool, tenants) in &self.pools {
             selects.push(Select::Key(self.keys.key(&Key::Pulse(pool.clone()))));
             selects.push(Select::Prefix(self.keys.overrides_of(pool)));
-            selects.push(Select::Prefix(self.keys.limits_of(pool)));
+            if tenants.is_empty() {
+                selects.push(Select::Prefix(self.keys.limits_of(pool)));
+                continue;
+            }
+            let own = tenants.iter().cloned().map(Grantee::Tenant);
+            let grant = |grantee| Select::Key(self.keys.key(&Key::Limits(pool.clone(), grantee)));
+            selects.extend(own.chain([Grantee::Default]).map(grant));
         }
         selects
     }

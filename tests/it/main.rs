@@ -29,6 +29,7 @@ mod fuzz;
 mod gate;
 mod gate_model;
 mod history;
+mod last_known;
 mod law;
 mod layer;
 mod limiter;

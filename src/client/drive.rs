@@ -133,7 +133,7 @@ impl Core {
 
     /// What becomes of a pool's limits here: this process's own word, else what its last pulse said.
     pub(super) fn mode_of(&self, view: &PoolView) -> Mode {
-        self.mode.or(view.pulse().map(|pulse| pulse.mode)).unwrap_or_default()
+        self.mode.unwrap_or(view.mode())
     }
 
     pub(super) fn tell_mode(&self, pool: &PoolShared, mode: Mode) {

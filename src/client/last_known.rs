@@ -17,8 +17,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::drive::Core;
+use super::member::Remembered;
 use crate::clock::UnixMillis;
-use crate::plan::Thresholds;
 use crate::quota::{Grantee, PoolId};
 
 const SCHEMA: u32 = 1;
@@ -31,7 +31,7 @@ const KEEP_EVERY: Duration = Duration::from_secs(10);
 /// 10,000 tenants of three meters take less than half.
 const BYTES_MAX: u64 = 8 << 20;
 
-type Pools = BTreeMap<PoolId, BTreeMap<Grantee, Thresholds>>;
+type Pools = BTreeMap<PoolId, BTreeMap<Grantee, Remembered>>;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct LastKnown {
@@ -75,15 +75,16 @@ fn trusted(file: &Path, wall: UnixMillis) -> Result<Option<(Pools, u64)>, String
     if age_ms > AGE_MAX_MS {
         return Err("it is older than 24 hours".to_owned());
     }
-    let half = |(grantee, thresholds): (Grantee, Thresholds)| (grantee, thresholds.scaled(PART));
-    let bad = |thresholds: &Thresholds| {
-        thresholds
-            .rates
-            .values()
-            .any(|rate| !rate.rate.is_finite() || !rate.burst.is_finite() || rate.rate < 0.0 || rate.burst < 0.0)
+    let half = |(grantee, known): (Grantee, Remembered)| {
+        (grantee, Remembered { thresholds: known.thresholds.scaled(PART), ..known })
     };
-    if pools.values().flat_map(BTreeMap::values).any(bad) {
-        return Err("a rate or burst is no number of units, 0 or more".to_owned());
+    let units = |units: &f64| units.is_finite() && *units >= 0.0;
+    let good = |known: &Remembered| {
+        let mut rates = known.thresholds.rates.values();
+        rates.all(|rate| units(&rate.rate) && units(&rate.burst)) && known.largest_request.values().all(units)
+    };
+    if !pools.values().flat_map(BTreeMap::values).all(good) {
+        return Err("a rate, burst or request is no number of units, 0 or more".to_owned());
     }
     Ok(Some((pools.into_iter().map(|(pool, known)| (pool, known.into_iter().map(half).collect())).collect(), age_ms)))
 }

@@ -11,10 +11,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::clock::{MonoTime, UnixMillis};
 use crate::limiter::{Alignment, Counting, ENTRIES_MAX, Limits, MeterLimit};
 use crate::plan::{
-    Action, Algorithm, Grant, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds,
+    Action, Algorithm, Grant, Mode, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds,
     capacity_factor, effective,
 };
 use crate::quota::{Grantee, Meter, Unit};
@@ -111,6 +113,15 @@ impl Granted {
     }
 }
 
+/// What a process enforced of a tenant when it last ran.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Its own part.
+    pub thresholds: Thresholds,
+    /// The largest request of each meter that it would have admitted, which is no matter of its part.
+    pub largest_request: BTreeMap<Meter, f64>,
+}
+
 /// Whose limits may have changed since they were last asked for.
 #[derive(Debug, Default)]
 pub struct Changes {
@@ -181,7 +192,7 @@ struct Lease {
 pub struct PoolView {
     bootstrap: Thresholds,
     /// What this process enforced before it was started again, less what is not trusted; until the first grant.
-    last_known: BTreeMap<Grantee, Thresholds>,
+    last_known: BTreeMap<Grantee, Remembered>,
     grants: BTreeMap<Grantee, Granted>,
     overrides: OverrideBook,
     /// The newest pulse, and when the last one that counts came; one found in a list without a leader does not count.
@@ -224,7 +235,7 @@ impl PoolView {
 
     /// The same, with what holds instead of the bootstrap thresholds for some tenants until the first grant comes.
     #[must_use]
-    pub fn with_last_known(mut self, last_known: BTreeMap<Grantee, Thresholds>) -> Self {
+    pub fn with_last_known(mut self, last_known: BTreeMap<Grantee, Remembered>) -> Self {
         self.changes.some.extend(last_known.keys().cloned());
         self.last_known = last_known;
         self
@@ -296,6 +307,20 @@ impl PoolView {
             let counted_at = if live { Some(now) } else { self.pulse_at() };
             self.pulse = Some((pulse, counted_at));
         }
+    }
+
+    /// The pulse was deleted: the pool is gone, and with it whatever its policy said of not enforcing. A pool that nobody speaks
+    /// of is never open.
+    pub fn on_pulse_removed(&mut self) {
+        if let Some((pulse, _)) = &mut self.pulse {
+            pulse.mode = Mode::Enforce;
+        }
+    }
+
+    /// What the pool's policy makes of its limits, as its last pulse said.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.pulse().map(|pulse| pulse.mode).unwrap_or_default()
     }
 
     /// Windows end when the leader last said, and each window's length after; what differs by no more than a pulse's way is
@@ -414,7 +439,7 @@ impl PoolView {
     /// What is enforced for the tenants that this process has shares of, and for `@default`: what is worth remembering. Empty
     /// unless a leader lives.
     #[must_use]
-    pub fn worth_remembering(&self, now: MonoTime, wall: UnixMillis) -> BTreeMap<Grantee, Thresholds> {
+    pub fn worth_remembering(&self, now: MonoTime, wall: UnixMillis) -> BTreeMap<Grantee, Remembered> {
         if self.state(now) != MemberState::Active {
             return BTreeMap::new();
         }
@@ -423,8 +448,9 @@ impl PoolView {
             let Limits { meters, concurrency, blocked } = self.limits_of(grantee, now, wall)?;
             // A block is remembered as a rate of nothing.
             let rate = |rate: Rate| if blocked { rate.scaled(0.0) } else { rate };
+            let largest_request = meters.iter().map(|(meter, limit)| (*meter, limit.largest_request)).collect();
             let rates = meters.into_iter().map(|(meter, limit)| (meter, rate(limit.rate))).collect();
-            Some((grantee.clone(), Thresholds { rates, concurrency }))
+            Some((grantee.clone(), Remembered { thresholds: Thresholds { rates, concurrency }, largest_request }))
         };
         used.filter_map(enforced).collect()
     }
@@ -511,10 +537,11 @@ impl PoolView {
             return Some(self.granted_terms(grantee, grant, now, wall));
         }
         // Undeclared tenants are never open: without a grant for them they have the bootstrap thresholds.
-        let known = self.last_known.get(grantee);
-        let known = known.or_else(|| (*grantee == Grantee::Default).then_some(&self.bootstrap));
-        if let Some(thresholds) = known {
-            return Some(self.bootstrap_terms(grantee, thresholds, wall));
+        if let Some(Remembered { thresholds, largest_request }) = self.last_known.get(grantee) {
+            return Some(self.bootstrap_terms(grantee, thresholds, largest_request, wall));
+        }
+        if *grantee == Grantee::Default {
+            return Some(self.bootstrap_terms(grantee, &self.bootstrap, &BTreeMap::new(), wall));
         }
         // A block reaches a tenant without a grant too. Nothing else does: it would multiply capacity.
         let own = self.overrides.at(&Target::One(grantee.clone()), wall);
@@ -523,13 +550,20 @@ impl PoolView {
     }
 
     /// The bootstrap thresholds, or what was last known, an operator's record being stronger.
-    fn bootstrap_terms(&self, grantee: &Grantee, thresholds: &Thresholds, wall: UnixMillis) -> Terms {
+    fn bootstrap_terms(
+        &self,
+        grantee: &Grantee,
+        thresholds: &Thresholds,
+        largest: &BTreeMap<Meter, f64>,
+        wall: UnixMillis,
+    ) -> Terms {
         let (star, own) = self.overrides.for_tenant(grantee, wall);
         let left = |(meter, rate): (&Meter, &Rate)| (*meter, rate.scaled(self.capacity_left(*meter, wall)));
         let rates = thresholds.rates.iter().map(left).collect();
         let used = effective(&Thresholds { rates, concurrency: thresholds.concurrency }, star, own);
         let meters = used.thresholds.rates.iter().map(|(meter, rate)| {
             let limit = Rate { rate: rate.rate, burst: rate.burst.max(least_burst(*meter)) };
+            let largest_request = largest.get(meter).map_or(limit.burst, |largest| largest.max(limit.burst));
             let terms = MeterTerms {
                 base: thresholds.rates.get(meter).copied(),
                 scale: 1.0,
@@ -538,7 +572,7 @@ impl PoolView {
                 kept: 1.0,
                 brake: 1.0,
                 share: 1.0,
-                limit: MeterLimit { rate: limit, largest_request: limit.burst, counting: Counting::TokenBucket },
+                limit: MeterLimit { rate: limit, largest_request, counting: Counting::TokenBucket },
             };
             (*meter, terms)
         });

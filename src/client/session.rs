@@ -137,6 +137,7 @@ impl Session {
 
         let mut grants: BTreeSet<(PoolId, Grantee)> = BTreeSet::new();
         let mut overrides: BTreeSet<(PoolId, Target)> = BTreeSet::new();
+        let mut pulses: BTreeSet<PoolId> = BTreeSet::new();
         let leader_key = self.keys.key(&Key::Leader);
         let led = listing.entries.iter().any(|entry| entry.key == leader_key);
         if !led {
@@ -146,11 +147,15 @@ impl Session {
             match self.keys.parse(&entry.key) {
                 Some(Key::Limits(pool, grantee)) => drop(grants.insert((pool, grantee))),
                 Some(Key::Override(pool, target)) => drop(overrides.insert((pool, target))),
+                Some(Key::Pulse(pool)) => drop(pulses.insert(pool)),
                 _ => {}
             }
             self.on_put(entry, led, views, now, &mut notices);
         }
         for (id, view) in views {
+            if !pulses.contains(id) {
+                view.on_pulse_removed();
+            }
             view.retain(
                 |grantee| grants.contains(&(id.clone(), grantee.clone())),
                 |target| overrides.contains(&(id.clone(), target.clone())),
@@ -243,6 +248,11 @@ impl Session {
             Some(Key::Limits(pool, grantee)) => {
                 if let Some(view) = views.get_mut(&pool) {
                     view.on_grant_removed(&grantee);
+                }
+            }
+            Some(Key::Pulse(pool)) => {
+                if let Some(view) = views.get_mut(&pool) {
+                    view.on_pulse_removed();
                 }
             }
             Some(Key::Override(pool, target)) => {

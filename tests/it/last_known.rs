@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tidegate::client::{Client, ClientParams, MemberState, PoolParams, PoolView};
+use tidegate::client::{Client, ClientParams, MemberState, PoolParams, PoolView, Remembered};
 use tidegate::clock::{Clock, MonoTime, SystemClock, UnixMillis};
 use tidegate::limiter::Limits;
 use tidegate::plan::{Share, Thresholds};
@@ -26,12 +26,13 @@ fn rate(limits: Option<Limits>) -> Option<f64> {
     limits.map(|limits| if limits.blocked { -1.0 } else { limits.meters[&RPM].rate.rate })
 }
 
+fn remembered(rate: f64, burst: f64) -> Remembered {
+    Remembered { thresholds: rates(&[(RPM, rate, burst)]), largest_request: [(RPM, 50.0)].into() }
+}
+
 #[test]
 fn what_is_remembered_holds_until_the_first_grant_and_overrides_apply_to_it() {
-    let known = BTreeMap::from([
-        (grantee("acme"), rates(&[(RPM, 60.0, 6.0)])),
-        (grantee("globex"), rates(&[(RPM, 40.0, 4.0)])),
-    ]);
+    let known = BTreeMap::from([(grantee("acme"), remembered(60.0, 6.0)), (grantee("globex"), remembered(40.0, 4.0))]);
     let mut view = PoolView::new(rates(&[(RPM, 10.0, 1.0)]), at(0)).with_last_known(known);
     let limits = |view: &PoolView, name: &str| rate(view.limits_of(&grantee(name), at(0), WALL));
     assert_eq!(view.state(at(0)), MemberState::Bootstrap);
@@ -40,6 +41,7 @@ fn what_is_remembered_holds_until_the_first_grant_and_overrides_apply_to_it() {
         (Some(60.0), Some(10.0), None)
     );
     let all = view.limits(at(0), WALL);
+    assert_eq!(all[&grantee("acme")].meters[&RPM].largest_request, 50.0, "never is for what no tenant could send");
     assert!(all.contains_key(&grantee("globex")) && all.contains_key(&grantee("@default")));
     let told = view.take_changes(at(0), WALL);
     assert!(told.some.contains(&grantee("acme")) && told.some.contains(&grantee("globex")));
@@ -65,11 +67,12 @@ fn worth_remembering_is_this_members_part_while_a_leader_lives() {
     view.on_shares([(grantee("acme"), share), (grantee("blocked"), share)].into(), at(60_000));
     view.on_override(target("blocked"), Some(br#"{"block":true}"#)).expect("good");
     let known = view.worth_remembering(at(1_000), WALL);
-    let rate = |name: &str| known.get(&grantee(name)).map(|known| known.rates[&RPM].rate);
+    let rate = |name: &str| known.get(&grantee(name)).map(|known| known.thresholds.rates[&RPM].rate);
     assert_eq!(
         (rate("acme"), rate("blocked"), rate("others"), rate("@default")),
         (Some(30.0), Some(0.0), None, Some(10.0))
     );
+    assert_eq!(known[&grantee("acme")].largest_request[&RPM], 600.0, "the pool's, not this member's part");
     assert_eq!(view.worth_remembering(at(4_000), WALL), BTreeMap::new(), "braking");
 }
 
@@ -99,7 +102,7 @@ async fn a_process_that_starts_with_nobody_alive_begins_with_half_of_what_it_had
     client.close().await;
     let kept: Value = serde_json::from_slice(&std::fs::read(&file).expect("kept")).expect("JSON");
     assert_eq!(
-        kept["pools"][POOL]["acme"],
+        kept["pools"][POOL]["acme"]["thresholds"],
         json!({ "requests/minute": { "rate": 300.0, "burst": 30.0 }, "concurrency": 6 })
     );
     assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing else is left");
@@ -120,7 +123,8 @@ async fn what_is_too_old_from_the_future_or_no_such_file_is_ignored() {
     let wall = SystemClock::new().wall().0;
     let day = 24 * 3_600_000;
     let record = |unix_ms: u64, rate: f64| {
-        let known = json!({ "acme": { "requests/minute": { "rate": rate, "burst": 30.0 } } });
+        let thresholds = json!({ "requests/minute": { "rate": rate, "burst": 30.0 } });
+        let known = json!({ "acme": { "thresholds": thresholds, "largest_request": {} } });
         json!({ "schema": 1, "unix_ms": unix_ms, "pools": { POOL: known } }).to_string()
     };
     let newer = json!({ "schema": 2, "unix_ms": wall, "pools": {} }).to_string();

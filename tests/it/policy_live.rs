@@ -7,7 +7,7 @@ use tidegate::client::{Client, ClientParams, MemberState, PoolParams};
 use tidegate::config::Config;
 use tidegate::controller::Controller;
 use tidegate::limiter::Limits;
-use tidegate::plan::PolicyStatus;
+use tidegate::plan::{Mode, PolicyStatus};
 use tidegate::provider::Dialect;
 use tidegate::quota::Meter;
 use tidegate::sim::Etcd;
@@ -119,9 +119,13 @@ async fn pools_and_tenants_come_and_go_while_controller_and_members_run() {
     for _ in 0..2 {
         stage.put("extra", &policy(&["acme"]));
         stage.member("a pool comes", || stage.state("extra") == MemberState::Active).await;
+        let mode = || stage.client.status().pools["extra"].mode;
+        stage.put("extra", &policy(&["acme"]).replacen('{', "{\"mode\":\"off\",", 1));
+        stage.member("its limits are off", || mode() == Mode::Off).await;
         assert!(stage.limits("extra", "acme").is_some());
         stage.delete("extra");
         stage.member("a pool goes", || stage.state("extra") == MemberState::Bootstrap).await;
+        stage.member("a pool that is gone is not open", || mode() == Mode::Enforce).await;
         assert_eq!(stage.limits("extra", "acme"), None, "its tenants are among all others");
         let left = stage.client.pool("extra").expect("its own").tuning();
         let rate = left.limits_of(&tenant("acme")).expect("never open").meters[&Meter::REQUESTS_PER_MINUTE].rate.rate;

@@ -8,7 +8,7 @@ use serde_json::json;
 use tidegate::client::{MemberState, Notice, PoolView, Session, TENANTS_FOLLOWED_MAX};
 use tidegate::clock::{MonoTime, UnixMillis};
 use tidegate::plan::keyspace::{Key, Keyspace, LeaderRecord};
-use tidegate::plan::{Override, OverrideStatus, Pulse, Stamp, Target, Thresholds};
+use tidegate::plan::{Mode, Override, OverrideStatus, Pulse, Stamp, Target, Thresholds};
 use tidegate::quota::{Grantee, PoolId};
 use tidegate::store::{Change, Entry, Listing, Select};
 
@@ -326,6 +326,26 @@ fn a_few_tenants_are_followed_one_by_one_with_those_undeclared_and_many_by_their
     }
     let policy = keys.key(&Key::Policy(pool()));
     assert!(!selects(0).iter().any(|select| select.matches(&policy)), "what members must know of it is in the pulse");
+}
+
+#[test]
+fn a_pool_that_is_gone_is_not_open_whatever_its_policy_said() {
+    for listed in [false, true] {
+        let mut story = Story::led();
+        let off = Pulse { mode: Mode::Off, ..silent_pulse(stamp(7, 11)) };
+        let change = story.put(&Key::Pulse(pool()), &bytes(&off));
+        story.changes(&[change]);
+        assert_eq!(story.view().mode(), Mode::Off);
+        story.list();
+        assert_eq!(story.view().mode(), Mode::Off, "it is still there");
+        let gone = story.delete(&Key::Pulse(pool()));
+        if listed {
+            story.list();
+        } else {
+            story.changes(&[gone]);
+        }
+        assert_eq!(story.view().mode(), Mode::Enforce, "listed: {listed}");
+    }
 }
 
 #[test]

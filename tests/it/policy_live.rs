@@ -1,17 +1,22 @@
 //! Policy in a real etcd: operators put it with etcdctl, a running controller follows, and running members with it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use serde_json::{Value, json};
 use tidegate::client::{Client, ClientParams, MemberState, PoolParams};
 use tidegate::config::Config;
 use tidegate::controller::Controller;
 use tidegate::limiter::Limits;
+use tidegate::plan::keyspace::{Key, Keyspace};
 use tidegate::plan::{Mode, PolicyStatus};
 use tidegate::provider::Dialect;
-use tidegate::quota::Meter;
+use tidegate::quota::{Grantee, Meter, PoolId};
 use tidegate::sim::Etcd;
-use tidegate::store::EtcdStore;
+use tidegate::store::{
+    EtcdStore, LeaseId, Listing, MemoryStore, Outcome, Select, Source, Store, StoreError, Txn, Watch,
+};
 use tidegate::telemetry::{Metric, Telemetry};
 
 use super::by_hand::{grantee, tenant};
@@ -166,15 +171,59 @@ async fn pools_and_tenants_come_and_go_while_controller_and_members_run() {
     stage.client.close().await;
 }
 
+/// A store that answers everything but what operators wrote, once a term has begun: the loop's own list.
+#[derive(Debug, Clone)]
+struct HardOfHearing(MemoryStore);
+
+#[async_trait]
+impl Source for HardOfHearing {
+    async fn list(&self, selects: &[Select]) -> Result<Listing, StoreError> {
+        if selects.contains(&Select::Prefix(Keyspace::default().overrides())) {
+            return Err(StoreError::Silent { seconds: 1 });
+        }
+        self.0.list(selects).await
+    }
+
+    async fn watch(&self, selects: &[Select], from_revision: u64) -> Result<Watch, StoreError> {
+        self.0.watch(selects, from_revision).await
+    }
+}
+
+#[async_trait]
+impl Store for HardOfHearing {
+    async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
+        self.0.commit(txn).await
+    }
+
+    async fn lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.0.lease(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.0.keep_alive(lease).await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.0.revoke(lease).await
+    }
+}
+
+/// The pulse does not wait for what operators wrote later; but it is never by the file where the store has a policy.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_leader_plans_by_the_stores_policy_from_its_first_pulse_on() {
-    let stage = Stage::open().await;
-    stage.put("main", &policy(&["globex"]));
-    let controller = stage.controller().await;
-    stage.member("it grants", || stage.limits("main", "globex").is_some()).await;
-    // Revision by revision: the file's tenant never had a grant.
-    let history = stage.etcdctl(&["get", "-w", "json", "--prefix", "/tidegate/v1/limits/main/acme"]);
-    assert!(!history.contains("kvs"), "{history}");
+    let (store, keys) = (MemoryStore::new(), Keyspace::default());
+    let main: PoolId = "main".parse().expect("valid");
+    let record = policy(&["globex"]).into_bytes();
+    store.commit(Txn::put(keys.key(&Key::Policy(main.clone())), record)).await.expect("memory");
+    let config = Config::parse("t.toml", CONFIG).expect("good");
+    let deaf = Arc::new(HardOfHearing(store.clone()));
+    let controller = Controller::start(config.controller, deaf, Arc::new(Telemetry::new())).await.expect("it starts");
+    let granted = eventually("it grants", async || {
+        let entries = store.list(&[Select::Prefix(keys.limits_of(&main))]).await.expect("memory").entries;
+        (!entries.is_empty()).then(|| entries.into_iter().map(|entry| entry.key).collect::<Vec<_>>())
+    })
+    .await;
+    let expected = [Grantee::Default, grantee("globex")].map(|grantee| keys.key(&Key::Limits(main.clone(), grantee)));
+    assert_eq!(granted, expected);
     controller.stop().await;
-    stage.client.close().await;
 }

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | limit a service's calls | [`client`]: the middleware, calls by hand, streams, refusals |
 //! | run the controller | `tidegate run --help`, `tidegate check --help`, `config/reference.toml` |
+//! | change pools and tenants without a restart, try limits, turn them off | `tidegate policy --help`; [`plan::Mode`], [`client::MODE_VARIABLE`] |
 //! | override a limit, by hand or from code | `tidegate override --help`; [`plan`], with the record's fields; [`store`] to write it |
 //! | see what holds, and why | `tidegate status --help`, `tidegate limits --help`, `tidegate explain --help` |
 //! | test against a provider that says no | [`sim::emulator`], or `tidegate emulate` |
@@ -79,6 +80,7 @@
 //! | capacity | the controller's estimate of what the pool can take now |
 //! | threshold | what a tenant is granted on one meter, all members together |
 //! | grant | one published record: thresholds, safe thresholds, term, epoch, reason |
+//! | policy, mode | what holds for a pool: capacity, tenants; whether its limits are enforced, observed or off |
 //! | override | an operator's record, always stronger than the law |
 //! | base, effective | what a tenant is granted without its override; with it |
 //! | level | what is in a bucket, in units; refilled at a *rate*, up to a *burst* |

@@ -359,6 +359,111 @@ Environment:
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
+pub(super) const POLICY_ABOUT: &str = "\
+Look at pools' policies in etcd, put them, take them away, and compare them with a file.
+
+A policy in etcd has the keys of [pools.<id>] in the controller's file, as JSON. It is stronger than the file's, as a
+whole; controllers and members follow within two seconds, and pools and tenants come and go by it. `put` and `clear`
+write an audit record in the same transaction, which `tidegate audit` shows.";
+
+pub(super) const POLICY: &str = "\
+Examples:
+  tidegate policy get openai-gpt4o > pool.json
+  tidegate policy put openai-gpt4o pool.json --reason 'globex joins'
+  tidegate policy put openai-gpt4o tidegate.toml --reason 'as in the file'
+  tidegate policy diff tidegate.toml
+  tidegate policy clear openai-gpt4o --reason 'the file has it now'
+
+Exit codes:
+  0  done; for `put` also when no leader answers, since the next one reads it
+  1  etcd does not answer, the leader rejects the policy, there is none, or `diff` found a difference
+  2  wrong arguments, or mistakes in the policy
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const POLICY_GET: &str = "\
+Examples:
+  tidegate policy get                          # all that stand in etcd
+  tidegate policy get openai-gpt4o > pool.json # one, to be changed and put again
+
+Output of --json:
+  { pool, record, revision, status, error, applied }, or an array of them; status is accepted, rejected or unanswered
+  (no leader has spoken of it yet); applied is the record in force, as the leader says.
+
+Exit codes:
+  0  printed
+  1  the pool has no policy in etcd, etcd does not answer, or the output cannot be written
+  2  wrong arguments
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const POLICY_PUT: &str = "\
+Examples:
+  tidegate policy put openai-gpt4o pool.json --reason 'globex joins' --dry-run
+  tidegate policy get openai-gpt4o | jq '.mode = \"observe\"' | tidegate policy put openai-gpt4o - --reason 'a try'
+
+Every mistake is told, as `tidegate check` does of a file, and then nothing is written.
+
+Output of --json:
+  { key, record, before, warnings, status, error }; before is null when there was none; status is accepted, rejected,
+  unanswered (no leader said anything within 3 s) or dry_run; error comes with rejected.
+
+Exit codes:
+  0  written, and accepted or unanswered; or a dry run
+  1  etcd does not answer, the leader rejects the policy, or somebody else made or removed it just now
+  2  wrong arguments, mistakes in the policy, or no reason and no terminal to ask for it
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const POLICY_CLEAR: &str = "\
+Examples:
+  tidegate policy clear openai-gpt4o --reason 'the file has it now'
+
+A pool that the controller's file has not is gone with its policy: its grants are taken away, and its members fall to
+their bootstrap thresholds.
+
+Output of --json:
+  { key, before, status }; status is cleared.
+
+Exit codes:
+  0  taken away
+  1  there is none, etcd does not answer, or somebody else removed it just now
+  2  wrong arguments, or no reason and no terminal to ask for it
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
+pub(super) const POLICY_DIFF: &str = "\
+Examples:
+  tidegate policy diff tidegate.toml
+  tidegate policy diff tidegate.toml openai-gpt4o --json
+
+Records are compared as they are written: a default that one of them spells out is a difference.
+
+Output of --json:
+  { <pool>: [{ key, file, etcd }] }; a side that does not have the key is null.
+
+Exit codes:
+  0  nothing in etcd says otherwise
+  1  there are differences, or etcd does not answer
+  2  wrong arguments, or a file that cannot be read
+
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+
 pub(super) const AUDIT_ABOUT: &str = "\
 List who changed what, from what to what, and why; the oldest first.
 
@@ -399,10 +504,12 @@ Examples:
 Output of --json:
   { problems, warnings, leader: { name, url, term, led_for_ms },
     etcd: { endpoints, version, file_bytes, used_bytes, quota_bytes, revision, compacted_revision, errors },
-    pools: { <id>: { pulse_age_ms, stale, overrides, dialect, reason, tenants, members,
+    pools: { <id>: { pulse_age_ms, stale, mode, policy, overrides, dialect, reason, tenants, members,
                      meters: { <meter>: { capacity, limit, used, demand, others } } } },
-    members: [{ instance, pools, report_age_ms }] }
-  Amounts are in units per the meter's window. compacted_revision is null when etcd's history is whole.
+    members: [{ instance, pools, mode, report_age_ms }] }
+  mode is enforce, observe or off, as the pulse says; a member's own is null unless it has one. policy is file, etcd, or
+  rejected: that in etcd is malformed and the last good one holds. Amounts are in units per the meter's window.
+  compacted_revision is null when etcd's history is whole.
 
 Exit codes:
   0  somebody leads, each pulse is fresh, etcd has no alarm

@@ -11,6 +11,7 @@ mod headers;
 mod help;
 mod limits;
 mod overrides;
+mod policy;
 mod reach;
 mod recording;
 mod replay;
@@ -66,6 +67,9 @@ enum Command {
     /// Put, clear and list operators' overrides.
     #[command(subcommand, long_about = help::OVERRIDE_ABOUT, after_long_help = help::OVERRIDE)]
     Override(overrides::OverrideCommand),
+    /// Look at pools' policies in etcd, put them, take them away, compare them with a file.
+    #[command(subcommand, long_about = help::POLICY_ABOUT, after_long_help = help::POLICY)]
+    Policy(policy::PolicyCommand),
     /// List who changed what, and why.
     #[command(long_about = help::AUDIT_ABOUT, after_long_help = help::AUDIT)]
     Audit(audit::AuditArgs),
@@ -128,6 +132,7 @@ pub fn main() -> ExitCode {
             Command::Limits(command) => limits::limits(command).await,
             Command::Explain(args) => explain::explain(args).await,
             Command::Override(command) => overrides::overrides(command).await,
+            Command::Policy(command) => policy::policies(command).await,
             Command::Audit(args) => audit::audit(args).await,
             Command::Export(args) => transfer::export(args).await,
             Command::Import(args) => transfer::import(args).await,

@@ -10,12 +10,12 @@ use tokio::time::timeout;
 use super::overrides::Standing;
 use super::reach::{Leader, Reach, ReachArgs};
 use super::table::{NONE, number, span, table};
-use super::{Failure, print, print_json};
+use super::{Failure, policy, print, print_json};
 use crate::client::PULSE_QUIET;
 use crate::clock::{Clock, SystemClock, UnixMillis};
 use crate::controller::{LeaderAccount, MeterAccount, PoolAccount};
 use crate::plan::keyspace::{Key, Presence};
-use crate::plan::{Pulse, Stamp};
+use crate::plan::{Mode, Pulse, Stamp};
 use crate::quota::{Meter, PoolId};
 use crate::store::{Change, Health, Listing, Select, Source, Store, StoreError, WatchEvent};
 
@@ -77,6 +77,10 @@ struct PoolStatus {
     /// Below zero: the leader's clock is ahead.
     pulse_age_ms: i64,
     stale: bool,
+    /// What members make of its limits.
+    mode: Mode,
+    /// Whose policy holds: `file`, `etcd`, or `rejected` when that in etcd is malformed and the last good one holds.
+    policy: &'static str,
     overrides: usize,
     /// As the leader tells; `null` when it does not.
     #[serde(flatten)]
@@ -87,6 +91,8 @@ struct PoolStatus {
 struct MemberStatus {
     instance: String,
     pools: Vec<PoolId>,
+    /// Its own word on whether limits hold; `null` when the pools' policies say it.
+    mode: Option<Mode>,
     /// When it last reported to the leader; `null` when the leader does not tell, or has not heard of it.
     report_age_ms: Option<u64>,
 }
@@ -103,7 +109,8 @@ pub(super) async fn status(args: StatusArgs) -> Result<(), Failure> {
 async fn look(reach: &Reach, quota_bytes: Option<u64>) -> Result<Status, Failure> {
     let keys = &reach.keys;
     let selects = [Select::Key(keys.key(&Key::Leader)), Select::Prefix(keys.pulses()), Select::Prefix(keys.members())];
-    let (listing, standing) = tokio::try_join!(reach.list(&selects), Standing::all(reach, None))?;
+    let (listing, standing, policies) =
+        tokio::try_join!(reach.list(&selects), Standing::all(reach, None), policy::Standing::all(reach))?;
     let wall = SystemClock::new().wall();
     let leader = Leader::find(&listing, keys);
     let (account, health, compacted) = tokio::join!(ask(leader.as_ref()), reach.store.health(), compacted(reach));
@@ -143,6 +150,8 @@ async fn look(reach: &Reach, quota_bytes: Option<u64>) -> Result<Status, Failure
         }
     }
     let members = members(reach, &listing, account.as_ref());
+    mode_worries(&pools, &members, &mut warnings);
+    policy_worries(&policies, &mut pools, &mut warnings);
     let leader = leader.map(|Leader { record, term }| LeaderStatus {
         name: record.name,
         url: record.report_url,
@@ -192,6 +201,34 @@ fn etcd_worries(etcd: &EtcdStatus, problems: &mut Vec<String>, warnings: &mut Ve
     }
 }
 
+/// Where limits do not hold, or hold by somebody else's word.
+fn mode_worries(pools: &BTreeMap<PoolId, PoolStatus>, members: &[MemberStatus], warnings: &mut Vec<String>) {
+    for (pool, status) in pools.iter().filter(|(_, status)| !status.mode.enforces()) {
+        warnings.push(format!("the limits of {pool} are not enforced: its mode is {}", status.mode.as_str()));
+    }
+    for (member, mode) in members.iter().filter_map(|member| Some((member, member.mode?))) {
+        warnings.push(format!("{} has a mode of its own: {}", member.instance, mode.as_str()));
+    }
+}
+
+/// Whose policy holds, and what is wrong with those in the store.
+fn policy_worries(
+    policies: &BTreeMap<PoolId, policy::Standing>,
+    pools: &mut BTreeMap<PoolId, PoolStatus>,
+    warnings: &mut Vec<String>,
+) {
+    for (pool, standing) in policies {
+        let (word, error) = standing.word(pool);
+        let rejected = word == "rejected";
+        if let Some(status) = pools.get_mut(pool) {
+            status.policy = if rejected { "rejected" } else { "etcd" };
+        }
+        if rejected {
+            warnings.push(format!("the policy of {pool} is rejected: {}", error.unwrap_or_default()));
+        }
+    }
+}
+
 /// The pools by their pulses. Where clocks do not agree that one is fresh, the next one is waited for.
 async fn pulses(reach: &Reach, listing: &Listing, wall: UnixMillis) -> Result<BTreeMap<PoolId, PoolStatus>, Failure> {
     let quiet_ms = i64::try_from(PULSE_QUIET.as_millis()).unwrap_or(i64::MAX);
@@ -204,7 +241,10 @@ async fn pulses(reach: &Reach, listing: &Listing, wall: UnixMillis) -> Result<BT
         if pulse_age_ms.abs() > quiet_ms {
             doubted.insert(pool.clone(), pulse.stamp);
         }
-        pools.insert(pool, PoolStatus { pulse_age_ms, stale: false, overrides: 0, account: None });
+        pools.insert(
+            pool,
+            PoolStatus { pulse_age_ms, stale: false, mode: pulse.mode, policy: "file", overrides: 0, account: None },
+        );
     }
     if !doubted.is_empty() {
         let _ = timeout(PULSE_QUIET, newer(reach, &mut doubted, listing.revision)).await;
@@ -242,9 +282,9 @@ fn members(reach: &Reach, listing: &Listing, account: Option<&LeaderAccount>) ->
     };
     let member = |(key, value): (Option<Key>, &[u8])| {
         let Some(Key::Member(instance)) = key else { return None };
-        let Presence { boot, pools } = serde_json::from_slice(value).ok()?;
+        let Presence { boot, pools, mode } = serde_json::from_slice(value).ok()?;
         let report_age_ms = heard(&format!("{instance}/{boot}"));
-        Some(MemberStatus { instance, pools, report_age_ms })
+        Some(MemberStatus { instance, pools, mode, report_age_ms })
     };
     let keyed = listing.entries.iter().map(|entry| (reach.keys.parse(&entry.key), &entry.value[..]));
     keyed.filter_map(member).collect()
@@ -271,6 +311,8 @@ fn text(status: &Status) -> String {
         let rows: Vec<Vec<String>> = status.pools.iter().flat_map(|(id, pool)| pool_rows(id, pool)).collect();
         let head = [
             "POOL",
+            "MODE",
+            "POLICY",
             "DIALECT",
             "TENANTS",
             "MEMBERS",
@@ -286,7 +328,7 @@ fn text(status: &Status) -> String {
     }
     if !status.members.is_empty() {
         let rows: Vec<Vec<String>> = status.members.iter().map(member_row).collect();
-        let _ = write!(text, "\n{}", table(&["MEMBER", "REPORTED", "POOLS"], &rows));
+        let _ = write!(text, "\n{}", table(&["MEMBER", "REPORTED", "MODE", "POOLS"], &rows));
     }
     text
 }
@@ -297,6 +339,8 @@ fn pool_rows(id: &PoolId, pool: &PoolStatus) -> Vec<Vec<String>> {
     let age = span(pool.pulse_age_ms);
     let first = vec![
         id.to_string(),
+        pool.mode.as_str().to_owned(),
+        pool.policy.to_owned(),
         told(|account| account.dialect.clone()),
         told(|account| account.tenants.to_string()),
         told(|account| account.members.len().to_string()),
@@ -321,7 +365,8 @@ fn member_row(member: &MemberStatus) -> Vec<String> {
     let reported =
         member.report_age_ms.map_or_else(|| "not heard".to_owned(), |ms| format!("{} ago", span(signed(ms))));
     let pools = member.pools.iter().map(PoolId::as_str).collect::<Vec<_>>().join(", ");
-    vec![member.instance.clone(), reported, pools]
+    let mode = member.mode.map_or(NONE, Mode::as_str);
+    vec![member.instance.clone(), reported, mode.to_owned(), pools]
 }
 
 fn signed(ms: u64) -> i64 {

@@ -12,8 +12,9 @@ use serde_json::Value;
 use super::change::{AuthorArgs, Change, RECORD_BYTES_MAX, ask, json_of, write};
 use super::overrides::{Standing, target_name};
 use super::reach::{Reach, ReachArgs};
-use super::{Failure, print, print_json, say};
+use super::{Failure, policy, print, print_json, say};
 use crate::clock::{Clock, SystemClock, UnixMillis};
+use crate::config;
 use crate::plan::keyspace::Key;
 use crate::plan::{Changed, Override, Target};
 use crate::quota::{PoolId, QuotaError};
@@ -61,7 +62,7 @@ struct Document {
     schema: u32,
     #[serde(default)]
     overrides: BTreeMap<PoolId, BTreeMap<String, Value>>,
-    /// Opaque here: the controller judges them.
+    /// As in the store.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     policy: BTreeMap<PoolId, Value>,
 }
@@ -80,14 +81,14 @@ pub(super) async fn export(args: ExportArgs) -> Result<(), Failure> {
             }
         }
     }
-    let prefix = reach.keys.policies();
-    for entry in reach.list(&[Select::Prefix(prefix.clone())]).await?.entries {
-        let pool = entry.key.strip_prefix(&prefix).and_then(|pool| pool.parse().ok());
-        if let (Some(pool), Ok(policy)) = (pool, serde_json::from_slice(&entry.value)) {
-            document.policy.insert(pool, policy);
-        } else {
-            say(&format!("warning: {} is left out: no pool's policy", entry.key.escape_debug()));
-            left_out += 1;
+    for (pool, standing) in policy::Standing::all(&reach).await? {
+        match (standing.word(&pool), standing.record()) {
+            ((_, None), Ok(record)) => drop(document.policy.insert(pool, record)),
+            ((_, error), record) => {
+                let error = error.or_else(|| Some(record.err()?.to_string())).unwrap_or_default();
+                say(&format!("warning: the policy of {pool} is left out: {error}"));
+                left_out += 1;
+            }
         }
     }
     print_json(&document)?;
@@ -123,7 +124,7 @@ pub(super) async fn import(args: ImportArgs) -> Result<(), Failure> {
     if args.json { Ok(()) } else { print(&format!("{} written\n", changes.len())) }
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+pub(super) fn read(file: &Path) -> Result<Vec<u8>, Failure> {
     let unreadable = |error: io::Error| Failure::Usage(format!("{}: cannot be read: {error}", file.display()));
     let most = u64::try_from(DOCUMENT_BYTES_MAX).unwrap_or(u64::MAX) + 1;
     let mut bytes = Vec::new();
@@ -159,10 +160,11 @@ fn wanted(reach: &Reach, document: &Document, wall: UnixMillis) -> Result<BTreeM
     }
     for (pool, record) in &document.policy {
         let value = record.to_string().into_bytes();
-        if !record.is_object() || value.len() > RECORD_BYTES_MAX {
-            mistakes.push(format!("policy.{pool}: expected an object of at most {RECORD_BYTES_MAX} bytes"));
+        match config::policy(pool, &value) {
+            Ok((_, warnings)) => warnings.list.iter().for_each(|warning| say(&warning.to_string())),
+            Err(wrong) => mistakes.extend(wrong.list.iter().map(ToString::to_string)),
         }
-        wanted.insert(format!("{}{pool}", reach.keys.policies()), Wanted { value, end: None });
+        wanted.insert(reach.keys.key(&Key::Policy(pool.clone())), Wanted { value, end: None });
     }
     if mistakes.is_empty() {
         return Ok(wanted);

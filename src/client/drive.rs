@@ -15,14 +15,15 @@ use tracing::{info, warn};
 
 use super::gates::{Gates, Views};
 use super::member::{MemberState, PoolView};
+use super::params::MODE_VARIABLE;
 use super::pool::{ClockDebug, OnThrottled, PoolShared};
 use super::report::report;
 use super::session::{Notice, Session};
 use super::swap::PoolWide;
 use crate::clock::MonoTime;
 use crate::observation::Report;
-use crate::plan::Reply;
 use crate::plan::keyspace::Presence;
+use crate::plan::{Mode, Reply};
 use crate::quota::{Meter, PoolId};
 use crate::store::{LeaseId, Op, Store, StoreError, Txn, WatchEvent};
 use crate::telemetry::{Metric, Telemetry};
@@ -53,6 +54,8 @@ const PRESENCE_EVERY: Duration = Duration::from_secs(3);
 pub(super) struct Core {
     pub instance: String,
     pub boot: String,
+    /// This process's own word on whether limits hold.
+    pub mode: Option<Mode>,
     pub clock: Arc<dyn ClockDebug>,
     pub telemetry: Arc<Telemetry>,
     pub session: Mutex<Session>,
@@ -89,8 +92,9 @@ impl Core {
             let changes = view.take_changes(now, wall);
             let (state, stamp) = (view.state(now), view.pulse().map(|pulse| pulse.stamp).unwrap_or_default());
             let told = self.holds_told(view, now);
+            let mode = self.mode_of(view);
             let wide = pool.wide.update(|known| {
-                let mut wide = PoolWide { told, state, stamp, ..known.clone() };
+                let mut wide = PoolWide { told, mode, state, stamp, ..known.clone() };
                 wide.holds.retain(|_, until| *until + HOLD_REMEMBERED > now);
                 (wide != *known).then_some(wide)
             });
@@ -98,8 +102,11 @@ impl Core {
                 if after.state != before.state {
                     self.tell_state(pool, before.state, after.state);
                 }
-                if after.told != before.told {
-                    // What is no longer told is lifted.
+                if after.mode != before.mode {
+                    self.tell_mode(pool, after.mode);
+                }
+                if after.told != before.told || after.mode != before.mode {
+                    // What is no longer told is lifted; where limits do not hold any more, nobody waits.
                     gates.wake_heads();
                 }
             }
@@ -122,6 +129,20 @@ impl Core {
             .map(|(meter, ms)| (*meter, until(*ms)))
             .filter(|(_, until)| *until + HOLD_REMEMBERED > now)
             .collect()
+    }
+
+    /// What becomes of a pool's limits here: this process's own word, else what its last pulse said.
+    pub(super) fn mode_of(&self, view: &PoolView) -> Mode {
+        self.mode.unwrap_or(view.mode())
+    }
+
+    pub(super) fn tell_mode(&self, pool: &PoolShared, mode: Mode) {
+        let (pool, by) = (pool.id.as_str(), if self.mode.is_some() { "this process" } else { "the pool's policy" });
+        match mode {
+            Mode::Enforce => info!(pool, "limits are enforced, says {by}"),
+            Mode::Observe => warn!(pool, "limits are observed and refuse nothing, says {by}"),
+            Mode::Off => warn!(pool, "limits are off, says {by}"),
+        }
     }
 
     fn tell_state(&self, pool: &PoolShared, from: MemberState, to: MemberState) {
@@ -149,7 +170,12 @@ impl Core {
             let tenant = grantee.to_string();
             self.telemetry.set(Metric::Admitted, &[id, &tenant], precise(glance.admitted));
             self.telemetry.set(Metric::Refused, &[id, &tenant], precise(glance.refused));
+            if glance.would_wait + glance.would_refuse > 0 {
+                self.telemetry.set(Metric::WouldWait, &[id, &tenant], precise(glance.would_wait));
+                self.telemetry.set(Metric::WouldRefuse, &[id, &tenant], precise(glance.would_refuse));
+            }
         });
+        self.telemetry.set(Metric::Mode, &[id], gates.pool.wide.load().mode.number());
         self.telemetry.set(Metric::Waiting, &[id], precise(waiting));
         self.telemetry.set(Metric::ReservationsExpired, &[id], precise(expired));
     }
@@ -240,14 +266,26 @@ async fn follow(
         let event = watch.next().await?;
         // Only now: a store that lists but refuses to be watched is not listed ten times a second.
         opened();
+        let now = core.clock.now();
+        core.session.lock().on_word(now);
         if let WatchEvent::Changes { changes, revision } = event {
-            let now = core.clock.now();
             let mut views = core.views.lock();
             let notices = core.session.lock().on_changes(&changes, revision, &mut views, now);
             core.retune(&mut views, now);
             core.note(notices);
         }
     }
+}
+
+/// The environment's word, else the program's.
+pub(super) fn own_mode(params: Option<Mode>) -> Option<Mode> {
+    let Some(word) = std::env::var_os(MODE_VARIABLE).filter(|word| !word.is_empty()) else { return params };
+    let mode = word.to_str().and_then(Mode::named);
+    if mode.is_none() {
+        // A mistake must not open what is closed.
+        warn!("{MODE_VARIABLE} is {word:?}, expected enforce, observe or off: it is ignored");
+    }
+    mode.or(params)
 }
 
 /// Moves brake and lapse, ends shares and overrides whose time is over.
@@ -263,6 +301,9 @@ pub(super) async fn housekeeping(core: Arc<Core>) {
         }
         core.retune(&mut views, now);
         drop(views);
+        if let Some(silence) = core.session.lock().silence(now) {
+            core.telemetry.set(Metric::WatchSilence, &[], silence.as_secs_f64());
+        }
         for gates in core.pools() {
             core.look_after(gates, now);
         }
@@ -401,8 +442,11 @@ async fn announce(core: &Core, store: &dyn Store, key: &str, lease: &Mutex<Optio
     let granted = store.lease(PRESENCE_TTL).await?;
     // Known before the key is there, so that a client closed in between takes the key away.
     *lease.lock() = Some(granted);
-    let presence =
-        Presence { boot: core.boot.clone(), pools: core.pools().map(|gates| gates.pool.id.clone()).collect() };
+    let presence = Presence {
+        boot: core.boot.clone(),
+        pools: core.pools().map(|gates| gates.pool.id.clone()).collect(),
+        mode: core.mode,
+    };
     let value = serde_json::to_vec(&presence).unwrap_or_default();
     let put = Op::Put { key: key.to_owned(), value, lease: Some(granted) };
     store.commit(Txn { conditions: Vec::new(), ops: vec![put] }).await.map(drop)

@@ -7,13 +7,19 @@
 //!
 //! *Order of locks*: a gate's, then its parent's.
 
+mod few;
+mod passing;
+
 use std::fmt;
+
+use few::FewTokens;
 
 use super::cells::{Cells, Lock, Native};
 use super::swap::{PoolWide, Swap};
 use crate::clock::MonoTime;
 use crate::limiter::{Bound, Decision, Denial, Limiter, Limits, Line, Never, Priority, Reservation, Ticket, Wait};
 use crate::observation::{Counters, UnitCounts};
+use crate::plan::Mode;
 use crate::quota::Cost;
 
 /// Most that may wait in one line; the next one is refused at once.
@@ -115,6 +121,7 @@ struct State<W> {
     asked_at: MonoTime,
     few: FewTokens,
     closed: bool,
+    mode: Mode,
     /// Somebody waits.
     queued: bool,
     limiter: Limiter,
@@ -131,31 +138,15 @@ struct Aside<W> {
     unadmitted: i64,
     /// How many admissions there were when what is reserved was last counted.
     counted_at: u64,
+    would_wait: u64,
+    would_refuse: u64,
 }
 
 // Derived, it would ask a default of `W` too.
 impl<W> Default for Aside<W> {
     fn default() -> Self {
-        Self { line: Line::default(), counters: Counters::default(), unadmitted: 0, counted_at: 0 }
-    }
-}
-
-/// LLM tokens reserved since they were last put to the others, by requests of which each counted as one.
-#[derive(Debug, Default)]
-struct FewTokens {
-    input: u32,
-    output: u32,
-}
-
-impl FewTokens {
-    /// Adds a cost; says whether there was room for it.
-    #[inline]
-    fn add(&mut self, cost: &Cost) -> bool {
-        let sum = |few: u32, more: u64| few.checked_add(u32::try_from(more).ok()?);
-        let (input, output) = (sum(self.input, cost.input_tokens), sum(self.output, cost.output_tokens));
-        let (1, Some(input), Some(output)) = (cost.requests, input, output) else { return false };
-        *self = Self { input, output };
-        true
+        let (line, counters) = (Line::default(), Counters::default());
+        Self { line, counters, unadmitted: 0, counted_at: 0, would_wait: 0, would_refuse: 0 }
     }
 }
 
@@ -176,6 +167,10 @@ pub struct Traffic {
     pub waiting: usize,
     /// Reservations that nobody settled in time.
     pub expired: u64,
+    /// Requests admitted at once that would have waited: limits were observed.
+    pub would_wait: u64,
+    /// Requests admitted that would have been refused.
+    pub would_refuse: u64,
 }
 
 /// Some of a gate's [`Traffic`].
@@ -189,6 +184,10 @@ pub struct Glance {
     pub waiting: usize,
     /// Reservations that nobody settled in time.
     pub expired: u64,
+    /// Requests admitted at once that would have waited.
+    pub would_wait: u64,
+    /// Requests admitted that would have been refused.
+    pub would_refuse: u64,
 }
 
 impl<W: Wake, C: Cells> Gate<W, C> {
@@ -196,7 +195,8 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     #[must_use]
     pub fn new(limiter: Limiter, now: MonoTime) -> Self {
         let (few, aside) = (FewTokens::default(), Aside::default());
-        let state = State { version: 0, asked_at: now, few, closed: false, queued: false, limiter, aside };
+        let (version, mode) = (0, Mode::Enforce);
+        let state = State { version, asked_at: now, few, closed: false, mode, queued: false, limiter, aside };
         Self { state: C::Lock::new(state) }
     }
 
@@ -208,7 +208,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         // No closure: one that is used in several places is called.
         let mut state = self.state.lock();
         state.catch_up(wide, now);
-        if state.closed || !state.has_turn(None, priority, now) {
+        if !state.is_plain() || !state.has_turn(None, priority, now) {
             return None;
         }
         match state.limiter.decide(cost, now) {
@@ -241,6 +241,9 @@ impl<W: Wake, C: Cells> Gate<W, C> {
                 }),
             };
             let admitted = matches!(answer, Answer::Admitted(..));
+            if state.mode == Mode::Off {
+                return answer;
+            }
             if asker.counted == admitted {
                 state.aside.unadmitted += if admitted { -1 } else { 1 };
             }
@@ -261,7 +264,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     ) -> Option<Reservation> {
         let mut state = self.state.lock();
         state.catch_up(wide, now);
-        if state.closed || !state.has_turn(None, priority, now) {
+        if !state.is_plain() || !state.has_turn(None, priority, now) {
             return None;
         }
         let reservation = state.limiter.decide(cost, now).ok()?;
@@ -324,21 +327,27 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     /// Ends a request in flight; the head of the line may have its place.
     pub fn settle(&self, reservation: Reservation, charged: Option<Cost>, used: &Cost, now: MonoTime) {
         self.state.with(|state| {
-            let reserved = reservation.cost();
-            let counters = &mut state.aside.counters;
-            if let Some(charged) = charged {
-                counters.reserved.add(&charged.minus(&reserved));
-                counters.returned.add(&reserved.minus(&charged));
+            if state.mode != Mode::Off {
+                let reserved = reservation.cost();
+                let counters = &mut state.aside.counters;
+                if let Some(charged) = charged {
+                    counters.reserved.add(&charged.minus(&reserved));
+                    counters.returned.add(&reserved.minus(&charged));
+                }
+                counters.settled.add(used);
             }
-            counters.settled.add(used);
             state.limiter.settle(reservation, charged, now);
             state.wake_head();
         });
     }
 
-    /// Counts something of the tenant's traffic.
+    /// Counts something of the tenant's traffic, unless limits are off.
     pub fn count(&self, count: impl FnOnce(&mut Counters)) {
-        self.state.with(|state| count(&mut state.aside.counters));
+        self.state.with(|state| {
+            if state.mode != Mode::Off {
+                count(&mut state.aside.counters);
+            }
+        });
     }
 
     /// Frees the places of calls that nobody settled. The head of the line asks again, whoever freed them: a decision may
@@ -357,6 +366,8 @@ impl<W: Wake, C: Cells> Gate<W, C> {
             in_flight: state.limiter.in_flight(),
             waiting: state.aside.line.len(),
             expired: state.limiter.expired(),
+            would_wait: state.aside.would_wait,
+            would_refuse: state.aside.would_refuse,
         })
     }
 
@@ -367,6 +378,8 @@ impl<W: Wake, C: Cells> Gate<W, C> {
             refused: state.aside.counters.refused,
             waiting: state.aside.line.len(),
             expired: state.limiter.expired(),
+            would_wait: state.aside.would_wait,
+            would_refuse: state.aside.would_refuse,
         })
     }
 
@@ -446,7 +459,9 @@ impl<W: Wake> State<W> {
 
     #[cold]
     fn learn<C: Cells>(&mut self, version: u64, wide: &Swap<PoolWide, C>, now: MonoTime) {
-        self.limiter.hold(&wide.load().all_holds(), now);
+        let wide = wide.load();
+        self.limiter.hold(&wide.all_holds(), now);
+        self.mode = wide.mode;
         self.version = version;
     }
 
@@ -470,6 +485,11 @@ impl<W: Wake> State<W> {
     }
 
     fn ask(&mut self, asker: &mut Asker<W>, now: MonoTime) -> Answer {
+        if !self.mode.enforces() {
+            let reservation = self.let_pass(&asker.cost, asker.deadline, now);
+            self.admitted(asker);
+            return Answer::Admitted(reservation, None);
+        }
         if !self.has_turn(asker.ticket, asker.priority, now) {
             return self.no_turn(asker, None, now);
         }
@@ -482,8 +502,9 @@ impl<W: Wake> State<W> {
         }
     }
 
-    /// Both gates, or neither. He stands in the parent's line only while it is his turn here.
-    fn ask_both(&mut self, asker: &mut Asker<W>, parent: &mut Self, now: MonoTime) -> Answer {
+    /// Both gates, or neither; of this one's room nothing hangs if it does not enforce. He stands in the parent's line only
+    /// while it is his turn here.
+    fn ask_with_parent(&mut self, asker: &mut Asker<W>, parent: &mut Self, now: MonoTime) -> Answer {
         if !self.has_turn(asker.ticket, asker.priority, now) {
             parent.leave_as_child(asker);
             return match parent.limiter.never(&asker.cost) {
@@ -491,13 +512,19 @@ impl<W: Wake> State<W> {
                 None => self.no_turn(asker, Some(parent), now),
             };
         }
-        let decided = match self.limiter.room(&asker.cost, now) {
+        let room = if self.mode.enforces() { self.limiter.room(&asker.cost, now) } else { Ok(()) };
+        let decided = match room {
             Err(denial) => {
                 parent.leave_as_child(asker);
                 return self.denied(asker, denial, None, now);
             }
             Ok(()) if parent.has_turn(asker.parent_ticket, asker.priority, now) => {
-                self.limiter.decide_both(&mut parent.limiter, &asker.cost, now)
+                if self.mode.enforces() {
+                    self.limiter.decide_both(&mut parent.limiter, &asker.cost, now)
+                } else {
+                    let theirs = parent.limiter.decide(&asker.cost, now);
+                    theirs.map(|theirs| (self.let_pass(&asker.cost, asker.deadline, now), theirs))
+                }
             }
             Ok(()) => Err(parent.denial_out_of_turn(asker, now)),
         };
@@ -548,7 +575,7 @@ impl<W: Wake> State<W> {
     }
 
     fn admitted(&mut self, asker: &mut Asker<W>) {
-        self.reserve(&asker.cost);
+        self.reserved(&asker.cost);
         if asker.waited {
             self.aside.counters.waited += 1;
         }
@@ -570,7 +597,9 @@ impl<W: Wake> State<W> {
             Some(ahead) => ahead,
             None => self.aside.line.ahead_of_newcomer(asker.priority, now),
         };
-        let mut expected = self.limiter.expected(&ahead.cost, &asker.cost, now);
+        let free = Wait { at: Some(now), by: Bound::Concurrency };
+        let mut expected =
+            if self.mode.enforces() { self.limiter.expected(&ahead.cost, &asker.cost, now) } else { free };
         if let Some(parent) = parent {
             // Those ahead need room in both.
             expected = later(expected, parent.limiter.expected(&ahead.cost, &asker.cost, now));

@@ -381,6 +381,7 @@ impl Gates {
             limits,
             holds: in_force(&wide.holds),
             told: in_force(&wide.told),
+            mode: wide.mode,
             state: wide.state,
             stamp: wide.stamp,
         }

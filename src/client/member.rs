@@ -11,10 +11,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::clock::{MonoTime, UnixMillis};
 use crate::limiter::{Alignment, Counting, ENTRIES_MAX, Limits, MeterLimit};
 use crate::plan::{
-    Action, Algorithm, Grant, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds,
+    Action, Algorithm, Grant, Mode, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds,
     capacity_factor, effective,
 };
 use crate::quota::{Grantee, Meter, Unit};
@@ -111,6 +113,15 @@ impl Granted {
     }
 }
 
+/// What a process enforced of a tenant when it last ran.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Its own part.
+    pub thresholds: Thresholds,
+    /// The largest request of each meter that it would have admitted, which is no matter of its part.
+    pub largest_request: BTreeMap<Meter, f64>,
+}
+
 /// Whose limits may have changed since they were last asked for.
 #[derive(Debug, Default)]
 pub struct Changes {
@@ -180,6 +191,8 @@ struct Lease {
 #[derive(Debug)]
 pub struct PoolView {
     bootstrap: Thresholds,
+    /// What this process enforced before it was started again, less what is not trusted; until the first grant.
+    last_known: BTreeMap<Grantee, Remembered>,
     grants: BTreeMap<Grantee, Granted>,
     overrides: OverrideBook,
     /// The newest pulse, and when the last one that counts came; one found in a list without a leader does not count.
@@ -204,6 +217,7 @@ impl PoolView {
     pub fn new(bootstrap: Thresholds, now: MonoTime) -> Self {
         Self {
             bootstrap,
+            last_known: BTreeMap::new(),
             grants: BTreeMap::new(),
             overrides: OverrideBook::default(),
             pulse: None,
@@ -217,6 +231,14 @@ impl PoolView {
             changes: Changes { all: true, some: BTreeSet::new() },
             taken: (now, UnixMillis::default(), Moving { brake: 1.0, kept: 0.0 }),
         }
+    }
+
+    /// The same, with what holds instead of the bootstrap thresholds for some tenants until the first grant comes.
+    #[must_use]
+    pub fn with_last_known(mut self, last_known: BTreeMap<Grantee, Remembered>) -> Self {
+        self.changes.some.extend(last_known.keys().cloned());
+        self.last_known = last_known;
+        self
     }
 
     /// Whose limits may have changed since this was last asked, by records or by time.
@@ -249,6 +271,8 @@ impl PoolView {
         if self.grants.get(&grantee).is_none_or(|known| known.stamp < grant.stamp) {
             self.changes.some.insert(grantee.clone());
             self.grants.insert(grantee, grant.into());
+            // Told by a leader: what is remembered counts no more.
+            self.changes.some.extend(std::mem::take(&mut self.last_known).into_keys());
         }
     }
 
@@ -283,6 +307,20 @@ impl PoolView {
             let counted_at = if live { Some(now) } else { self.pulse_at() };
             self.pulse = Some((pulse, counted_at));
         }
+    }
+
+    /// The pulse was deleted: the pool is gone, and with it whatever its policy said of not enforcing. A pool that nobody speaks
+    /// of is never open.
+    pub fn on_pulse_removed(&mut self) {
+        if let Some((pulse, _)) = &mut self.pulse {
+            pulse.mode = Mode::Enforce;
+        }
+    }
+
+    /// What the pool's policy makes of its limits, as its last pulse said.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.pulse().map(|pulse| pulse.mode).unwrap_or_default()
     }
 
     /// Windows end when the leader last said, and each window's length after; what differs by no more than a pulse's way is
@@ -398,6 +436,25 @@ impl PoolView {
         self.leases.iter().filter(move |(_, lease)| lease.until > now).map(|(grantee, _)| grantee)
     }
 
+    /// What is enforced for the tenants that this process has shares of, and for `@default`: what is worth remembering. Empty
+    /// unless a leader lives.
+    #[must_use]
+    pub fn worth_remembering(&self, now: MonoTime, wall: UnixMillis) -> BTreeMap<Grantee, Remembered> {
+        if self.state(now) != MemberState::Active {
+            return BTreeMap::new();
+        }
+        let used = self.leased(now).chain([&Grantee::Default]);
+        let enforced = |grantee: &Grantee| {
+            let Limits { meters, concurrency, blocked } = self.limits_of(grantee, now, wall)?;
+            // A block is remembered as a rate of nothing.
+            let rate = |rate: Rate| if blocked { rate.scaled(0.0) } else { rate };
+            let largest_request = meters.iter().map(|(meter, limit)| (*meter, limit.largest_request)).collect();
+            let rates = meters.into_iter().map(|(meter, limit)| (meter, rate(limit.rate))).collect();
+            Some((grantee.clone(), Remembered { thresholds: Thresholds { rates, concurrency }, largest_request }))
+        };
+        used.filter_map(enforced).collect()
+    }
+
     /// How this member stands to the leader.
     #[must_use]
     pub fn state(&self, now: MonoTime) -> MemberState {
@@ -463,6 +520,7 @@ impl PoolView {
             Target::Every | Target::Capacity => None,
         });
         let named = self.grants.keys().chain(blocked).chain([&Grantee::Default]);
+        let named = named.chain(self.last_known.keys());
         named.filter_map(|grantee| Some((grantee.clone(), self.limits_of(grantee, now, wall)?))).collect()
     }
 
@@ -479,8 +537,11 @@ impl PoolView {
             return Some(self.granted_terms(grantee, grant, now, wall));
         }
         // Undeclared tenants are never open: without a grant for them they have the bootstrap thresholds.
+        if let Some(Remembered { thresholds, largest_request }) = self.last_known.get(grantee) {
+            return Some(self.bootstrap_terms(grantee, thresholds, largest_request, wall));
+        }
         if *grantee == Grantee::Default {
-            return Some(self.bootstrap_terms(wall));
+            return Some(self.bootstrap_terms(grantee, &self.bootstrap, &BTreeMap::new(), wall));
         }
         // A block reaches a tenant without a grant too. Nothing else does: it would multiply capacity.
         let own = self.overrides.at(&Target::One(grantee.clone()), wall);
@@ -488,23 +549,30 @@ impl PoolView {
         blocked.then(|| Terms { blocked, ..Terms::default() })
     }
 
-    /// The bootstrap thresholds, an operator's record being stronger.
-    fn bootstrap_terms(&self, wall: UnixMillis) -> Terms {
-        let (star, own) = self.overrides.for_tenant(&Grantee::Default, wall);
+    /// The bootstrap thresholds, or what was last known, an operator's record being stronger.
+    fn bootstrap_terms(
+        &self,
+        grantee: &Grantee,
+        thresholds: &Thresholds,
+        largest: &BTreeMap<Meter, f64>,
+        wall: UnixMillis,
+    ) -> Terms {
+        let (star, own) = self.overrides.for_tenant(grantee, wall);
         let left = |(meter, rate): (&Meter, &Rate)| (*meter, rate.scaled(self.capacity_left(*meter, wall)));
-        let rates = self.bootstrap.rates.iter().map(left).collect();
-        let used = effective(&Thresholds { rates, concurrency: self.bootstrap.concurrency }, star, own);
+        let rates = thresholds.rates.iter().map(left).collect();
+        let used = effective(&Thresholds { rates, concurrency: thresholds.concurrency }, star, own);
         let meters = used.thresholds.rates.iter().map(|(meter, rate)| {
             let limit = Rate { rate: rate.rate, burst: rate.burst.max(least_burst(*meter)) };
+            let largest_request = largest.get(meter).map_or(limit.burst, |largest| largest.max(limit.burst));
             let terms = MeterTerms {
-                base: self.bootstrap.rates.get(meter).copied(),
+                base: thresholds.rates.get(meter).copied(),
                 scale: 1.0,
                 capacity: self.capacity_left(*meter, wall),
                 overridden: *rate,
                 kept: 1.0,
                 brake: 1.0,
                 share: 1.0,
-                limit: MeterLimit { rate: limit, largest_request: limit.burst, counting: Counting::TokenBucket },
+                limit: MeterLimit { rate: limit, largest_request, counting: Counting::TokenBucket },
             };
             (*meter, terms)
         });

@@ -88,6 +88,7 @@ mod fallback;
 pub mod gate;
 mod gates;
 mod heads;
+mod last_known;
 mod layer;
 mod member;
 mod middleware;
@@ -96,10 +97,12 @@ mod permit;
 mod pool;
 mod report;
 mod session;
+mod status;
 pub mod swap;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,7 +110,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
 use drive::Core;
-use gates::{Gates, Views};
+use gates::Gates;
 use pool::{ClockDebug, PoolShared};
 use swap::{PoolWide, Swap};
 
@@ -116,11 +119,12 @@ pub use answer::Attached;
 pub use fallback::{AnswerCache, CacheKey, CacheParams, FALLBACK_HEADER, Fallbacks, NotQueued, Requeue, Requeued};
 pub use gate::{LINE_MAX, Traffic};
 pub use layer::{BoxError, Limit, LimitLayer};
-pub use member::{Changes, MemberState, MeterTerms, PULSE_QUIET, PoolView, Terms};
+pub use member::{Changes, MemberState, MeterTerms, PULSE_QUIET, PoolView, Remembered, Terms};
 pub use middleware::Limited;
-pub use params::{ClientParams, PoolParams};
+pub use params::{ClientParams, MODE_VARIABLE, PoolParams};
 pub use permit::Permit;
-pub use session::{Notice, Session};
+pub use session::{Notice, Session, TENANTS_FOLLOWED_MAX};
+pub use status::{ClientStatus, PoolStatus};
 pub use swap::Tuning;
 
 use crate::clock::SystemClock;
@@ -147,6 +151,7 @@ pub struct Client {
     store: Arc<dyn Store>,
     max_wait: Duration,
     report_url: Option<String>,
+    last_known: Option<PathBuf>,
     lease: Arc<Mutex<Option<LeaseId>>>,
     tasks: Arc<Tasks>,
 }
@@ -179,61 +184,47 @@ impl Client {
             params.instance.clone()
         };
         let now = crate::clock::Clock::now(&*clock);
-        let views: BTreeMap<PoolId, PoolView> =
-            params.pools.iter().map(|pool| (pool.id.clone(), PoolView::new(pool.bootstrap.clone(), now))).collect();
-        let ids: Vec<PoolId> = params.pools.iter().map(|pool| pool.id.clone()).collect();
-        let first: BTreeMap<PoolId, PoolWide> =
-            views.iter().map(|(id, view)| (id.clone(), PoolWide::new(view.state(now)))).collect();
-        let views: Views = Arc::new(Mutex::new(views));
+        let wall = crate::clock::Clock::wall(&*clock);
+        let mut remembered = params.last_known.as_deref().map(|file| last_known::read(file, wall)).unwrap_or_default();
+        let views = params.pools.iter().map(|pool| {
+            let remembered = remembered.remove(&pool.id).unwrap_or_default();
+            (pool.id.clone(), PoolView::new(pool.bootstrap.clone(), now).with_last_known(remembered))
+        });
+        let session = Session::new(params.keyspace.clone(), []);
+        let follow = |session: Session, pool: &PoolParams| session.following(pool.id.clone(), pool.tenants.clone());
         let core = Arc::new(Core {
             instance,
+            mode: drive::own_mode(params.mode),
             boot,
-            clock: clock.clone(),
-            telemetry: telemetry.clone(),
-            session: Mutex::new(Session::new(params.keyspace.clone(), ids)),
-            views: views.clone(),
+            clock,
+            telemetry,
+            session: Mutex::new(params.pools.iter().fold(session, follow)),
+            views: Arc::new(Mutex::new(views.collect())),
             pools: std::sync::OnceLock::new(),
             reports: std::sync::atomic::AtomicU64::new(0),
             urgent: tokio::sync::Notify::new(),
             joined: tokio::sync::Notify::new(),
             jitter: fastrand::f64(),
         });
-        let process: std::sync::Weak<Core> = Arc::downgrade(&core);
-        let idle_after = params.idle_after;
-        let shared = |params: &PoolParams, first: &PoolWide| PoolShared {
-            id: params.id.clone(),
-            dialect: params.dialect,
-            call_max: params.call_max,
-            idle_after,
-            clock: clock.clone(),
-            wide: Swap::new(first.clone()),
-            telemetry: telemetry.clone(),
-            readings: Mutex::default(),
-            long_holds: Mutex::default(),
-            throttled: process.clone(),
-        };
-        let mut pools: BTreeMap<PoolId, Arc<Gates>> = BTreeMap::new();
-        // Parents before their children.
-        let by_rank = params.pools.iter().filter(|pool| pool.parent.is_none());
-        for pool in by_rank.chain(params.pools.iter().filter(|pool| pool.parent.is_some())) {
-            let Some(first) = first.get(&pool.id) else { continue };
-            let parent = pool.parent.as_ref().and_then(|parent| pools.get(parent)).cloned();
-            let gates = Gates::new(Arc::new(shared(pool, first)), views.clone(), parent);
-            pools.insert(pool.id.clone(), Arc::new(gates));
+        let pools = gates_of(&params, &core);
+        if let Some(mode) = core.mode {
+            pools.values().map(|gates| &gates.pool).for_each(|pool| core.tell_mode(pool, mode));
         }
         let _ = core.pools.set(pools);
 
         let lease = Arc::new(Mutex::new(None));
         let key = params.keyspace.key(&Key::Member(core.instance.clone()));
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(drive::watch(core.clone(), store.clone())),
             tokio::spawn(drive::housekeeping(core.clone())),
             tokio::spawn(drive::reporting(core.clone(), params.report_url.clone())),
             tokio::spawn(drive::presence(core.clone(), store.clone(), key, lease.clone())),
         ];
+        tasks.extend(params.last_known.clone().map(|file| tokio::spawn(last_known::keep(core.clone(), file))));
         drive::joined(&core, JOIN_WAIT).await;
         let tasks = Arc::new(Tasks(Mutex::new(tasks)));
-        Self { core, store, max_wait: params.max_wait, report_url: params.report_url, lease, tasks }
+        let ClientParams { max_wait, report_url, last_known, .. } = params;
+        Self { core, store, max_wait, report_url, last_known, lease, tasks }
     }
 
     /// One of the client's pools.
@@ -245,6 +236,12 @@ impl Client {
         gates
             .map(|gates| Pool { gates, max_wait: self.max_wait, _tasks: self.tasks.clone() })
             .ok_or_else(|| UnknownPool(id.chars().take(crate::quota::POOL_ID_BYTES_MAX).collect()))
+    }
+
+    /// How this process stands: to the store, to the leader, and in each pool.
+    #[must_use]
+    pub fn status(&self) -> ClientStatus {
+        status::status(&self.core)
     }
 
     /// This process's name among the members.
@@ -262,6 +259,9 @@ impl Client {
             // Only a task that has ended cannot announce the presence once more.
             let _ = task.await;
         }
+        if let Some(file) = &self.last_known {
+            last_known::note(&self.core, file).await;
+        }
         drive::farewell(&self.core, self.report_url.as_deref()).await;
         let lease = self.lease.lock().take();
         if let Some(lease) = lease {
@@ -269,6 +269,33 @@ impl Client {
             let _ = tokio::time::timeout(Duration::from_secs(1), self.store.revoke(lease)).await;
         }
     }
+}
+
+/// The gates of each pool, with what holds before anything is heard.
+fn gates_of(params: &ClientParams, core: &Arc<Core>) -> BTreeMap<PoolId, Arc<Gates>> {
+    let process: std::sync::Weak<Core> = Arc::downgrade(core);
+    let shared = |pool: &PoolParams| PoolShared {
+        id: pool.id.clone(),
+        dialect: pool.dialect,
+        call_max: pool.call_max,
+        idle_after: params.idle_after,
+        clock: core.clock.clone(),
+        // Whoever turned limits off wants them off at once.
+        wide: Swap::new(PoolWide { mode: core.mode.unwrap_or_default(), ..PoolWide::new(MemberState::Bootstrap) }),
+        telemetry: core.telemetry.clone(),
+        readings: Mutex::default(),
+        long_holds: Mutex::default(),
+        throttled: process.clone(),
+    };
+    let mut pools: BTreeMap<PoolId, Arc<Gates>> = BTreeMap::new();
+    // Parents before their children.
+    let by_rank = params.pools.iter().filter(|pool| pool.parent.is_none());
+    for pool in by_rank.chain(params.pools.iter().filter(|pool| pool.parent.is_some())) {
+        let parent = pool.parent.as_ref().and_then(|parent| pools.get(parent)).cloned();
+        let gates = Gates::new(Arc::new(shared(pool)), core.views.clone(), parent);
+        pools.insert(pool.id.clone(), Arc::new(gates));
+    }
+    pools
 }
 
 /// One pool of a client; cheap to clone.

@@ -1,12 +1,17 @@
 //! What a client is told when it starts.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::limiter::CALL_MAX;
 use crate::plan::keyspace::Keyspace;
-use crate::plan::{Rate, Thresholds};
+use crate::plan::{Mode, Rate, Thresholds};
 use crate::provider::Dialect;
-use crate::quota::{Meter, PoolId};
+use crate::quota::{Meter, PoolId, TenantId};
+
+/// Names the environment variable that holds a process's own mode: `enforce`, `observe` or `off`. Read when a client starts.
+pub const MODE_VARIABLE: &str = "TIDEGATE_MODE";
 
 /// A client's parameters.
 #[derive(Debug, Clone)]
@@ -21,6 +26,12 @@ pub struct ClientParams {
     pub report_url: Option<String>,
     /// How long a request waits for admission unless the caller says otherwise.
     pub max_wait: Duration,
+    /// This process's own word on whether limits hold, stronger than every pool's policy and in need of nobody; the
+    /// environment's [`MODE_VARIABLE`] is stronger still.
+    pub mode: Option<Mode>,
+    /// A file of this process's own, where what it enforces is kept: a process that starts without store and controller begins
+    /// with half of that, if it is no older than 24 hours, and not with the bootstrap thresholds. Two processes need two files.
+    pub last_known: Option<PathBuf>,
     /// After how long without a request the process forgets what it kept of a tenant, once the tenant owes nothing and has
     /// saved up all that it may.
     pub idle_after: Duration,
@@ -38,6 +49,10 @@ pub struct PoolParams {
     /// The pool over this one, such as an account over several models: a request is admitted by both or by neither. One of
     /// the client's pools, itself without a parent; another name is no parent.
     pub parent: Option<PoolId>,
+    /// The tenants that this process serves, where it knows them: then it follows their grants alone, one by one, if they are
+    /// at most [`TENANTS_FOLLOWED_MAX`](super::TENANTS_FOLLOWED_MAX); requests of others count as `@default`'s.
+    /// Empty: all tenants' grants are followed.
+    pub tenants: BTreeSet<TenantId>,
     /// How long a call may last before its place in flight is given to another, and is counted as expired.
     pub call_max: Duration,
 }
@@ -48,7 +63,7 @@ impl PoolParams {
     pub fn new(id: PoolId, dialect: Dialect) -> Self {
         let rates = [(Meter::REQUESTS_PER_MINUTE, Rate { rate: 10.0, burst: 1.0 })].into();
         let bootstrap = Thresholds { rates, concurrency: Some(1) };
-        Self { id, dialect, bootstrap, parent: None, call_max: CALL_MAX }
+        Self { id, dialect, bootstrap, parent: None, tenants: BTreeSet::new(), call_max: CALL_MAX }
     }
 }
 
@@ -62,6 +77,8 @@ impl ClientParams {
             pools,
             report_url: None,
             max_wait: Duration::from_secs(10),
+            mode: None,
+            last_known: None,
             idle_after: Duration::from_secs(60),
         }
     }

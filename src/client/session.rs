@@ -4,15 +4,21 @@
 //! - A pulse first seen in a list counts only if the leader key is in the same list.
 //! - Another cluster id, or a list at a lower revision (a restored backup), restarts the order of records; levels stay.
 //! - A malformed record changes nothing.
+//! - Only what the process needs is followed: the leader, and of each pool the pulse, the overrides and the grants, of the
+//!   tenants that it says it serves alone where they are few.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::member::PoolView;
 use crate::clock::MonoTime;
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
 use crate::plan::{Grant, OverrideStatus, Pulse, Target};
-use crate::quota::{Grantee, PoolId};
+use crate::quota::{Grantee, PoolId, TenantId};
 use crate::store::{Change, Entry, Listing, Select};
+
+/// More tenants than these are not followed one by one: each is a watch of its own to the store.
+pub const TENANTS_FOLLOWED_MAX: usize = 64;
 
 /// Something worth counting and saying once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,24 +40,36 @@ pub enum Notice {
 #[derive(Debug)]
 pub struct Session {
     keys: Keyspace,
-    pools: BTreeSet<PoolId>,
+    /// The pools, and of each the tenants that are followed alone; none: all.
+    pools: BTreeMap<PoolId, BTreeSet<TenantId>>,
     cluster_id: Option<u64>,
     revision: u64,
     leader: Option<LeaderRecord>,
     term: u64,
+    /// When the store last said anything.
+    heard_at: Option<MonoTime>,
 }
 
 impl Session {
     /// A session for these pools.
     #[must_use]
     pub fn new(keys: Keyspace, pools: impl IntoIterator<Item = PoolId>) -> Self {
-        Self { keys, pools: pools.into_iter().collect(), cluster_id: None, revision: 0, leader: None, term: 0 }
+        let pools = pools.into_iter().map(|pool| (pool, BTreeSet::new())).collect();
+        Self { keys, pools, cluster_id: None, revision: 0, leader: None, term: 0, heard_at: None }
+    }
+
+    /// The same for one more pool, of which it serves these tenants; none: any.
+    #[must_use]
+    pub fn following(mut self, pool: PoolId, tenants: BTreeSet<TenantId>) -> Self {
+        let few = tenants.len() <= TENANTS_FOLLOWED_MAX;
+        self.pools.insert(pool, if few { tenants } else { BTreeSet::new() });
+        self
     }
 
     /// What to list.
     #[must_use]
     pub fn list_selects(&self) -> Vec<Select> {
-        let statuses = self.pools.iter().map(|pool| Select::Prefix(self.keys.override_statuses_of(pool)));
+        let statuses = self.pools.keys().map(|pool| Select::Prefix(self.keys.override_statuses_of(pool)));
         self.watch_selects().into_iter().chain(statuses).collect()
     }
 
@@ -59,10 +77,16 @@ impl Session {
     #[must_use]
     pub fn watch_selects(&self) -> Vec<Select> {
         let mut selects = vec![Select::Key(self.keys.key(&Key::Leader))];
-        for pool in &self.pools {
+        for (pool, tenants) in &self.pools {
             selects.push(Select::Key(self.keys.key(&Key::Pulse(pool.clone()))));
             selects.push(Select::Prefix(self.keys.overrides_of(pool)));
-            selects.push(Select::Prefix(self.keys.limits_of(pool)));
+            if tenants.is_empty() {
+                selects.push(Select::Prefix(self.keys.limits_of(pool)));
+                continue;
+            }
+            let own = tenants.iter().cloned().map(Grantee::Tenant);
+            let grant = |grantee| Select::Key(self.keys.key(&Key::Limits(pool.clone(), grantee)));
+            selects.extend(own.chain([Grantee::Default]).map(grant));
         }
         selects
     }
@@ -85,8 +109,20 @@ impl Session {
         self.term
     }
 
+    /// The store said something on the watch. It may be no more than that it is alive, and never means that all is known.
+    pub fn on_word(&mut self, now: MonoTime) {
+        self.heard_at = Some(now);
+    }
+
+    /// How long ago the store last said anything; `None` before it ever did.
+    #[must_use]
+    pub fn silence(&self, now: MonoTime) -> Option<Duration> {
+        self.heard_at.map(|at| now.since(at))
+    }
+
     /// Takes a list: diffs it against the views.
     pub fn on_list(&mut self, listing: &Listing, views: &mut BTreeMap<PoolId, PoolView>, now: MonoTime) -> Vec<Notice> {
+        self.on_word(now);
         let mut notices = Vec::new();
         let other_cluster = self.cluster_id.is_some_and(|id| id != listing.cluster_id);
         if other_cluster || listing.revision < self.revision {
@@ -101,6 +137,7 @@ impl Session {
 
         let mut grants: BTreeSet<(PoolId, Grantee)> = BTreeSet::new();
         let mut overrides: BTreeSet<(PoolId, Target)> = BTreeSet::new();
+        let mut pulses: BTreeSet<PoolId> = BTreeSet::new();
         let leader_key = self.keys.key(&Key::Leader);
         let led = listing.entries.iter().any(|entry| entry.key == leader_key);
         if !led {
@@ -110,11 +147,15 @@ impl Session {
             match self.keys.parse(&entry.key) {
                 Some(Key::Limits(pool, grantee)) => drop(grants.insert((pool, grantee))),
                 Some(Key::Override(pool, target)) => drop(overrides.insert((pool, target))),
+                Some(Key::Pulse(pool)) => drop(pulses.insert(pool)),
                 _ => {}
             }
             self.on_put(entry, led, views, now, &mut notices);
         }
         for (id, view) in views {
+            if !pulses.contains(id) {
+                view.on_pulse_removed();
+            }
             view.retain(
                 |grantee| grants.contains(&(id.clone(), grantee.clone())),
                 |target| overrides.contains(&(id.clone(), target.clone())),
@@ -182,7 +223,8 @@ impl Session {
                     view.on_override_restored(target, record);
                 }
             }
-            Some(Key::Member(_) | Key::Audit { .. }) => {}
+            // Policy is the leader's to judge: what members must know of it is in the pulse.
+            Some(Key::Policy(_) | Key::PolicyStatus(_) | Key::Member(_) | Key::Audit { .. }) => {}
             None => refuse("key", "names no pool and tenant".into()),
         }
     }
@@ -206,6 +248,11 @@ impl Session {
             Some(Key::Limits(pool, grantee)) => {
                 if let Some(view) = views.get_mut(&pool) {
                     view.on_grant_removed(&grantee);
+                }
+            }
+            Some(Key::Pulse(pool)) => {
+                if let Some(view) = views.get_mut(&pool) {
+                    view.on_pulse_removed();
                 }
             }
             Some(Key::Override(pool, target)) => {

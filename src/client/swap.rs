@@ -11,7 +11,7 @@ use super::cells::{Cells, Lock, Native, Number, Pointer};
 use super::member::MemberState;
 use crate::clock::MonoTime;
 use crate::limiter::{Hold, Limits};
-use crate::plan::Stamp;
+use crate::plan::{Mode, Stamp};
 use crate::quota::{Grantee, Meter, TenantId};
 
 /// What a pool enforces now, as [`Pool::tuning`](super::Pool::tuning) tells it.
@@ -25,6 +25,8 @@ pub struct Tuning {
     pub holds: BTreeMap<Meter, MonoTime>,
     /// Meters that the leader holds; each pulse replaces the last one's, so what it no longer tells is lifted.
     pub told: BTreeMap<Meter, MonoTime>,
+    /// What becomes of the limits: by this member's own word, or the pool's policy.
+    pub mode: Mode,
     /// How this member stands to the leader.
     pub state: MemberState,
     /// The stamp of the pulse it rests on.
@@ -46,6 +48,8 @@ pub struct PoolWide {
     pub holds: BTreeMap<Meter, MonoTime>,
     /// What the leader holds.
     pub told: BTreeMap<Meter, MonoTime>,
+    /// What becomes of the limits.
+    pub mode: Mode,
     /// How this member stands to the leader.
     pub state: MemberState,
     /// The stamp of the pulse it rests on.
@@ -56,7 +60,7 @@ impl PoolWide {
     /// Before anything was read.
     #[must_use]
     pub fn new(state: MemberState) -> Self {
-        Self { holds: BTreeMap::new(), told: BTreeMap::new(), state, stamp: Stamp::default() }
+        Self { holds: BTreeMap::new(), told: BTreeMap::new(), mode: Mode::default(), state, stamp: Stamp::default() }
     }
 
     /// The holds of both kinds, of each meter the one that ends last.

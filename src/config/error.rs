@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::Serialize;
 
+/// So many mistakes are told where there is one line for them.
+const TOLD_MAX: usize = 3;
+
 /// Whether a file with it is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -75,6 +78,23 @@ impl Mistakes {
     #[must_use]
     pub fn errors(&self) -> usize {
         self.list.iter().filter(|mistake| mistake.severity == Severity::Error).count()
+    }
+}
+
+impl Mistakes {
+    /// The first few, where there is one line for them, and the file need not be named.
+    #[must_use]
+    pub fn in_one_line(&self) -> String {
+        let told = self.list.iter().take(TOLD_MAX).map(|mistake| match mistake.key.as_str() {
+            "" => mistake.message.clone(),
+            key => format!("{key}: {}", mistake.message),
+        });
+        let mut told: Vec<String> = told.collect();
+        let more = self.list.len().saturating_sub(TOLD_MAX);
+        if more > 0 {
+            told.push(format!("and {more} more"));
+        }
+        told.join("; ")
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use super::names::Names;
 use super::spec::{Absent, Key, Shape, Table, homes};
 use crate::limiter::ENTRIES_MAX;
-use crate::plan::Algorithm;
+use crate::plan::{Algorithm, Mode};
 use crate::provider::{Dialect, ResetForm};
 
 /// No provider counts this high; the bound keeps sums exact.
@@ -36,6 +36,16 @@ static ALGORITHMS: [&str; Algorithm::ALL.len()] = {
     let mut n = 0;
     while n < names.len() {
         names[n] = Algorithm::ALL[n].as_str();
+        n += 1;
+    }
+    names
+};
+
+static MODES: [&str; Mode::ALL.len()] = {
+    let mut names = [""; Mode::ALL.len()];
+    let mut n = 0;
+    while n < names.len() {
+        names[n] = Mode::ALL[n].as_str();
         n += 1;
     }
     names
@@ -158,7 +168,7 @@ pub(super) static POOLS: Key = Key {
     shape: Shape::Entries {
         expected: "at least one table [pools.<id>] with a dialect and a capacity",
         names: Names::Pools,
-        entry: &Shape::Table(&Table { keys: &[&DIALECT, &CONCURRENCY, &CAPACITY, &TENANTS, &DEFAULT] }),
+        entry: &Shape::Table(&Table { keys: &[&DIALECT, &MODE, &CONCURRENCY, &CAPACITY, &TENANTS, &DEFAULT] }),
         least: 1,
     },
     absent: Absent::Refused,
@@ -248,6 +258,15 @@ const fn header(name: &'static str, doc: &'static str, example: &'static str) ->
     };
     Key { name, doc, shape, absent: Absent::Means("not read"), example }
 }
+
+pub(super) static MODE: Key = Key {
+    name: "mode",
+    doc: "What members make of the limits: enforce them; observe, which counts what would have waited or been refused, and \
+          admits all; or off, which admits all and counts nothing. The controller computes and publishes in each.",
+    shape: Shape::OneOf(&MODES),
+    absent: Absent::Reads("\"enforce\""),
+    example: "\"enforce\"",
+};
 
 pub(super) static CONCURRENCY: Key = Key {
     name: "concurrency",

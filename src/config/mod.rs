@@ -3,11 +3,12 @@
 //! *Why here*: this is the only module that knows them all; nothing but the command imports it. Every mistake is
 //! found in one run and named by file, line, column and key, with what was found, what is allowed and what was probably
 //! meant. Unknown keys are mistakes, so that a misspelt limit cannot be silently absent. `keys` has each key once; the
-//! reader, the [`schema()`] and the [`reference()`] are made from it.
+//! reader, the [`schema()`] and the [`reference()`] are made from it. A pool's [`policy()`] in the store is read by the same.
 
 mod error;
 mod keys;
 mod names;
+mod policy;
 mod pools;
 mod reference;
 mod schema;
@@ -21,6 +22,7 @@ use std::path::Path;
 use crate::controller::Params;
 use crate::plan::keyspace::Keyspace;
 pub use error::{Mistake, Mistakes, Severity};
+pub use policy::policy;
 pub use reference::reference;
 pub use schema::schema;
 use section::{Document, Field, Section};
@@ -121,7 +123,8 @@ fn config(mut root: Section<'_>) -> Option<Config> {
         None => (None, u64::MAX),
     };
     let (listen, keyspace, pools) = (listen?, keyspace??, pools?);
-    let controller = Params { name, listen, advertise_url, keyspace, store_quota_bytes, pools };
+    let controller =
+        Params { name, listen, advertise_url, keyspace, store_quota_bytes, pools, read_policy: policy::read };
     Some(Config { controller, etcd, warnings: Mistakes::default() })
 }
 

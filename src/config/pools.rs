@@ -8,7 +8,7 @@ use super::keys;
 use super::names::Names;
 use super::section::{Field, Place, Section};
 use crate::controller::{PoolParams, TenantParams};
-use crate::plan::{Algorithm, Rate};
+use crate::plan::{Algorithm, Mode, Rate};
 use crate::provider::{Dialect, Refill, ResetForm, TaughtMeter, TaughtParams};
 use crate::quota::{Meter, PoolId, QuotaError, TenantId};
 
@@ -22,11 +22,12 @@ pub(super) fn pools(field: Field<'_>) -> Option<Vec<PoolParams>> {
 }
 
 /// `None` only with a mistake noted.
-fn pool(name: &str, at: &Place<'_>, field: Field<'_>) -> Option<PoolParams> {
+pub(super) fn pool(name: &str, at: &Place<'_>, field: Field<'_>) -> Option<PoolParams> {
     let refused = |error: QuotaError| at.name_refused(Names::Pools, name, &error.to_string());
     let id = name.parse::<PoolId>().map_err(refused).ok();
     let mut section = field.section()?;
     let dialect = section.take(&keys::DIALECT).and_then(dialect);
+    let mode = section.take(&keys::MODE).and_then(|field| field.text(Mode::named));
     let concurrency = section.take(&keys::CONCURRENCY).map(|field| (field.count(), field.place));
     let capacity = section.take(&keys::CAPACITY).and_then(Field::entries).map(capacity);
     let meters = capacity.as_ref().and_then(|capacity| capacity.meters.as_deref());
@@ -47,6 +48,7 @@ fn pool(name: &str, at: &Place<'_>, field: Field<'_>) -> Option<PoolParams> {
     Some(PoolParams {
         id: id?,
         dialect: dialect?,
+        mode: mode?,
         algorithms: capacity.algorithms,
         zones: capacity.zones,
         capacity: capacity.rates.into_iter().map(|(meter, (rate, _))| (meter, rate)).collect(),

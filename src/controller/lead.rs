@@ -12,16 +12,17 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::Params;
 use super::desk::{Desk, Office};
 use super::outbox::Batch;
-use super::overseer::Overseer;
+use super::overseer::{Overseer, reject};
 use super::planner::PoolPlanner;
+use super::policies::{Policies, Standing};
 use super::publish::{PublishError, Publisher};
 use super::upkeep::Upkeep;
+use super::{Params, PoolParams};
 use crate::clock::{Clock, MonoTime};
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
-use crate::plan::{Grant, Pulse};
+use crate::plan::{Grant, Override, OverrideStatus, PolicyStatus, Pulse, Target};
 use crate::quota::{Grantee, PoolId};
 use crate::store::{Change, Condition, LeaseId, Op, Outcome, Select, Store, StoreError, TXN_OPS_MAX, Txn, WatchEvent};
 use crate::telemetry::{Metric, Telemetry};
@@ -187,8 +188,9 @@ impl Leading {
         self.desk.take_office(Office::new(term, asked_at));
         let keep_alive = keep_alive(self.store.clone(), self.desk.clone(), self.clock.clone(), lease);
         let _keeper = Keeper(tokio::spawn(keep_alive));
-        let (left, pulses) = match self.left().await {
-            Ok(left) => left,
+        // Before anything is planned: nobody is to be led by the file for the moment until the store's policy is read.
+        let (policies, mut left) = match self.take_over().await {
+            Ok(found) => found,
             Err(error) => {
                 warn!("cannot read the earlier leader's records: {error}");
                 return Ended::Unread;
@@ -197,40 +199,70 @@ impl Leading {
         info!(term, name = self.params.name, "leading");
         self.telemetry.set(Metric::Leader, &[], 1.0);
         self.telemetry.set(Metric::Term, &[], precise(term));
-        let pools = self
-            .params
-            .pools
-            .iter()
-            .map(|pool| {
-                let left = left.get(&pool.id).cloned().unwrap_or_default();
-                let planner = PoolPlanner::new(pool.clone(), term, left, pulses.get(&pool.id), self.clock.now());
-                (pool.id.clone(), planner)
-            })
-            .collect();
+        let planner = |(id, params): (&PoolId, &PoolParams)| {
+            let Left { grants, pulse, .. } = left.remove(id).unwrap_or_default();
+            (id.clone(), PoolPlanner::new(params.clone(), term, grants, pulse.as_ref(), self.clock.now()))
+        };
+        let pools = policies.in_force().into_iter().map(planner).collect();
         self.desk.with_office(|office| office.pools = pools);
-        self.tick_until_ended(term).await
+        self.tick_until_ended(term, Overseer::new(policies)).await
     }
 
-    /// Grants and pulses that an earlier leader left, by pool.
-    async fn left(&self) -> Result<(GrantsLeft, BTreeMap<PoolId, Pulse>), StoreError> {
+    /// Which policies hold, and what an earlier leader left of their pools.
+    async fn take_over(&self) -> Result<(Policies, BTreeMap<PoolId, Left>), StoreError> {
         let keys = self.keys();
-        let selects: Vec<Select> = self
-            .params
-            .pools
-            .iter()
-            .flat_map(|pool| {
-                [Select::Prefix(keys.limits_of(&pool.id)), Select::Key(keys.key(&Key::Pulse(pool.id.clone())))]
-            })
-            .collect();
-        let (mut grants, mut pulses) = (GrantsLeft::new(), BTreeMap::new());
+        let selects = [Select::Prefix(keys.policies()), Select::Prefix(keys.policy_statuses())];
+        let (mut standing, mut statuses) = (BTreeMap::new(), BTreeMap::new());
+        for entry in self.store.list(&selects).await?.entries {
+            match keys.parse(&entry.key) {
+                Some(Key::Policy(pool)) => {
+                    standing.insert(pool, Standing { value: entry.value, revision: entry.mod_revision });
+                }
+                Some(Key::PolicyStatus(pool)) => {
+                    let status: Option<PolicyStatus> = serde_json::from_slice(&entry.value).ok();
+                    statuses.extend(status.map(|status| (pool, status)));
+                }
+                _ => {}
+            }
+        }
+        let mut policies = Policies::new(&self.params.pools, self.params.read_policy);
+        policies.restore(statuses);
+        for (pool, error) in policies.judge(&standing) {
+            reject(self, &pool, &error);
+        }
+        let left = self.left(policies.in_force().into_keys()).await?;
+        Ok((policies, left))
+    }
+
+    /// What an earlier leader left of these pools.
+    pub(super) async fn left(
+        &self,
+        pools: impl Iterator<Item = &PoolId>,
+    ) -> Result<BTreeMap<PoolId, Left>, StoreError> {
+        let keys = self.keys();
+        let of = |pool: &PoolId| {
+            [
+                Select::Prefix(keys.limits_of(pool)),
+                Select::Key(keys.key(&Key::Pulse(pool.clone()))),
+                Select::Prefix(keys.override_statuses_of(pool)),
+            ]
+        };
+        let selects: Vec<Select> = pools.flat_map(of).collect();
+        let mut left: BTreeMap<PoolId, Left> = BTreeMap::new();
         for entry in self.store.list(&selects).await?.entries {
             let refused = match keys.parse(&entry.key) {
                 Some(Key::Limits(pool, grantee)) => Grant::parse(&entry.value)
-                    .map(|grant| drop(grants.entry(pool).or_default().insert(grantee, grant)))
+                    .map(|grant| drop(left.entry(pool).or_default().grants.insert(grantee, grant)))
                     .map_err(|error| ("grant", error)),
                 Some(Key::Pulse(pool)) => Pulse::parse(&entry.value)
-                    .map(|pulse| drop(pulses.insert(pool, pulse)))
+                    .map(|pulse| left.entry(pool).or_default().pulse = Some(pulse))
                     .map_err(|error| ("pulse", error)),
+                Some(Key::OverrideStatus(pool, target)) => {
+                    let status: Option<OverrideStatus> = serde_json::from_slice(&entry.value).ok();
+                    let applied = status.and_then(|status| status.applied).map(|last_good| (target, last_good));
+                    left.entry(pool).or_default().overrides.extend(applied);
+                    Ok(())
+                }
                 _ => Ok(()),
             };
             if let Err((kind, error)) = refused {
@@ -238,13 +270,13 @@ impl Leading {
                 warn!(key = entry.key, "ignoring a {kind}: {error}");
             }
         }
-        Ok((grants, pulses))
+        Ok(left)
     }
 
-    async fn tick_until_ended(&mut self, term: u64) -> Ended {
+    async fn tick_until_ended(&mut self, term: u64, mut overseer: Overseer) -> Ended {
         let mut regular = interval(TICK_EVERY);
         regular.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut overseer, mut upkeep) = (Overseer::default(), Upkeep::default());
+        let mut upkeep = Upkeep::default();
         let desk = self.desk.clone();
         loop {
             let early = tokio::select! {
@@ -348,6 +380,7 @@ impl Leading {
         for (id, pulse) in pulses {
             self.telemetry.add(Metric::Publishes, &[id.as_str(), "pulse"], 1.0);
             self.with_pool(id, |pool| {
+                self.telemetry.set(Metric::Mode, &[id.as_str()], pulse.mode.number());
                 self.record_pulse(id.as_str(), pool, pulse);
                 pool.pulsed(pulse.clone());
             });
@@ -395,8 +428,14 @@ impl Leading {
 /// Another leader rules.
 struct Deposed;
 
-/// Grants by pool and tenant.
-type GrantsLeft = BTreeMap<PoolId, BTreeMap<Grantee, Grant>>;
+/// What an earlier leader left of a pool.
+#[derive(Default)]
+pub(super) struct Left {
+    pub grants: BTreeMap<Grantee, Grant>,
+    pub pulse: Option<Pulse>,
+    /// The last good record of each override that it spoke of.
+    pub overrides: BTreeMap<Target, Override>,
+}
 
 async fn keep_alive(store: Arc<dyn Store>, desk: Arc<Desk>, clock: Arc<dyn Clock>, lease: LeaseId) {
     let mut every = interval(KEEP_ALIVE_EVERY);

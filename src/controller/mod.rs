@@ -7,7 +7,7 @@
 //!
 //! `signal` turns reports into rates and readings, `law` estimates what each meter can take, `apportion` divides it,
 //! `shares` splits it over members, `alignment` knows where windows end, `history` remembers what was decided and from what,
-//! `account` is what is told of it. These and the planner are pure; `lead`, `overseer` (operators' overrides, members'
+//! `policies` which policy holds, `account` is what is told of it. These and the planner are pure; `lead`, `overseer` (operators' overrides, members'
 //! presence), `upkeep` (old audit records, how full the store is), `publish` and `serve` do the I/O.
 
 mod account;
@@ -22,6 +22,7 @@ pub mod outbox;
 mod overseer;
 mod params;
 pub mod planner;
+pub mod policies;
 mod publish;
 mod serve;
 pub mod shares;
@@ -38,7 +39,7 @@ pub use account::{LeaderAccount, MemberAccount, MeterAccount, PoolAccount};
 pub use desk::NotLeading;
 pub use lead::LEADER_TTL;
 pub use nearest::nearest;
-pub use params::{Params, PoolParams, TenantParams};
+pub use params::{Params, PoolParams, ReadPolicy, TenantParams};
 pub use serve::ListenError;
 pub use upkeep::AUDIT_KEPT;
 

@@ -77,6 +77,17 @@ impl Outbox {
         }
     }
 
+    /// Where the order of this term's records stands.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Goes on behind `epoch`: the pool was there before in this term, and members know what it said.
+    pub fn go_on_behind(&mut self, epoch: u64) {
+        self.epoch = self.epoch.max(epoch);
+    }
+
     /// Grants as last acknowledged.
     #[must_use]
     pub fn published(&self) -> &BTreeMap<Grantee, Grant> {

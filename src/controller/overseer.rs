@@ -1,14 +1,16 @@
-//! What others write for the leader to read once a tick: operators' overrides, and who is present.
+//! What others write for the leader to read once a tick: operators' overrides and policies, and who is present.
 //!
 //! A malformed override changes nothing: the last good one stays, also across a change of leader, and
 //! `overrides-status` says what is wrong. A status whose override is gone goes too, so that a removed override cannot
-//! come back as the last good one of a later malformed record.
+//! come back as the last good one of a later malformed record. The same of policies.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::{info, warn};
 
 use super::lead::Leading;
+use super::planner::PoolPlanner;
+use super::policies::{Policies, Standing};
 use super::publish::PublishError;
 use crate::plan::keyspace::{Key, Presence};
 use crate::plan::{Override, OverrideStatus, Target};
@@ -22,8 +24,12 @@ const RECORD_CHARS_SHOWN: usize = 300;
 type OverrideKey = (PoolId, Target);
 
 /// What this leader has read and said so far.
-#[derive(Default)]
 pub(super) struct Overseer {
+    policies: Policies,
+    /// Pools that are gone, whose records are to be taken away.
+    leaving: BTreeSet<PoolId>,
+    /// Where the order of their records stood.
+    epochs: BTreeMap<PoolId, u64>,
     restored: bool,
     /// The revision of each override that a status was written for.
     judged: BTreeMap<OverrideKey, u64>,
@@ -36,6 +42,7 @@ struct Written {
     overrides: BTreeMap<OverrideKey, Entry>,
     /// Read once, by a new leader.
     statuses: BTreeMap<OverrideKey, Option<Override>>,
+    policies: BTreeMap<PoolId, Standing>,
     present: BTreeMap<PoolId, usize>,
 }
 
@@ -43,9 +50,22 @@ struct Written {
 type Said = (OverrideKey, Option<OverrideStatus>, u64);
 
 impl Overseer {
+    /// Begins a term with what holds at its beginning.
+    pub(super) fn new(policies: Policies) -> Self {
+        Self {
+            policies,
+            leaving: BTreeSet::new(),
+            epochs: BTreeMap::new(),
+            restored: false,
+            judged: BTreeMap::new(),
+            refused: BTreeSet::new(),
+        }
+    }
+
     /// Reads, takes what is new into the planners, and says what holds.
     pub(super) async fn oversee(&mut self, leading: &Leading, term: u64) -> Result<(), PublishError> {
         let written = self.read(leading).await?;
+        self.rule(leading, term, &written.policies).await?;
         let mut said = self.judge(leading, &written);
         let gone = self.judged.keys().chain(written.statuses.keys()).filter(|key| !written.overrides.contains_key(key));
         let gone: BTreeSet<OverrideKey> = gone.cloned().collect();
@@ -68,11 +88,12 @@ impl Overseer {
     }
 
     async fn read(&mut self, leading: &Leading) -> Result<Written, StoreError> {
-        let (keys, pools) = (leading.keys(), &leading.params.pools);
+        let keys = leading.keys();
         // All of them: an operator who mistypes a pool must hear of it.
-        let mut selects = vec![Select::Prefix(keys.overrides()), Select::Prefix(keys.members())];
+        let mut selects =
+            vec![Select::Prefix(keys.overrides()), Select::Prefix(keys.policies()), Select::Prefix(keys.members())];
         if !self.restored {
-            selects.extend(pools.iter().map(|pool| Select::Prefix(keys.override_statuses_of(&pool.id))));
+            selects.push(Select::Prefix(keys.override_statuses()));
         }
         let mut written = Written::default();
         for entry in leading.store.list(&selects).await?.entries {
@@ -81,6 +102,10 @@ impl Overseer {
                 Some(Key::OverrideStatus(pool, target)) => {
                     let status: Option<OverrideStatus> = serde_json::from_slice(&entry.value).ok();
                     written.statuses.insert((pool, target), status.and_then(|status| status.applied));
+                }
+                Some(Key::Policy(pool)) => {
+                    let standing = Standing { value: entry.value, revision: entry.mod_revision };
+                    written.policies.insert(pool, standing);
                 }
                 Some(Key::Member(_)) => {
                     let presence: Option<Presence> = serde_json::from_slice(&entry.value).ok();
@@ -96,6 +121,76 @@ impl Overseer {
             }
         }
         Ok(written)
+    }
+
+    /// Puts policies in force, and says what holds: pools come, change and go.
+    async fn rule(
+        &mut self,
+        leading: &Leading,
+        term: u64,
+        standing: &BTreeMap<PoolId, Standing>,
+    ) -> Result<(), PublishError> {
+        for (pool, error) in self.policies.judge(standing) {
+            reject(leading, &pool, &error);
+        }
+        let in_force = self.policies.in_force();
+        let now = leading.clock.now();
+        let (mut fresh, mut gone) = (Vec::new(), Vec::new());
+        leading.desk.with_office(|office| {
+            for (id, params) in &in_force {
+                match office.pools.get_mut(*id) {
+                    Some(planner) if planner.params() == *params => {}
+                    Some(planner) => {
+                        info!(pool = %id, mode = params.mode.as_str(), "another policy is in force");
+                        planner.adopt((*params).clone());
+                    }
+                    None => fresh.push((*params).clone()),
+                }
+            }
+            gone.extend(office.pools.keys().filter(|id| !in_force.contains_key(id)).cloned());
+            for id in &gone {
+                info!(pool = %id, "the pool's policy was taken away, and the pool with it");
+                self.epochs.extend(office.pools.remove(id).map(|planner| (id.clone(), planner.outbox().epoch())));
+            }
+        });
+        // Overrides of a pool that came or went are to be judged again.
+        let changed: BTreeSet<&PoolId> = fresh.iter().map(|params| &params.id).chain(&gone).collect();
+        self.judged.retain(|(pool, _), _| !changed.contains(pool));
+        self.leaving.extend(gone);
+        if !fresh.is_empty() {
+            let mut left = leading.left(fresh.iter().map(|params| &params.id)).await?;
+            for params in fresh {
+                info!(pool = %params.id, mode = params.mode.as_str(), "a pool by its policy");
+                let (id, left) = (params.id.clone(), left.remove(&params.id).unwrap_or_default());
+                let mut planner = PoolPlanner::new(params, term, left.grants, left.pulse.as_ref(), now);
+                planner.outbox_mut().go_on_behind(self.epochs.get(&id).copied().unwrap_or(0));
+                left.overrides.into_iter().for_each(|(target, last)| planner.overrides_mut().restore(target, last));
+                self.leaving.remove(&id);
+                leading.desk.with_office(|office| office.pools.insert(id, planner));
+            }
+        }
+        self.see_off(leading, term).await?;
+        let said = self.policies.unsaid();
+        if !said.is_empty() {
+            leading.publisher(term).policy_statuses(&said).await?;
+            self.policies.said(&said);
+        }
+        Ok(())
+    }
+
+    /// Takes away the grants and pulses of pools that are gone: their members fall to their bootstrap thresholds.
+    async fn see_off(&mut self, leading: &Leading, term: u64) -> Result<(), PublishError> {
+        if self.leaving.is_empty() {
+            return Ok(());
+        }
+        let keys = leading.keys();
+        let of =
+            |pool: &PoolId| [Select::Prefix(keys.limits_of(pool)), Select::Key(keys.key(&Key::Pulse(pool.clone())))];
+        let selects: Vec<Select> = self.leaving.iter().flat_map(of).collect();
+        let left = leading.store.list(&selects).await?.entries;
+        leading.publisher(term).remove(left.into_iter().map(|entry| entry.key).collect()).await?;
+        self.leaving.clear();
+        Ok(())
     }
 
     /// Takes what is new into the planners; the outcome is what there is to say.
@@ -146,6 +241,12 @@ impl Overseer {
         });
         judged.unwrap_or_default()
     }
+}
+
+/// Counts and tells of a policy that is not taken.
+pub(super) fn reject(leading: &Leading, pool: &PoolId, error: &str) {
+    leading.telemetry.add(Metric::PoliciesRejected, &[pool.as_str()], 1.0);
+    warn!(%pool, "policy rejected, the last good one stays: {error}");
 }
 
 fn names<'a>(pools: impl Iterator<Item = &'a PoolId>) -> String {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use jiff::tz::TimeZone;
 
 use crate::plan::keyspace::Keyspace;
-use crate::plan::{Algorithm, Rate};
+use crate::plan::{Algorithm, Mode, Rate};
 use crate::provider::Dialect;
 use crate::quota::{Meter, PoolId, TenantId};
 
@@ -25,15 +25,22 @@ pub struct Params {
     pub store_quota_bytes: u64,
     /// The pools.
     pub pools: Vec<PoolParams>,
+    /// Reads a pool's policy as it stands in the store.
+    pub read_policy: ReadPolicy,
 }
 
+/// Reads and checks a pool's policy, by the rules of the configuration file; what is wrong with it, in one line.
+pub type ReadPolicy = fn(&PoolId, &[u8]) -> Result<PoolParams, String>;
+
 /// One pool.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PoolParams {
     /// Its id.
     pub id: PoolId,
     /// How its provider writes limits.
     pub dialect: Dialect,
+    /// What members make of its limits.
+    pub mode: Mode,
     /// The static capacity per meter: what is assumed before anything is seen.
     pub capacity: BTreeMap<Meter, Rate>,
     /// How meters count, those that are no token buckets.

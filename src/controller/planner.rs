@@ -104,6 +104,33 @@ impl PoolPlanner {
         &mut self.overrides
     }
 
+    /// What it is told of the pool.
+    #[must_use]
+    pub fn params(&self) -> &PoolParams {
+        &self.params
+    }
+
+    /// Goes on under another policy of the same pool. What was learned of meters, tenants and members that stay is kept;
+    /// where no headers tell, a changed capacity is begun from anew.
+    pub fn adopt(&mut self, params: PoolParams) {
+        let old = std::mem::replace(&mut self.params, params);
+        let capacity = &self.params.capacity;
+        self.laws.retain(|meter, _| capacity.contains_key(meter));
+        self.steps.retain(|meter, _| capacity.contains_key(meter));
+        for (meter, nominal) in capacity {
+            let start_per_s = meter.per_second(nominal.rate);
+            let law = self.laws.entry(*meter).or_insert_with(|| MeterLaw::new(start_per_s));
+            if old.capacity.get(meter).is_none_or(|old| old.rate != nominal.rate) {
+                law.restart_without_headers(start_per_s);
+            }
+        }
+        let known = |grantee: &Grantee| match grantee {
+            Grantee::Default => true,
+            Grantee::Tenant(id) => self.params.tenants.contains_key(id),
+        };
+        self.shares.retain(|grantee, _| known(grantee));
+    }
+
     /// How many members of this pool the store knows to be alive.
     pub fn set_present(&mut self, members: usize) {
         self.present = members;
@@ -197,6 +224,7 @@ impl PoolPlanner {
             scale,
             hold_ms: self.signal.holds_ms(now),
             window_left_ms: self.window_left_ms(wall),
+            mode: self.params.mode,
             unix_ms: wall,
         }
     }

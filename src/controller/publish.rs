@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::outbox::Batch;
+use super::policies;
 use crate::plan::keyspace::{Key, Keyspace};
 use crate::plan::{Grant, OverrideStatus, Pulse, Target};
 use crate::quota::{Grantee, PoolId};
@@ -73,6 +74,21 @@ impl Publisher<'_> {
             }
         };
         self.commit(statuses.into_iter().map(op).collect::<Result<_, _>>()?).await
+    }
+
+    /// Writes what the leader says of policies; `None` takes the status away.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub(super) async fn policy_statuses(&self, said: &[policies::Said]) -> Result<(), PublishError> {
+        let op = |(pool, status): &policies::Said| {
+            let key = Key::PolicyStatus(pool.clone());
+            match status {
+                Some(status) => self.put(&key, status),
+                None => Ok(Op::Delete { key: self.keys.key(&key) }),
+            }
+        };
+        self.commit(said.iter().map(op).collect::<Result<_, _>>()?).await
     }
 
     /// Deletes keys.

@@ -75,10 +75,16 @@ pub struct Reservation {
     at: MonoTime,
     /// How many requests were admitted before this one.
     serial: u64,
-    slice: Slice,
+    /// `None`: nothing was taken.
+    slice: Option<Slice>,
 }
 
 impl Reservation {
+    /// For a request that goes without being asked for: nothing is taken, and nothing is to be given back.
+    pub fn of_nothing(cost: &Cost, now: MonoTime) -> Self {
+        Self { cost: *cost, at: now, serial: 0, slice: None }
+    }
+
     /// What was taken.
     #[must_use]
     pub fn cost(&self) -> Cost {
@@ -518,9 +524,9 @@ impl Limiter {
         self.rules.iter().find(too_large).map(|rule| rule.never(cost.of(rule.meter.unit)))
     }
 
-    fn take(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
-        let reservation = self.reservation(cost, now);
-        let Reservation { serial, slice, .. } = reservation;
+    /// Takes the units whatever is there, into debt if need be: for one who goes before its time.
+    pub fn take(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
+        let (serial, slice) = self.place(now);
         for (rule, counter) in self.rules.iter().zip(&mut self.counters) {
             let needed = cost.of(rule.meter.unit);
             if needed > counter.burst() {
@@ -530,15 +536,29 @@ impl Limiter {
             counter.take(needed, now);
         }
         self.forget_refusal();
-        reservation
+        Reservation { cost: *cost, at: now, serial, slice: Some(slice) }
+    }
+
+    /// Counts a request that goes without anything being taken for it.
+    pub fn let_pass(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
+        self.admitted += 1;
+        Reservation::of_nothing(cost, now)
     }
 
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "see `Gate::decide`")]
     fn reservation(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
+        let (serial, slice) = self.place(now);
+        Reservation { cost: *cost, at: now, serial, slice: Some(slice) }
+    }
+
+    /// A number and a place in flight for one more.
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "see `Gate::decide`")]
+    fn place(&mut self, now: MonoTime) -> (u64, Slice) {
         let serial = self.admitted;
         self.admitted += 1;
-        Reservation { cost: *cost, at: now, serial, slice: self.flights.take(now) }
+        (serial, self.flights.take(now))
     }
 
     /// When everything `ahead` plus `cost` will have been supplied, and by which meter last: the honest wait of a newcomer to
@@ -561,7 +581,7 @@ impl Limiter {
     /// unknown and counts as fully used. Units of a window that has ended are not given back in a later one.
     #[allow(clippy::needless_pass_by_value, reason = "a reservation is settled once")]
     pub fn settle(&mut self, reservation: Reservation, charged: Option<Cost>, now: MonoTime) {
-        let Reservation { cost, at, serial, slice } = reservation;
+        let Reservation { cost, at, serial, slice: Some(slice) } = reservation else { return };
         self.flights.advance(now);
         self.flights.give_back(slice);
         if self.at_ease {

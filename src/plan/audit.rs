@@ -16,6 +16,8 @@ pub enum Changed {
     Import,
     /// Put a pool's policy.
     PolicyPut,
+    /// Took a pool's policy away.
+    PolicyClear,
 }
 
 impl Changed {
@@ -27,6 +29,7 @@ impl Changed {
             Self::OverrideClear => "override_clear",
             Self::Import => "import",
             Self::PolicyPut => "policy_put",
+            Self::PolicyClear => "policy_clear",
         }
     }
 }

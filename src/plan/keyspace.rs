@@ -7,12 +7,15 @@
 //! | `pulse/<pool>` | [`Pulse`](super::Pulse) |
 //! | `overrides/<pool>/<tenant>` | [`Override`](super::Override); tenant `*` and `@capacity` too |
 //! | `overrides-status/<pool>/<tenant>` | [`OverrideStatus`](super::OverrideStatus) |
+//! | `policy/<pool>` | a pool's policy: the keys of the file's `[pools.<id>]` as JSON |
+//! | `policy-status/<pool>` | [`PolicyStatus`](super::PolicyStatus) |
 //! | `members/<instance>` | [`Presence`] |
 //! | `audit/<time>-<id>` | [`Audit`](super::Audit) |
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::Mode;
 use super::overrides::Target;
 use crate::clock::UnixMillis;
 use crate::quota::{Grantee, PoolId, decode_segment, encode_segment};
@@ -37,6 +40,9 @@ pub struct Presence {
     /// The pools it uses.
     #[serde(default)]
     pub pools: Vec<PoolId>,
+    /// Its own word on whether limits hold, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
 }
 
 /// A parsed key.
@@ -52,6 +58,10 @@ pub enum Key {
     Override(PoolId, Target),
     /// `overrides-status/<pool>/<tenant>`.
     OverrideStatus(PoolId, Target),
+    /// `policy/<pool>`.
+    Policy(PoolId),
+    /// `policy-status/<pool>`.
+    PolicyStatus(PoolId),
     /// `members/<instance>`.
     Member(String),
     /// `audit/<time>-<id>`: in the order of time.
@@ -103,6 +113,8 @@ impl Keyspace {
             Key::Pulse(pool) => format!("{prefix}/pulse/{pool}"),
             Key::Override(pool, target) => format!("{prefix}/overrides/{pool}/{target}"),
             Key::OverrideStatus(pool, target) => format!("{prefix}/overrides-status/{pool}/{target}"),
+            Key::Policy(pool) => format!("{prefix}/policy/{pool}"),
+            Key::PolicyStatus(pool) => format!("{prefix}/policy-status/{pool}"),
             Key::Member(instance) => format!("{prefix}/members/{}", encode_segment(instance)),
             Key::Audit { at, id } => format!("{prefix}/audit/{}", audit_segment(*at, *id)),
         }
@@ -124,6 +136,12 @@ impl Keyspace {
     #[must_use]
     pub fn policies(&self) -> String {
         format!("{}/policy/", self.prefix)
+    }
+
+    /// The prefix of what the leader says of policies.
+    #[must_use]
+    pub fn policy_statuses(&self) -> String {
+        format!("{}/policy-status/", self.prefix)
     }
 
     /// The prefix of all overrides.
@@ -175,6 +193,8 @@ impl Keyspace {
             ("overrides-status", Some(pool), Some(target)) => {
                 Key::OverrideStatus(pool.parse().ok()?, target.parse().ok()?)
             }
+            ("policy", Some(pool), None) => Key::Policy(pool.parse().ok()?),
+            ("policy-status", Some(pool), None) => Key::PolicyStatus(pool.parse().ok()?),
             ("members", Some(instance), None) if !instance.is_empty() => Key::Member(decode_segment(instance)?),
             ("audit", Some(segment), None) => parse_audit(segment)?,
             _ => return None,

@@ -1,4 +1,4 @@
-//! What is decided: grants, pulses, overrides and shares; their wire form; how they merge; and the keys they live
+//! What is decided: grants, pulses, overrides, policy's mode and shares; their wire form; how they merge; and the keys they live
 //! under.
 //!
 //! Client and controller meet here on the way down, as they meet in [`observation`](crate::observation) on the way
@@ -34,7 +34,9 @@ mod book;
 mod effective;
 mod grant;
 pub mod keyspace;
+mod mode;
 mod overrides;
+mod policy;
 mod pulse;
 mod reply;
 mod stamp;
@@ -45,7 +47,9 @@ pub use audit::{Audit, Changed};
 pub use book::OverrideBook;
 pub use effective::{Effective, capacity_factor, effective};
 pub use grant::{GRANT_SCHEMA, Grant, Reason};
+pub use mode::Mode;
 pub use overrides::{Action, Amount, Override, OverrideStatus, Target};
+pub use policy::{POLICY_BYTES_MAX, PolicyStatus};
 pub use pulse::{PULSE_SCHEMA, Pulse};
 pub use reply::{Reply, Share};
 pub use stamp::Stamp;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{RecordError, Stamp};
+use super::{Mode, RecordError, Stamp};
 use crate::clock::UnixMillis;
 use crate::quota::Meter;
 
@@ -36,6 +36,9 @@ pub struct Pulse {
     /// Time to the end of fixed windows.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub window_left_ms: BTreeMap<Meter, u64>,
+    /// What members make of the pool's limits.
+    #[serde(default, skip_serializing_if = "Mode::enforces")]
+    pub mode: Mode,
     /// The leader's wall clock, to show skew only.
     pub unix_ms: UnixMillis,
 }

@@ -64,18 +64,23 @@ metrics! {
     Term Gauge "term" [] "The term of the leader that this process follows.";
     Members Gauge "members" ["pool"] "Members that use the pool.";
     StoreBytes Gauge "store_bytes" [] "What the store holds.";
+    PoliciesRejected Counter "policies_rejected_total" ["pool"] "Policies in the store that were not well formed.";
     OverridesRejected Counter "overrides_rejected_total" ["pool"] "Overrides that were not well formed.";
     // The client.
     RecordsRefused Counter "records_refused_total" ["kind"] "Records read from the store that were not taken.";
+    WatchSilence Gauge "watch_silence_seconds" [] "How long ago the store last said anything: signs of life come every 3 s.";
     WatchReopened Counter "watch_reopened_total" ["why"] "Watches that had to be opened again.";
     Swaps Counter "swaps_total" ["pool"] "Changes of thresholds that were put into force.";
     Admitted Counter "admitted_total" ["pool", "tenant"] "Calls that were admitted.";
     Refused Counter "refused_total" ["pool", "tenant"] "Calls that were refused before they were sent.";
+    WouldWait Counter "would_wait_total" ["pool", "tenant"] "Calls admitted at once, limits being observed only, that would have waited.";
+    WouldRefuse Counter "would_refuse_total" ["pool", "tenant"] "Calls admitted, limits being observed only, that would have been refused.";
     Fallbacks Counter "fallbacks_total" ["pool", "kind", "outcome"] "Fallbacks that were tried when a call was refused.";
     Waiting Gauge "waiting" ["pool"] "Calls that wait to be admitted.";
     ReservationsExpired Counter "reservations_expired_total" ["pool"] "Calls that were never settled and whose places were given to others.";
     Throttled Counter "throttled_total" ["pool", "kind"] "Calls that the provider throttled.";
     HeaderFaults Counter "header_faults_total" ["pool", "reason"] "Limit headers of the provider that could not be read.";
+    Mode Gauge "mode" ["pool"] "What becomes of limits: 0 enforced, 1 observed, 2 off.";
     MemberState Gauge "member_state" ["pool"] "0 bootstrap, 1 active, 2 braking, 3 lapsed.";
     RepliesDropped Counter "replies_dropped_total" ["why"] "Replies of the leader that were not taken.";
     ReportFailures Counter "report_failures_total" ["why"] "Reports that did not reach the leader.";

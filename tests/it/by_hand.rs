@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use tidegate::clock::UnixMillis;
 use tidegate::plan::keyspace::{Key, Keyspace, LeaderRecord};
-use tidegate::plan::{GRANT_SCHEMA, Grant, PULSE_SCHEMA, Pulse, Rate, Reason, Stamp, Target, Thresholds};
+use tidegate::plan::{GRANT_SCHEMA, Grant, Mode, PULSE_SCHEMA, Pulse, Rate, Reason, Stamp, Target, Thresholds};
 use tidegate::quota::{Grantee, Meter, PoolId, TenantId};
 use tidegate::store::{MemoryStore, Store, Txn};
 
@@ -56,6 +56,7 @@ pub fn pulse(stamp: Stamp) -> Pulse {
         scale_epoch: None,
         hold_ms: BTreeMap::new(),
         window_left_ms: BTreeMap::new(),
+        mode: Mode::Enforce,
         unix_ms: UnixMillis(0),
     }
 }

@@ -34,15 +34,17 @@ const WRONG: &[(&str, &str, &[&str])] = &[
         "a misspelt key",
         "[pools.a]\ndialect = \"openai\"\nconcurency = 8\ncapacity = { \"requests/minute\" = 600 }\n",
         &[
-            "t.toml:3:1: pools.a.concurency: unknown key, expected dialect, concurrency, capacity, tenants or default; did \
+            "t.toml:3:1: pools.a.concurency: unknown key, expected dialect, mode, concurrency, capacity, tenants or default; did \
            you mean \"concurrency\"?",
         ],
     ),
     (
         "a key in the wrong table",
         "[pools.a]\ndialect = \"openai\"\nweight = 3\ncapacity = { \"requests/minute\" = 600 }\n",
-        &["t.toml:3:1: pools.a.weight: unknown key, expected dialect, concurrency, capacity, tenants or default; \
-           \"weight\" belongs in [pools.<id>.tenants.<name>] or [pools.<id>.default]"],
+        &[
+            "t.toml:3:1: pools.a.weight: unknown key, expected dialect, mode, concurrency, capacity, tenants or default; \
+           \"weight\" belongs in [pools.<id>.tenants.<name>] or [pools.<id>.default]",
+        ],
     ),
     (
         "a number out of its range",
@@ -427,11 +429,12 @@ fn the_long_help_of_each_command_tells_how_it_is_used_and_ends() {
     let brief = help(&["-h"]);
     let listed = brief.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     let commands: Vec<&str> = listed.filter_map(|line| line.split_whitespace().next()).collect();
-    let operators = ["status", "limits", "explain", "override", "audit", "export", "import"];
+    let operators = ["status", "limits", "explain", "override", "policy", "audit", "export", "import"];
     let others = ["check", "schema", "headers", "replay", "emulate", "demo", "completions"];
     assert_eq!(commands, [&["run"], &operators[..], &others, &["help"]].concat());
     let within = ["limits get", "limits watch", "override set", "override clear", "override list"];
-    for command in ["run", ""].iter().chain(&operators).chain(&others).chain(&within) {
+    let policy = ["policy get", "policy put", "policy clear", "policy diff"];
+    for command in ["run", ""].iter().chain(&operators).chain(&others).chain(&within).chain(&policy) {
         let args = |flag| command.split_whitespace().chain([flag]).collect::<Vec<_>>();
         let (long, short) = (help(&args("--help")), help(&args("-h")));
         for section in ["\nExamples", "\nExit codes:\n", "\nEnvironment:\n", "TIDEGATE_LOG"] {

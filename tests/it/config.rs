@@ -153,7 +153,7 @@ fn an_unknown_key_is_named_with_its_nearest_neighbour() {
 
 #[test]
 fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
-    let unknown = "unknown key, expected dialect, concurrency, capacity, tenants or default";
+    let unknown = "unknown key, expected dialect, mode, concurrency, capacity, tenants or default";
     let found =
         mistakes(&POOL.replace("dialect", "weight = 2\nfloors = 3\n\"tokens/minute\" = 4\nlisten = 5\ndialect"));
     assert_eq!(
@@ -319,8 +319,10 @@ fn a_pool_without_dialect_or_capacity_is_refused() {
 fn a_misspelt_key_is_not_missing_too() {
     assert_eq!(
         mistakes(&POOL.replace("dialect", "dialct")),
-        ["t.toml:2:1: pools.a.dialct: unknown key, expected dialect, concurrency, capacity, tenants or default; did \
-          you mean \"dialect\"?"]
+        [
+            "t.toml:2:1: pools.a.dialct: unknown key, expected dialect, mode, concurrency, capacity, tenants or default; did \
+          you mean \"dialect\"?"
+        ]
     );
 }
 

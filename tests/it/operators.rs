@@ -14,7 +14,7 @@ use tidegate::telemetry::Telemetry;
 
 use crate::world::{PATIENCE, eventually, listening, tidegate};
 
-const CONFIG: &str = r#"
+pub const CONFIG: &str = r#"
 [controller]
 name = "north"
 listen = "127.0.0.1:0"
@@ -29,22 +29,22 @@ weight = 3
 [pools.openai-gpt4o.tenants.globex]
 ceiling = { "requests/minute" = 30 }
 "#;
-const POOL: &str = "openai-gpt4o";
+pub const POOL: &str = "openai-gpt4o";
 const KEY: &str = "/tidegate/v1/overrides/openai-gpt4o/acme";
 
 /// An etcd, and a controller if there is one.
-struct Office {
-    etcd: Etcd,
-    controller: Option<Controller>,
+pub struct Office {
+    pub etcd: Etcd,
+    pub controller: Option<Controller>,
 }
 
 impl Office {
-    async fn empty() -> Self {
+    pub async fn empty() -> Self {
         Self { etcd: Etcd::start().await.expect("etcd starts"), controller: None }
     }
 
     /// With a controller that has granted.
-    async fn led() -> Self {
+    pub async fn led() -> Self {
         let mut office = Self::empty().await;
         office.lead().await;
         office
@@ -62,7 +62,7 @@ impl Office {
         .await;
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = tidegate(args);
         for name in ["TIDEGATE_ETCD", "TIDEGATE_PREFIX", "TIDEGATE_LOG"] {
             command.env_remove(name);
@@ -71,24 +71,24 @@ impl Office {
         command
     }
 
-    fn run(&self, args: &[&str]) -> Said {
+    pub fn run(&self, args: &[&str]) -> Said {
         Said::of(&self.command(args).output().expect("it runs"))
     }
 
     /// What it prints for programs, having ended well.
-    fn json(&self, args: &[&str]) -> Value {
+    pub fn json(&self, args: &[&str]) -> Value {
         let said = self.run(&[args, &["--json"]].concat());
         assert_eq!(said.code, 0, "{args:?}: {said:?}");
         serde_json::from_str(&said.out).expect("JSON and nothing else")
     }
 
-    fn etcdctl(&self, args: &[&str]) -> String {
+    pub fn etcdctl(&self, args: &[&str]) -> String {
         let output = self.etcd.etcdctl().expect("etcdctl is there").args(args).output().expect("it runs");
         assert!(output.status.success(), "etcdctl {args:?}: {output:?}");
         String::from_utf8(output.stdout).expect("text")
     }
 
-    fn record(&self, key: &str) -> Option<Value> {
+    pub fn record(&self, key: &str) -> Option<Value> {
         let text = self.etcdctl(&["get", "--print-value-only", key]);
         (!text.trim().is_empty()).then(|| serde_json::from_str(&text).expect("a record is JSON"))
     }
@@ -96,20 +96,20 @@ impl Office {
 
 /// How a command ended.
 #[derive(Debug)]
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 impl Said {
-    fn of(output: &Output) -> Self {
+    pub fn of(output: &Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
         Self { code: output.status.code().expect("no signal"), out: text(&output.stdout), err: text(&output.stderr) }
     }
 
     #[track_caller]
-    fn ended(&self, code: i32, out: &str, err: &str) {
+    pub fn ended(&self, code: i32, out: &str, err: &str) {
         assert_eq!((self.code, self.out.as_str(), self.err.as_str()), (code, out, err));
     }
 }
@@ -378,7 +378,10 @@ async fn status_is_a_health_check() {
     assert!(etcd["quota_bytes"] == json!(2_147_483_648_u64) && etcd["file_bytes"].as_u64() > Some(0), "{etcd}");
     assert_eq!(etcd["compacted_revision"], Value::Null);
     let said = office.run(&["status"]);
-    assert!(said.out.contains("\nPOOL          DIALECT  TENANTS") && said.out.contains("\ncheckout-1  "), "{said:?}");
+    assert!(
+        said.out.contains("\nPOOL          MODE     POLICY  DIALECT  TENANTS") && said.out.contains("\ncheckout-1  "),
+        "{said:?}"
+    );
     // Half of a quota is worth a word, and history that is gone is told.
     office.etcdctl(&["compact", &etcd["revision"].to_string()]);
     let told = office.json(&["status", "--etcd-quota", "1000000"]);
@@ -443,7 +446,11 @@ async fn what_is_exported_is_imported_elsewhere_and_all_of_it_is_checked_first()
     let (from, to) = tokio::join!(Office::empty(), Office::empty());
     from.etcdctl(&["put", KEY, r#"{"set":{"requests/minute":60},"by":"mori"}"#]);
     from.etcdctl(&["put", "/tidegate/v1/overrides/openai-gpt4o/a%20b", r#"{"block":true}"#]);
-    from.etcdctl(&["put", "/tidegate/v1/policy/openai-gpt4o", r#"{"mode":"observe"}"#]);
+    from.etcdctl(&[
+        "put",
+        "/tidegate/v1/policy/openai-gpt4o",
+        r#"{"capacity":{"requests/minute":600},"dialect":"openai","mode":"observe"}"#,
+    ]);
     let document = from.run(&["export"]);
     assert_eq!((document.code, document.err.as_str()), (0, ""));
     let folder = tempfile::tempdir().expect("a folder");
@@ -477,7 +484,7 @@ async fn what_is_exported_is_imported_elsewhere_and_all_of_it_is_checked_first()
         "\"y\" has ended, and is left out",
         "\"x\": not valid: scale is 11",
         "\"a b\": tenant segment",
-        "expected an object",
+        "policy/openai-gpt4o: pools.openai-gpt4o: found 3, expected a table",
         "3 mistakes",
     ] {
         assert!(said.err.contains(part), "{part}: {said:?}");

@@ -44,6 +44,7 @@ fn pulse(stamp: Stamp, cut: Cut) -> Pulse {
         scale_epoch: cut.epoch,
         hold_ms: BTreeMap::new(),
         window_left_ms: BTreeMap::new(),
+        mode: tidegate::plan::Mode::Enforce,
         unix_ms: tidegate::clock::UnixMillis(0),
     }
 }

@@ -12,7 +12,7 @@ use tidegate::controller::signal::{PoolSignal, SmoothRate};
 use tidegate::controller::{PoolParams, TenantParams};
 use tidegate::limiter::{Counting, Limiter, Limits, MeterLimit};
 use tidegate::observation::{Counters, MeterReport, PoolReport, Reading, TenantReport, ThrottleKind, UnitCounts};
-use tidegate::plan::{Algorithm, Grant, OverrideBook, Pulse, Rate, Share, Target, capacity_factor, effective};
+use tidegate::plan::{Algorithm, Grant, Mode, OverrideBook, Pulse, Rate, Share, Target, capacity_factor, effective};
 use tidegate::provider::Dialect;
 use tidegate::quota::{Cost, Grantee, Meter, Unit, Window};
 
@@ -31,6 +31,7 @@ fn pool(per_minute: f64, names: &[&str]) -> PoolParams {
     PoolParams {
         id: "pool".parse().unwrap(),
         dialect: Dialect::OpenAi,
+        mode: Mode::Enforce,
         capacity: BTreeMap::from([(RPM, Rate { rate: per_minute, burst: per_minute })]),
         algorithms: BTreeMap::new(),
         zones: BTreeMap::new(),
@@ -468,6 +469,48 @@ fn a_tenant_that_is_not_declared_any_more_is_removed_once() {
     assert_eq!(tick(&mut planner, 0).removed, vec![tenant("gone")]);
     assert!(tick(&mut planner, 1_000).removed.is_empty());
     assert!(planner.outbox().published().contains_key(&Grantee::Default));
+}
+
+#[test]
+fn under_another_policy_the_planner_goes_on_with_what_it_has_learned() {
+    let mut planner = with_headers();
+    let (learned, epoch) = (step(&planner), planner.outbox().epoch());
+    // What headers tell is known better than a capacity that somebody wrote.
+    let changed = PoolParams { mode: Mode::Observe, ..pool(60.0, &["a", "c"]) };
+    planner.adopt(changed.clone());
+    assert_eq!(planner.params(), &changed);
+    let written = tick(&mut planner, 20_000);
+    assert_eq!(written.pulse.mode, Mode::Observe);
+    assert!(written.pulse.stamp.epoch > epoch, "the order goes on");
+    assert!(
+        (step(&planner).capacity_per_s / learned.capacity_per_s - 1.0).abs() < 0.1,
+        "{learned:?} {:?}",
+        step(&planner)
+    );
+    assert_eq!(written.removed, [tenant("b")]);
+    assert!(written.grants.contains_key(&tenant("c")), "{:?}", written.grants.keys());
+}
+
+#[test]
+fn without_headers_a_changed_capacity_is_begun_from_anew_and_meters_come_and_go() {
+    let mut planner = planner(600.0, &["a"]);
+    tick(&mut planner, 0);
+    let granted = |planner: &PoolPlanner| planner.outbox().published()[&tenant("a")].thresholds.rates.clone();
+    let before = granted(&planner)[&RPM].rate;
+    let mut changed = pool(60.0, &["a"]);
+    changed.capacity.insert(OUTPUT, Rate { rate: 1_000.0, burst: 100.0 });
+    planner.adopt(changed);
+    tick(&mut planner, 1_000);
+    let after = granted(&planner);
+    assert!((after[&RPM].rate - before / 10.0).abs() < 0.5, "{before} {after:?}");
+    assert!(after.contains_key(&OUTPUT));
+    // The same again: what was learned since stays.
+    let mut params = planner.params().clone();
+    params.capacity.remove(&OUTPUT);
+    planner.adopt(params);
+    tick(&mut planner, 2_000);
+    assert_eq!(granted(&planner).keys().copied().collect::<Vec<_>>(), [RPM]);
+    assert_eq!(granted(&planner)[&RPM], after[&RPM]);
 }
 
 #[test]

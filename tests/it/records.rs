@@ -13,8 +13,8 @@ use tidegate::clock::UnixMillis;
 use tidegate::observation::{Counters, Ending, Report, ReportError, ThrottleKind, UnitCounts};
 use tidegate::plan::keyspace::{DEFAULT_PREFIX, Key, Keyspace, LeaderRecord};
 use tidegate::plan::{
-    Action, Algorithm, Audit, Changed, Effective, Grant, Override, OverrideStatus, Pulse, Rate, RecordError, Reply,
-    Stamp, Target, Thresholds, capacity_factor, effective,
+    Action, Algorithm, Audit, Changed, Effective, Grant, Mode, Override, OverrideStatus, Pulse, Rate, RecordError,
+    Reply, Stamp, Target, Thresholds, capacity_factor, effective,
 };
 use tidegate::quota::{Cost, Grantee, Meter, TenantId, Unit, Window};
 
@@ -77,6 +77,7 @@ fn a_pulse_is_written_as_it_was_read() {
     let scaled = round_trip("pulse_scaled", Pulse::parse);
     assert!(pulse.stamp < scaled.stamp);
     assert_eq!((scaled.scale[&RPM], scaled.scale_epoch), (0.5, Some(1844)));
+    assert_eq!((pulse.mode, scaled.mode), (Mode::Enforce, Mode::Observe));
     assert_eq!(scaled.hold_ms[&TPM], 4_000);
     assert_eq!(scaled.window_left_ms[&Meter { unit: Unit::Requests, window: Window::Day }], 51_840_000);
 }
@@ -402,6 +403,8 @@ fn every_kind_of_key_is_parsed_back() {
         (Key::Override(pool(), Target::One(Grantee::Default)), "overrides/openai-gpt4o/@default"),
         (Key::OverrideStatus(pool(), Target::Every), "overrides-status/openai-gpt4o/*"),
         (Key::OverrideStatus(pool(), Target::Capacity), "overrides-status/openai-gpt4o/@capacity"),
+        (Key::Policy("openai-gpt4o".parse().unwrap()), "policy/openai-gpt4o"),
+        (Key::PolicyStatus("openai-gpt4o".parse().unwrap()), "policy-status/openai-gpt4o"),
         (Key::Member("checkout-1".into()), "members/checkout-1"),
         (Key::Member("host:80/a b".into()), "members/host%3A80%2Fa%20b"),
         (Key::Audit { at: UnixMillis(1_795_478_400_125), id: 10 }, "audit/2026-11-24T00:00:00.125Z-0000000a"),
@@ -439,6 +442,8 @@ fn lists_and_their_keys_agree() {
     under(keys.overrides(), Key::Override(pool.clone(), Target::Every));
     under(keys.override_statuses(), Key::OverrideStatus(pool.clone(), Target::Every));
     under(keys.pulses(), Key::Pulse(pool.clone()));
+    under(keys.policies(), Key::Policy("p".parse().unwrap()));
+    under(keys.policy_statuses(), Key::PolicyStatus("p".parse().unwrap()));
     under(keys.members(), Key::Member("m".into()));
     under(keys.audits(), Key::Audit { at: UnixMillis(1), id: 1 });
     let other = "p2".parse().unwrap();
@@ -488,6 +493,9 @@ fn keys_that_were_not_written_here_are_none() {
         "/tidegate/v1/members/",
         "/tidegate/v1/members/a b",
         "/tidegate/v1/members/a/b",
+        "/tidegate/v1/policy/",
+        "/tidegate/v1/policy/A",
+        "/tidegate/v1/policy/a/b",
         "/tidegate/v1/state/p",
         // A target that a grant cannot have.
         "/tidegate/v1/limits/p/*",

@@ -1,13 +1,14 @@
 //! The watch session: lists and changes in, views changed or not, notices out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::json;
-use tidegate::client::{MemberState, Notice, PoolView, Session};
+use tidegate::client::{MemberState, Notice, PoolView, Session, TENANTS_FOLLOWED_MAX};
 use tidegate::clock::{MonoTime, UnixMillis};
 use tidegate::plan::keyspace::{Key, Keyspace, LeaderRecord};
-use tidegate::plan::{Override, OverrideStatus, Pulse, Stamp, Target, Thresholds};
+use tidegate::plan::{Mode, Override, OverrideStatus, Pulse, Stamp, Target, Thresholds};
 use tidegate::quota::{Grantee, PoolId};
 use tidegate::store::{Change, Entry, Listing, Select};
 
@@ -302,4 +303,58 @@ fn the_term_is_the_leader_keys_create_revision() {
     let next = story.entries[&Keyspace::default().key(&Key::Leader)].clone();
     story.changes(&[gone, Change::Put(next.clone())]);
     assert_eq!(story.session.term(), next.create_revision);
+}
+
+fn names(n: usize) -> BTreeSet<tidegate::quota::TenantId> {
+    (0..n).map(|n| format!("t{n:02}").parse().expect("valid")).collect()
+}
+
+#[test]
+fn a_few_tenants_are_followed_one_by_one_with_those_undeclared_and_many_by_their_prefix() {
+    let keys = Keyspace::default();
+    let selects = |n| Session::new(keys.clone(), []).following(pool(), names(n)).watch_selects();
+    let grant = |name: &str| Select::Key(keys.key(&Key::Limits(pool(), grantee(name))));
+    let always = [
+        Select::Key(keys.key(&Key::Leader)),
+        Select::Key(keys.key(&Key::Pulse(pool()))),
+        Select::Prefix(keys.overrides_of(&pool())),
+    ];
+    assert_eq!(selects(2), [&always[..], &[grant("t00"), grant("t01"), grant("@default")]].concat());
+    assert_eq!(selects(TENANTS_FOLLOWED_MAX).len(), 3 + TENANTS_FOLLOWED_MAX + 1);
+    for n in [0, TENANTS_FOLLOWED_MAX + 1] {
+        assert_eq!(selects(n), [&always[..], &[Select::Prefix(keys.limits_of(&pool()))]].concat(), "{n}");
+    }
+    let policy = keys.key(&Key::Policy(pool()));
+    assert!(!selects(0).iter().any(|select| select.matches(&policy)), "what members must know of it is in the pulse");
+}
+
+#[test]
+fn a_pool_that_is_gone_is_not_open_whatever_its_policy_said() {
+    for listed in [false, true] {
+        let mut story = Story::led();
+        let off = Pulse { mode: Mode::Off, ..silent_pulse(stamp(7, 11)) };
+        let change = story.put(&Key::Pulse(pool()), &bytes(&off));
+        story.changes(&[change]);
+        assert_eq!(story.view().mode(), Mode::Off);
+        story.list();
+        assert_eq!(story.view().mode(), Mode::Off, "it is still there");
+        let gone = story.delete(&Key::Pulse(pool()));
+        if listed {
+            story.list();
+        } else {
+            story.changes(&[gone]);
+        }
+        assert_eq!(story.view().mode(), Mode::Enforce, "listed: {listed}");
+    }
+}
+
+#[test]
+fn any_word_of_the_store_ends_its_silence() {
+    let mut story = Story::new();
+    assert_eq!(story.session.silence(story.now), None);
+    story.list();
+    let later = story.now + Duration::from_secs(7);
+    assert_eq!(story.session.silence(later), Some(Duration::from_secs(7)));
+    story.session.on_word(later);
+    assert_eq!(story.session.silence(later), Some(Duration::ZERO));
 }

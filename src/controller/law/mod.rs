@@ -100,6 +100,11 @@ impl MeterLaw {
         Self { observer: None, aimd: Aimd::new(start_per_s), distrust: None }
     }
 
+    /// Begins again at another static capacity, where no headers tell what holds; where they do, nothing moves.
+    pub fn restart_without_headers(&mut self, start_per_s: f64) {
+        self.aimd = Aimd::new(start_per_s);
+    }
+
     /// When the last decrease was.
     #[must_use]
     pub fn decreased_at(&self) -> Option<MonoTime> {

@@ -295,6 +295,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const OVERRIDE_SET_USAGE: &str = "tidegate override set <POOL> <TARGET> <ACTION> [OPTIONS]
@@ -321,6 +322,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const OVERRIDE_CLEAR: &str = "\
@@ -338,6 +340,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const OVERRIDE_LIST: &str = "\
@@ -357,6 +360,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const POLICY_ABOUT: &str = "\
@@ -382,6 +386,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const POLICY_GET: &str = "\
@@ -401,6 +406,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const POLICY_PUT: &str = "\
@@ -422,6 +428,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const POLICY_CLEAR: &str = "\
@@ -442,6 +449,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const POLICY_DIFF: &str = "\
@@ -462,6 +470,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const AUDIT_ABOUT: &str = "\
@@ -486,6 +495,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const STATUS_ABOUT: &str = "\
@@ -519,6 +529,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const LIMITS_ABOUT: &str = "\
@@ -539,6 +550,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const LIMITS_GET: &str = "\
@@ -571,6 +583,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const LIMITS_WATCH: &str = "\
@@ -593,6 +606,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const EXPLAIN_ABOUT: &str = "\
@@ -631,6 +645,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const EXPORT_ABOUT: &str = "\
@@ -654,6 +669,7 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
 
 pub(super) const IMPORT_ABOUT: &str = "\
@@ -679,4 +695,5 @@ Exit codes:
 Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";

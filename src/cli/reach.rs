@@ -8,10 +8,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::Failure;
-use crate::config::Config;
+use crate::config::{Config, EtcdParams};
 use crate::controller::Params;
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
-use crate::store::{EtcdStore, Listing, Select, Source, StoreError};
+use crate::store::{EtcdStore, EtcdUser, Listing, Select, Source, StoreError};
 
 const ENDPOINT: &str = "http://127.0.0.1:2379";
 /// A leader that does not answer within this is none to wait for.
@@ -26,10 +26,13 @@ pub(super) struct ReachArgs {
     /// A client URL of etcd, <http://127.0.0.1:2379> unless the environment says otherwise; repeat it for more.
     #[arg(long = "etcd", value_name = "URL", conflicts_with = "config")]
     etcd: Vec<String>,
+    /// Whom etcd knows one as, where it wants to know, unless the environment says it; the password is the environment's alone.
+    #[arg(long = "etcd-user", value_name = "NAME", conflicts_with = "config")]
+    user: Option<String>,
     /// Under which the keys live, /tidegate/v1 unless the environment says otherwise.
     #[arg(long, value_name = "PATH", conflicts_with = "config")]
     prefix: Option<String>,
-    /// Take both from this configuration of a controller.
+    /// Take all of this from a controller's configuration.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -46,11 +49,13 @@ pub(super) struct Reach {
 impl Reach {
     /// Finds out where the store is. Nothing is asked of it yet.
     pub(super) async fn open(args: &ReachArgs) -> Result<Self, Failure> {
-        let (endpoints, keys, quota_bytes) = if let Some(file) = &args.config {
+        let (endpoints, user, keys, quota_bytes) = if let Some(file) = &args.config {
             let config = Config::load(file).map_err(|mistakes| Failure::Usage(mistakes.to_string()))?;
             let none = || Failure::Usage(format!("{}: no [etcd]: its records are in no other process", file.display()));
             let Params { keyspace, store_quota_bytes, .. } = config.controller;
-            (config.etcd.ok_or_else(none)?.endpoints, keyspace, Some(store_quota_bytes))
+            let etcd = config.etcd.ok_or_else(none)?;
+            let user = user_of(&etcd)?;
+            (etcd.endpoints, user, keyspace, Some(store_quota_bytes))
         } else {
             let told = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
             let endpoints = match (&args.etcd[..], told("TIDEGATE_ETCD")) {
@@ -60,9 +65,13 @@ impl Reach {
             };
             let prefix = args.prefix.clone().or_else(|| told("TIDEGATE_PREFIX"));
             let keys = prefix.map_or_else(|| Ok(Keyspace::default()), |prefix| Keyspace::new(&prefix));
-            (endpoints, keys.map_err(|error| Failure::Usage(error.to_string()))?, None)
+            let user = args.user.clone().or_else(|| told("TIDEGATE_ETCD_USER"));
+            let password = || told("TIDEGATE_ETCD_PASSWORD").unwrap_or_default();
+            let user = user.map(|name| EtcdUser { name, password: password() });
+            (endpoints, user, keys.map_err(|error| Failure::Usage(error.to_string()))?, None)
         };
-        let store = EtcdStore::connect(&endpoints).await.map_err(|error| Failure::Usage(error.to_string()))?;
+        let store = EtcdStore::connect_as(&endpoints, user).await;
+        let store = store.map_err(|error| Failure::Usage(error.to_string()))?;
         Ok(Self { store, keys, endpoints, quota_bytes })
     }
 
@@ -75,6 +84,12 @@ impl Reach {
         let listing = self.list(&[Select::Key(self.keys.key(&Key::Leader))]).await?;
         Ok(Leader::find(&listing, &self.keys))
     }
+}
+
+/// Who a controller's configuration says that one is to etcd.
+pub(super) fn user_of(etcd: &EtcdParams) -> Result<Option<EtcdUser>, Failure> {
+    let signed = etcd.sign_in().map_err(|error| Failure::Usage(format!("etcd.password_file: {error}")))?;
+    Ok(signed.map(|(name, password)| EtcdUser { name, password }))
 }
 
 impl From<StoreError> for Failure {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::signals::Signals;
-use super::{Failure, check};
+use super::{Failure, check, reach};
 use crate::config::Config;
 use crate::controller::{Controller, ListenError};
 use crate::store::{EtcdStore, MemoryStore, Store};
@@ -32,7 +32,9 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     }
     let mut signals = Signals::watch()?;
     let store: Arc<dyn Store> = if let Some(etcd) = &config.etcd {
-        let store = EtcdStore::connect(&etcd.endpoints).await.map_err(|error| Failure::Usage(error.to_string()))?;
+        let user = reach::user_of(etcd)?;
+        let store = EtcdStore::connect_as(&etcd.endpoints, user).await;
+        let store = store.map_err(|error| Failure::Usage(error.to_string()))?;
         info!("records live in etcd at {}", etcd.endpoints.join(", "));
         Arc::new(store)
     } else {

@@ -129,7 +129,7 @@ pub(super) static PREFIX: Key = Key {
 pub(super) static ETCD: Key = Key {
     name: "etcd",
     doc: "Where grants, overrides and the leader's key live.",
-    shape: Shape::Table(&Table { keys: &[&ENDPOINTS, &QUOTA_BYTES] }),
+    shape: Shape::Table(&Table { keys: &[&ENDPOINTS, &USER, &PASSWORD_FILE, &QUOTA_BYTES] }),
     absent: Absent::Means(
         "all is kept in the memory of one process: enough to try it out, not for members in other processes",
     ),
@@ -148,6 +148,22 @@ pub(super) static ENDPOINTS: Key = Key {
     },
     absent: Absent::Refused,
     example: "[\"http://127.0.0.1:2379\"]",
+};
+
+pub(super) static USER: Key = Key {
+    name: "user",
+    doc: "Who the controller is to an etcd with authentication on; needs password_file.",
+    shape: Shape::Text { expected: "a user's name", pattern: "^.+$" },
+    absent: Absent::Means("nobody: etcd asks for no user"),
+    example: "\"tidegate-controller\"",
+};
+
+pub(super) static PASSWORD_FILE: Key = Key {
+    name: "password_file",
+    doc: "A file with that user's password, and perhaps a line's end behind it. Read at the start.",
+    shape: Shape::Text { expected: "a file's path", pattern: "^.+$" },
+    absent: Absent::Means("no password; allowed without a user only"),
+    example: "\"/run/secrets/tidegate-etcd\"",
 };
 
 pub(super) static QUOTA_BYTES: Key = Key {

@@ -17,7 +17,7 @@ mod spec;
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::controller::Params;
 use crate::plan::keyspace::Keyspace;
@@ -50,6 +50,21 @@ pub struct Config {
 pub struct EtcdParams {
     /// Client URLs, at least one, such as `http://127.0.0.1:2379`.
     pub endpoints: Vec<String>,
+    /// Who the controller is to etcd, and the file that has the password.
+    pub user: Option<(String, PathBuf)>,
+}
+
+impl EtcdParams {
+    /// The user's name and password, which is read now.
+    ///
+    /// # Errors
+    /// Why the file cannot be read, in one line.
+    pub fn sign_in(&self) -> Result<Option<(String, String)>, String> {
+        let Some((name, file)) = &self.user else { return Ok(None) };
+        let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+        let password = text.trim_end_matches(['\r', '\n']).to_owned();
+        Ok(Some((name.clone(), password)))
+    }
 }
 
 impl Config {
@@ -158,12 +173,27 @@ fn keyspace(mut section: Section<'_>) -> Option<Keyspace> {
 fn etcd(mut section: Section<'_>) -> (EtcdParams, Option<u64>) {
     let items = section.take(&keys::ENDPOINTS).and_then(Field::items);
     let quota_bytes = section.take(&keys::QUOTA_BYTES).and_then(|field| field.number());
+    let said = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let user = section.take(&keys::USER).and_then(|field| Some((field.text(said)?, field.place)));
+    let file = section.take(&keys::PASSWORD_FILE).and_then(|field| Some((field.text(said)?, field.place)));
+    let user = match (user, file) {
+        (Some((user, _)), Some((file, _))) => Some((user, PathBuf::from(file))),
+        (Some((_, place)), None) => {
+            place.expected("a password_file beside it");
+            None
+        }
+        (None, Some((_, place))) => {
+            place.expected("a user beside it");
+            None
+        }
+        (None, None) => None,
+    };
     section.end();
     // etcd-client is built without TLS.
     let url = |url: &str| is_http_url(url, false).then(|| url.to_owned());
     let endpoints = items.unwrap_or_default().iter().filter_map(|item| item.text(url)).collect();
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a million to 10^12")]
-    (EtcdParams { endpoints }, quota_bytes.map(|bytes| bytes as u64))
+    (EtcdParams { endpoints, user }, quota_bytes.map(|bytes| bytes as u64))
 }
 
 /// A URL of a server: a scheme, a host, no credentials, no query, no fragment.

@@ -3,7 +3,9 @@
 //! Owns the connections and how long anything may take: 2 s for a call, 1 s to connect, 9 s of silence on a watch.
 //! Connections are lazy, so a store may be made before its etcd is there, and heal by themselves. Each endpoint has a
 //! client of its own instead of one that balances: after a failure the next call goes to the next endpoint, and what
-//! is harmless to repeat is repeated there at once.
+//! is harmless to repeat is repeated there at once. Where etcd wants a user, one signs in with the first call, and again
+//! whenever etcd does not know the token any more: it has expired, etcd was restarted, or roles were changed. What was refused
+//! for that was not done, so it is repeated whatever it was.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -33,6 +35,22 @@ const PAGE: i64 = 1_000;
 /// The largest message taken; gRPC's own 4 MiB are less than the first pages of a few full prefixes.
 const MESSAGE_MAX: usize = 64 << 20;
 
+/// Who one is to etcd.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EtcdUser {
+    /// The user's name.
+    pub name: String,
+    /// The password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for EtcdUser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The password is nobody's business.
+        f.debug_struct("EtcdUser").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 /// A store in etcd. A clone shares the connections.
 #[derive(Clone)]
 pub struct EtcdStore {
@@ -41,6 +59,9 @@ pub struct EtcdStore {
 
 struct Shared {
     nodes: Vec<Node>,
+    user: Option<EtcdUser>,
+    /// Held by the one who signs in: etcd takes long over a password.
+    signing_in: tokio::sync::Mutex<()>,
     /// The node that answered last, or the one after the one that did not.
     current: AtomicUsize,
     /// All endpoints, for messages.
@@ -70,6 +91,15 @@ impl EtcdStore {
     /// # Errors
     /// [`StoreError::NoEndpoints`] and [`StoreError::Endpoint`].
     pub async fn connect(endpoints: &[String]) -> Result<Self, StoreError> {
+        Self::connect_as(endpoints, None).await
+    }
+
+    /// The same as a user, for an etcd with authentication on. Its name and password are sent as they are: without TLS, over
+    /// networks that nobody else reads.
+    ///
+    /// # Errors
+    /// As of [`EtcdStore::connect`]; a wrong password is told by the first call.
+    pub async fn connect_as(endpoints: &[String], user: Option<EtcdUser>) -> Result<Self, StoreError> {
         if endpoints.is_empty() {
             return Err(StoreError::NoEndpoints);
         }
@@ -80,7 +110,8 @@ impl EtcdStore {
             nodes.push(Node { endpoint, client });
         }
         let endpoints = nodes.iter().map(|node| node.endpoint.as_str()).collect::<Vec<_>>().join(", ");
-        Ok(Self { shared: Arc::new(Shared { nodes, current: AtomicUsize::new(0), endpoints }) })
+        let signing_in = tokio::sync::Mutex::new(());
+        Ok(Self { shared: Arc::new(Shared { nodes, user, signing_in, current: AtomicUsize::new(0), endpoints }) })
     }
 }
 
@@ -119,7 +150,7 @@ impl Shared {
             let index = self.current.load(Ordering::Relaxed);
             let node = &self.nodes[index];
             let client = node.client.lock().clone();
-            let (error, late) = match timeout_at(deadline, call(client)).await {
+            let (error, late) = match timeout_at(deadline, self.signed_in(client, &call)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => (self.explain(&error), false),
                 Err(_) => (self.unavailable(format!("{}: no answer within {CALL_TIMEOUT:?}", node.endpoint)), true),
@@ -141,6 +172,28 @@ impl Shared {
             untried -= 1;
             if untried == 0 || Instant::now() >= deadline {
                 return Err(error);
+            }
+        }
+    }
+
+    /// Makes a call, and signs in for it where etcd does not know who asks.
+    async fn signed_in<T, F, C>(&self, mut client: Client, call: &F) -> Result<T, Error>
+    where
+        F: Fn(Client) -> C,
+        C: Future<Output = Result<T, Error>>,
+    {
+        let (mut alone, mut signed) = (None, false);
+        loop {
+            // Of many kinds of calls this is the largest part of each one, and none is so frequent that the heap matters.
+            let answer = Box::pin(call(client.clone())).await;
+            let refused = !signed && answer.as_ref().is_err_and(is_unknown);
+            let Some(user) = self.user.as_ref().filter(|_| refused) else { return answer };
+            if alone.is_none() {
+                // Another may have signed in before it is our turn: asked again first.
+                alone = Some(self.signing_in.lock().await);
+            } else {
+                client.update_user(Some((user.name.clone(), user.password.clone()))).await?;
+                signed = true;
             }
         }
     }
@@ -177,6 +230,14 @@ impl Shared {
             }
         }
     }
+}
+
+/// Whether etcd refused to do anything because it does not know who asks.
+fn is_unknown(error: &Error) -> bool {
+    let Error::GRpcStatus(status) = error else { return false };
+    ["invalid auth token", "user name is empty", "revision of auth store is old"]
+        .iter()
+        .any(|words| status.message().contains(words))
 }
 
 /// The message with the reason beneath it: gRPC says "transport error" and leaves "connection refused" to its source.

@@ -40,7 +40,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-pub use etcd::EtcdStore;
+pub use etcd::{EtcdStore, EtcdUser};
 pub use memory::MemoryStore;
 
 /// The most operations, and the most conditions, of one transaction: etcd's default limit.

@@ -464,3 +464,27 @@ fn a_long_value_is_quoted_in_part() {
     let found = after_pool(&format!("[keys]\nprefix = \"{}\"\n", "x".repeat(500)));
     assert!(found.contains(&format!("found \"{}…, expected", "x".repeat(59))), "{found}");
 }
+
+#[test]
+fn a_user_of_etcd_has_a_password_file_and_the_other_way_round() {
+    let etcd = format!("{POOL}[etcd]\nendpoints = [\"http://127.0.0.1:2379\"]\n");
+    let mistake = |text: &str| mistakes(&format!("{etcd}{text}")).concat();
+    assert_eq!(mistake("user = \"c\"\n"), "t.toml:6:8: etcd.user: found \"c\", expected a password_file beside it");
+    assert_eq!(
+        mistake("password_file = \"/p\"\n"),
+        "t.toml:6:17: etcd.password_file: found \"/p\", expected a user beside it"
+    );
+    assert!(mistake("user = \"\"\n").starts_with("t.toml:6:8: etcd.user: found \"\", expected a user's name"));
+    let read = |file: &Path| {
+        let text = format!("{etcd}user = \"c\"\npassword_file = {:?}\n", file.display().to_string());
+        parse(&text).expect("good").etcd.expect("has a table").sign_in()
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("password");
+    assert!(read(&file).expect_err("is not there").contains("password: No such file"));
+    for (text, password) in [("s\n", "s"), ("s\r\n", "s"), (" s t ", " s t "), ("", "")] {
+        std::fs::write(&file, text).expect("written");
+        assert_eq!(read(&file), Ok(Some(("c".to_owned(), password.to_owned()))));
+    }
+    assert_eq!(parse(&etcd).expect("good").etcd.expect("has a table").sign_in(), Ok(None));
+}

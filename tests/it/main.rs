@@ -23,6 +23,7 @@ mod corpus;
 mod demo;
 mod emulated;
 mod emulator;
+mod etcd_auth;
 mod examples;
 mod fallback;
 mod fuzz;

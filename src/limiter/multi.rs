@@ -222,12 +222,12 @@ impl Limiter {
     }
 
     fn judge_ease(&mut self) {
-        let is_in_the_way = |rare: &Box<Rare>| !rare.oversize.is_empty() || !rare.first_serials.is_empty();
+        let is_in_the_way = |rare: &Rare| !rare.oversize.is_empty() || !rare.first_serials.is_empty();
         self.at_ease = !self.blocked
             && !self.has_holds
             && !self.needs_care
             && self.refused.is_none()
-            && !self.rare.as_ref().is_some_and(is_in_the_way);
+            && !self.rare.as_deref().is_some_and(is_in_the_way);
     }
 
     fn add(&mut self, Metered { rule, counter }: Metered) {

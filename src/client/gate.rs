@@ -288,10 +288,9 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     pub fn standing(&self, asker: &Asker<W>, parent: Option<&Self>, now: MonoTime) -> Option<Standing> {
         self.state.with(|state| {
             let ahead = state.aside.line.ahead_of(asker.ticket?)?;
-            let mut expected = state.limiter.expected(&ahead.cost, &asker.cost, now);
+            let mut expected = state.expected(&ahead.cost, &asker.cost, now);
             if let Some(parent) = parent {
-                expected =
-                    later(expected, parent.state.with(|parent| parent.limiter.expected(&ahead.cost, &asker.cost, now)));
+                expected = later(expected, parent.state.with(|parent| parent.expected(&ahead.cost, &asker.cost, now)));
             }
             Some(Standing { ahead: ahead.waiters, expected })
         })
@@ -327,13 +326,14 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     /// Ends a request in flight; the head of the line may have its place.
     pub fn settle(&self, reservation: Reservation, charged: Option<Cost>, used: &Cost, now: MonoTime) {
         self.state.with(|state| {
-            if state.mode != Mode::Off {
+            let counters = &mut state.aside.counters;
+            // As it was counted when it was admitted, whatever the mode is now: what is given back was taken.
+            if let Some(charged) = charged.filter(|_| reservation.is_counted()) {
                 let reserved = reservation.cost();
-                let counters = &mut state.aside.counters;
-                if let Some(charged) = charged {
-                    counters.reserved.add(&charged.minus(&reserved));
-                    counters.returned.add(&reserved.minus(&charged));
-                }
+                counters.reserved.add(&charged.minus(&reserved));
+                counters.returned.add(&reserved.minus(&charged));
+            }
+            if state.mode != Mode::Off {
                 counters.settled.add(used);
             }
             state.limiter.settle(reservation, charged, now);
@@ -576,33 +576,31 @@ impl<W: Wake> State<W> {
 
     fn admitted(&mut self, asker: &mut Asker<W>) {
         self.reserved(&asker.cost);
-        if asker.waited {
+        if asker.waited && self.mode != Mode::Off {
             self.aside.counters.waited += 1;
         }
         self.leave(asker);
     }
 
     fn never(&mut self, asker: &mut Asker<W>, never: Never) -> Answer {
-        self.aside.counters.refused += 1;
+        self.count_refusal();
         self.leave(asker);
         Answer::Never(never)
     }
 
     /// It is not his turn; but no turn makes too large a request fit.
     fn no_turn(&mut self, asker: &mut Asker<W>, parent: Option<&Self>, now: MonoTime) -> Answer {
-        if let Some(never) = self.limiter.never(&asker.cost) {
+        if let Some(never) = self.never_fits(&asker.cost) {
             return self.never(asker, never);
         }
         let ahead = match asker.ticket.and_then(|ticket| self.aside.line.ahead_of(ticket)) {
             Some(ahead) => ahead,
             None => self.aside.line.ahead_of_newcomer(asker.priority, now),
         };
-        let free = Wait { at: Some(now), by: Bound::Concurrency };
-        let mut expected =
-            if self.mode.enforces() { self.limiter.expected(&ahead.cost, &asker.cost, now) } else { free };
+        let mut expected = self.expected(&ahead.cost, &asker.cost, now);
         if let Some(parent) = parent {
             // Those ahead need room in both.
-            expected = later(expected, parent.limiter.expected(&ahead.cost, &asker.cost, now));
+            expected = later(expected, parent.expected(&ahead.cost, &asker.cost, now));
         }
         self.stand(asker, expected, None, now)
     }
@@ -630,7 +628,7 @@ impl<W: Wake> State<W> {
         let late = newcomer && (expected.by == Bound::Block || expected.at.is_some_and(|at| at > asker.deadline));
         let line_is_full = newcomer && self.aside.line.len() >= LINE_MAX;
         if late || line_is_full || now >= asker.deadline {
-            self.aside.counters.refused += 1;
+            self.count_refusal();
             self.leave(asker);
             return Answer::Late(Late { expected, line_is_full: line_is_full && !late && now < asker.deadline });
         }

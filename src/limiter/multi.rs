@@ -77,12 +77,20 @@ pub struct Reservation {
     serial: u64,
     /// `None`: nothing was taken.
     slice: Option<Slice>,
+    /// It is one of those admitted.
+    counted: bool,
 }
 
 impl Reservation {
     /// For a request that goes without being asked for: nothing is taken, and nothing is to be given back.
     pub fn of_nothing(cost: &Cost, now: MonoTime) -> Self {
-        Self { cost: *cost, at: now, serial: 0, slice: None }
+        Self { cost: *cost, at: now, serial: 0, slice: None, counted: false }
+    }
+
+    /// Whether its request was counted as admitted.
+    #[must_use]
+    pub fn is_counted(&self) -> bool {
+        self.counted
     }
 
     /// What was taken.
@@ -536,20 +544,20 @@ impl Limiter {
             counter.take(needed, now);
         }
         self.forget_refusal();
-        Reservation { cost: *cost, at: now, serial, slice: Some(slice) }
+        Reservation { cost: *cost, at: now, serial, slice: Some(slice), counted: true }
     }
 
     /// Counts a request that goes without anything being taken for it.
     pub fn let_pass(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
         self.admitted += 1;
-        Reservation::of_nothing(cost, now)
+        Reservation { counted: true, ..Reservation::of_nothing(cost, now) }
     }
 
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "see `Gate::decide`")]
     fn reservation(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
         let (serial, slice) = self.place(now);
-        Reservation { cost: *cost, at: now, serial, slice: Some(slice) }
+        Reservation { cost: *cost, at: now, serial, slice: Some(slice), counted: true }
     }
 
     /// A number and a place in flight for one more.
@@ -581,7 +589,7 @@ impl Limiter {
     /// unknown and counts as fully used. Units of a window that has ended are not given back in a later one.
     #[allow(clippy::needless_pass_by_value, reason = "a reservation is settled once")]
     pub fn settle(&mut self, reservation: Reservation, charged: Option<Cost>, now: MonoTime) {
-        let Reservation { cost, at, serial, slice: Some(slice) } = reservation else { return };
+        let Reservation { cost, at, serial, slice: Some(slice), .. } = reservation else { return };
         self.flights.advance(now);
         self.flights.give_back(slice);
         if self.at_ease {

@@ -131,6 +131,54 @@ fn of_a_pool_and_its_parent_each_enforces_by_its_own_mode() {
     }
 }
 
+/// A pool that does not enforce refuses nothing for its own limits, even to those who wait for its parent.
+#[test]
+fn no_limit_of_its_own_refuses_who_waits_for_the_parent() {
+    for mode in [Mode::Observe, Mode::Off] {
+        let (mine, theirs) = (Stand::new(mode), Stand::new(Mode::Enforce));
+        let large = Limits {
+            meters: [(
+                Meter::REQUESTS_PER_MINUTE,
+                MeterLimit {
+                    rate: Rate { rate: 1.0, burst: 10.0 },
+                    largest_request: 10.0,
+                    counting: Counting::TokenBucket,
+                },
+            )]
+            .into(),
+            ..Limits::default()
+        };
+        theirs.gate.retune(&large, s(0));
+        let ask = |asker: &mut Asker<_>| mine.gate.ask(asker, &mine.wide, Some((&theirs.gate, &theirs.wide)), s(0));
+        let asker = |requests| Asker::new(Cost { requests, ..ONE }, Priority::Interactive, s(1_000));
+        assert!(matches!(ask(&mut asker(1)), Answer::Admitted(..)));
+        let (mut first, mut second) = (asker(1), asker(2));
+        assert!(matches!(ask(&mut first), Answer::Wait(_)), "the parent has no room");
+        let answer = ask(&mut second);
+        assert!(matches!(answer, Answer::Wait(_)), "{mode:?}: {answer:?}");
+        let place = mine.gate.standing(&second, Some(&theirs.gate), s(0)).expect("it waits");
+        assert!(place.expected.at.is_some(), "the parent's time: {place:?}");
+    }
+}
+
+/// What is given back was taken, and what was taken is given back, whatever the mode has become meanwhile.
+#[test]
+fn a_change_of_mode_keeps_what_is_reserved_and_returned_in_step() {
+    let much = Cost::request(100, 4_096);
+    let stand = Stand::new(Mode::Off);
+    let uncounted = stand.admits(much, 0);
+    stand.turn(Mode::Enforce);
+    let counted = stand.admits(much, 0);
+    stand.gate.settle(uncounted, Some(Cost::request(100, 10)), &much, s(0));
+    let counters = stand.gate.traffic().counters;
+    assert_eq!((counters.reserved.output_tokens, counters.returned.output_tokens), (4_096, 0));
+    stand.turn(Mode::Off);
+    let _ = stand.admits(much, 0);
+    stand.gate.settle(counted, Some(Cost::request(100, 10)), &much, s(0));
+    let counters = stand.gate.traffic().counters;
+    assert_eq!((counters.reserved.output_tokens, counters.returned.output_tokens), (4_096, 4_086));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policys_word_lets_go_who_waits_and_holds_again() {
     let slow = Thresholds { concurrency: Some(1), ..rates(&[(RPM, 1.0, 1.0)]) };

@@ -2,11 +2,12 @@
 //!
 //! One that observes decides first. Who would have waited, and been in time, takes its units now, into debt, as it would
 //! have taken them in its turn; who would have been refused takes nothing. So what is counted is what enforcing would have
-//! done. Only of a place in flight nobody knows how long it is waited for: who finds none counts as refused.
+//! done. Only of what calls in flight must give back (a place, or the leave for one more that is larger than a burst) nobody
+//! knows how long it is waited for: who waits for that counts as refused.
 
 use super::{Answer, Asker, State, Wake};
 use crate::clock::MonoTime;
-use crate::limiter::{Denial, Reservation, Wait};
+use crate::limiter::{Bound, Denial, Never, Reservation, Wait};
 use crate::plan::Mode;
 use crate::quota::Cost;
 
@@ -51,7 +52,28 @@ impl<W: Wake> State<W> {
         }
     }
 
-    /// The same, unless nothing is counted.
+    /// Why it would never admit such a request, if it enforces.
+    pub(super) fn never_fits(&self, cost: &Cost) -> Option<Never> {
+        self.limiter.never(cost).filter(|_| self.mode.enforces())
+    }
+
+    /// When everything `ahead` and `cost` could go; now, where nothing is enforced.
+    pub(super) fn expected(&self, ahead: &Cost, cost: &Cost, now: MonoTime) -> Wait {
+        if self.mode.enforces() {
+            self.limiter.expected(ahead, cost, now)
+        } else {
+            Wait { at: Some(now), by: Bound::Concurrency }
+        }
+    }
+
+    /// Counts a refusal, unless nothing is counted.
+    pub(super) fn count_refusal(&mut self) {
+        if self.mode != Mode::Off {
+            self.aside.counters.refused += 1;
+        }
+    }
+
+    /// Counts what was reserved, unless nothing is counted.
     pub(super) fn reserved(&mut self, cost: &Cost) {
         if self.mode != Mode::Off {
             self.reserve(cost);

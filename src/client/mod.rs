@@ -83,6 +83,7 @@
 mod admission;
 mod answer;
 pub mod cells;
+
 mod drive;
 mod fallback;
 pub mod gate;
@@ -94,6 +95,7 @@ mod middleware;
 mod params;
 mod permit;
 mod pool;
+mod process;
 mod report;
 mod session;
 pub mod swap;
@@ -106,10 +108,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use drive::Core;
-use gates::{Gates, Views};
-use pool::{ClockDebug, PoolShared};
-use swap::{PoolWide, Swap};
+use gates::Gates;
 
 pub use admission::{Admission, Ask, Place, Refusal, Why};
 pub use answer::Attached;
@@ -120,7 +119,8 @@ pub use member::{Changes, MemberState, MeterTerms, PULSE_QUIET, PoolView, Terms}
 pub use middleware::Limited;
 pub use params::{ClientParams, PoolParams};
 pub use permit::Permit;
-pub use session::{Notice, Session};
+pub use process::Core;
+pub use session::{Notice, OldTerm, Session};
 pub use swap::Tuning;
 
 use crate::clock::SystemClock;
@@ -171,57 +171,11 @@ impl Client {
     /// Starts the client's tasks and waits up to 250 ms for the first shares. It starts without a store and without a
     /// leader too: the bootstrap thresholds hold until they answer.
     pub async fn start(params: ClientParams, store: Arc<dyn Store>, telemetry: Arc<Telemetry>) -> Self {
-        let clock: Arc<dyn ClockDebug> = Arc::new(SystemClock::new());
         let boot = format!("{:016x}", fastrand::u64(..));
-        let instance = if params.instance.is_empty() {
-            format!("{}-{}", std::process::id(), &boot[..8])
-        } else {
-            params.instance.clone()
-        };
-        let now = crate::clock::Clock::now(&*clock);
-        let views: BTreeMap<PoolId, PoolView> =
-            params.pools.iter().map(|pool| (pool.id.clone(), PoolView::new(pool.bootstrap.clone(), now))).collect();
-        let ids: Vec<PoolId> = params.pools.iter().map(|pool| pool.id.clone()).collect();
-        let first: BTreeMap<PoolId, PoolWide> =
-            views.iter().map(|(id, view)| (id.clone(), PoolWide::new(view.state(now)))).collect();
-        let views: Views = Arc::new(Mutex::new(views));
-        let core = Arc::new(Core {
-            instance,
-            boot,
-            clock: clock.clone(),
-            telemetry: telemetry.clone(),
-            session: Mutex::new(Session::new(params.keyspace.clone(), ids)),
-            views: views.clone(),
-            pools: std::sync::OnceLock::new(),
-            reports: std::sync::atomic::AtomicU64::new(0),
-            urgent: tokio::sync::Notify::new(),
-            joined: tokio::sync::Notify::new(),
-            jitter: fastrand::f64(),
-        });
-        let process: std::sync::Weak<Core> = Arc::downgrade(&core);
-        let idle_after = params.idle_after;
-        let shared = |params: &PoolParams, first: &PoolWide| PoolShared {
-            id: params.id.clone(),
-            dialect: params.dialect,
-            call_max: params.call_max,
-            idle_after,
-            clock: clock.clone(),
-            wide: Swap::new(first.clone()),
-            telemetry: telemetry.clone(),
-            readings: Mutex::default(),
-            long_holds: Mutex::default(),
-            throttled: process.clone(),
-        };
-        let mut pools: BTreeMap<PoolId, Arc<Gates>> = BTreeMap::new();
-        // Parents before their children.
-        let by_rank = params.pools.iter().filter(|pool| pool.parent.is_none());
-        for pool in by_rank.chain(params.pools.iter().filter(|pool| pool.parent.is_some())) {
-            let Some(first) = first.get(&pool.id) else { continue };
-            let parent = pool.parent.as_ref().and_then(|parent| pools.get(parent)).cloned();
-            let gates = Gates::new(Arc::new(shared(pool, first)), views.clone(), parent);
-            pools.insert(pool.id.clone(), Arc::new(gates));
-        }
-        let _ = core.pools.set(pools);
+        let instance =
+            if params.instance.is_empty() { format!("{}-{}", std::process::id(), &boot[..8]) } else { params.instance };
+        let params = ClientParams { instance, ..params };
+        let core = Core::new(&params, boot, fastrand::f64(), Arc::new(SystemClock::new()), telemetry);
 
         let lease = Arc::new(Mutex::new(None));
         let key = params.keyspace.key(&Key::Member(core.instance.clone()));

@@ -89,7 +89,7 @@ pub enum Reached {
 }
 
 /// How a client's network is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Weather {
     /// How long a message is on its way.
     pub delay: Range<Duration>,
@@ -132,7 +132,7 @@ pub struct LossyStore {
     calls: u64,
     opened: u64,
     /// Calls that wait for their answer, until they are given up.
-    waiting: BTreeMap<Call, (Client, MonoTime)>,
+    waiting: BTreeSet<Call>,
     down: bool,
     full: bool,
     feeding: bool,
@@ -151,11 +151,21 @@ impl LossyStore {
             watches: BTreeMap::new(),
             calls: 0,
             opened: 0,
-            waiting: BTreeMap::new(),
+            waiting: BTreeSet::new(),
             down: false,
             full: false,
             feeding: false,
             looked: 1,
+        }
+    }
+
+    /// To whom something on the way is going; `None` when it goes to the store.
+    #[must_use]
+    pub fn addressee(&self, wire: &Wire) -> Option<Client> {
+        match wire {
+            Wire::Answers(client, ..) => Some(*client),
+            Wire::Tells(watch, _) => self.watches.get(watch).map(|open| open.client),
+            _ => None,
         }
     }
 
@@ -176,6 +186,18 @@ impl LossyStore {
         !self.down && !self.weather.get(&client).is_some_and(|weather| weather.cut)
     }
 
+    /// Whether a client's network loses and delays nothing to speak of, and brings nothing twice.
+    #[must_use]
+    pub fn is_fair(&self, client: Client) -> bool {
+        self.weather.get(&client).is_none_or(|weather| *weather == Weather::fair())
+    }
+
+    /// Whether the store does not get round to a watch, or its connection is lost.
+    #[must_use]
+    pub fn is_stalled(&self, watch: WatchId) -> bool {
+        self.watches.get(&watch).is_none_or(|open| open.stalled)
+    }
+
     /// Asks; the answer is [`Reached::Answer`], an error after [`CALL_TIMEOUT`] at the latest.
     pub fn ask<E: From<Wire>>(
         &mut self,
@@ -186,9 +208,8 @@ impl LossyStore {
     ) -> Call {
         self.calls += 1;
         let call = Call(self.calls);
-        let deadline = timeline.now() + CALL_TIMEOUT;
-        self.waiting.insert(call, (client, deadline));
-        timeline.at(deadline, Wire::Answers(client, call, Err(unavailable("no answer in time"))));
+        self.waiting.insert(call);
+        timeline.after(CALL_TIMEOUT, Wire::Answers(client, call, Err(unavailable("no answer in time"))));
         let weather = self.weather(client).clone();
         if !weather.cut && !dice.chance(weather.loss) {
             timeline.after(dice.span(&weather.delay), Wire::Arrives(client, call, ask));
@@ -244,9 +265,8 @@ impl LossyStore {
                 self.written(timeline)
             }
             Wire::Answers(client, call, answer) => {
-                let in_time = self.waiting.get(&call).is_some_and(|(_, deadline)| timeline.now() <= *deadline);
-                let lost = self.weather(client).cut && answer.is_ok();
-                if !in_time || lost {
+                // What comes late is an answer all the same, as long as its client has not given up.
+                if !self.waiting.contains(&call) || self.weather(client).cut && answer.is_ok() {
                     return None;
                 }
                 self.waiting.remove(&call);

@@ -69,6 +69,12 @@ impl Twin {
                     used_at: None,
                     present: true,
                 });
+                if std::env::var_os("TWIN").is_some() {
+                    eprintln!(
+                        "{now:?} {id}/{:?} level {:.3} -> rate {rate_per_s:.3} burst {burst:.3}",
+                        limits.concurrency, stored.level
+                    );
+                }
                 stored.accrue(now);
                 if !std::mem::replace(&mut stored.present, true) {
                     stored.level = stored.level.max(first);
@@ -79,26 +85,44 @@ impl Twin {
         }
     }
 
-    /// A request was admitted: there must have been one stored.
-    pub fn admitted(&mut self, pool: &PoolId, tenant: &TenantId, view: &PoolView, now: MonoTime) -> Result<(), String> {
+    /// A request asks: its gate may be a new one, which begins with a second's worth.
+    pub fn asked(&mut self, pool: &PoolId, tenant: &TenantId, view: &PoolView, now: MonoTime) {
+        let Some((_, stored)) = self.of(pool, tenant, view, now) else { return };
+        if stored.used_at.is_none_or(|at| now.since(at) >= IDLE) {
+            stored.level = stored.level.max(stored.rate_per_s.min(stored.burst));
+        }
+        stored.used_at = Some(now);
+    }
+
+    fn of(
+        &mut self,
+        pool: &PoolId,
+        tenant: &TenantId,
+        view: &PoolView,
+        now: MonoTime,
+    ) -> Option<(String, &mut Stored)> {
         let own = (pool.clone(), Grantee::Tenant(tenant.clone()));
         let has_own = self.stored.get(&own).is_some_and(|stored| stored.present)
             && view.limits_of(&own.1, now, UnixMillis(0)).is_some();
         let key = if has_own { own } else { (pool.clone(), Grantee::Default) };
-        let Some(stored) = self.stored.get_mut(&key) else { return Ok(()) };
+        let stored = self.stored.get_mut(&key)?;
         stored.accrue(now);
-        if stored.used_at.is_none_or(|at| now.since(at) >= IDLE) {
-            // Its gate may be a new one, which begins with a second's worth.
-            stored.level = stored.level.max(stored.rate_per_s.min(stored.burst));
-        }
-        stored.used_at = Some(now);
+        Some((format!("{}/{}", key.0, key.1), stored))
+    }
+
+    /// A request was admitted: there must have been one stored.
+    pub fn admitted(&mut self, pool: &PoolId, tenant: &TenantId, view: &PoolView, now: MonoTime) -> Result<(), String> {
+        let Some((name, stored)) = self.of(pool, tenant, view, now) else { return Ok(()) };
         if stored.level < 1.0 - 1e-3 {
             return Err(format!(
-                "a burst: {}/{} admits a request with {:.3} stored, at {:.3}/s and a burst of {:.3}",
-                key.0, key.1, stored.level, stored.rate_per_s, stored.burst
+                "a burst: {name} admits a request with {:.3} stored, at {:.3}/s and a burst of {:.3}",
+                stored.level, stored.rate_per_s, stored.burst
             ));
         }
         stored.level -= 1.0;
+        if std::env::var_os("TWIN").is_some() {
+            eprintln!("{now:?} ADMIT {name} left {:.3}", stored.level);
+        }
         Ok(())
     }
 }
@@ -111,8 +135,8 @@ type Written = (MonoTime, u64, Option<Vec<u8>>);
 pub struct Truth {
     /// Every grant ever written: a stamp may come again after a backup was restored.
     grants: BTreeMap<(PoolId, Grantee, Stamp), Vec<Grant>>,
-    /// The newest stamp under each key.
-    stamps: BTreeMap<String, Stamp>,
+    /// The newest stamp under each key, and since when.
+    stamps: BTreeMap<String, (Stamp, MonoTime)>,
     /// The places granted, and until when; the last is granted now.
     places: BTreeMap<(PoolId, Grantee), VecDeque<(u32, Option<MonoTime>)>>,
     /// What operators wrote, in order.
@@ -202,7 +226,7 @@ impl Truth {
             }
             _ => return Ok(None),
         };
-        if self.stamps.insert(key.to_owned(), stamp).is_some_and(|before| before >= stamp) {
+        if self.stamps.insert(key.to_owned(), (stamp, now)).is_some_and(|(before, _)| before >= stamp) {
             return Err(format!("an older record over a newer one: {key} of {stamp:?}"));
         }
         Ok(Some(stamp))
@@ -315,6 +339,11 @@ impl Truth {
     /// Every target that was ever written.
     pub fn targets(&self) -> impl Iterator<Item = &(PoolId, Target)> {
         self.overrides.keys()
+    }
+
+    /// Since when a grant or pulse has stood.
+    pub fn stands_since(&self, key: &str) -> Option<MonoTime> {
+        self.stamps.get(key).map(|(_, since)| *since)
     }
 
     /// Whether some leader has granted something.

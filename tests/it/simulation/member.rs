@@ -188,9 +188,10 @@ impl Member {
         let tenant: TenantId = (*dice.pick(&["acme", "acme", "globex", "stranger"])).parse().map_err(|_| "a tenant")?;
         let pool = self.pools[&id].clone();
         for _ in 0..dice.number(1..5) {
+            let now = self.clock.now();
+            self.core.with_views(|views| self.twin.asked(&id, &tenant, &views[&id], now));
             match pool.try_admit(&tenant, Cost::request(10, 10)) {
                 Ok(mut permit) => {
-                    let now = self.clock.now();
                     self.core.with_views(|views| self.twin.admitted(&id, &tenant, &views[&id], now))?;
                     let (status, headers) = provider.answer(&id, timeline.now());
                     let observation = permit.observe(&Head { status, headers: &headers });

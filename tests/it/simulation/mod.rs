@@ -4,6 +4,7 @@
 //! `SEED=7 cargo test --test it simulation::one` tells the story of one run.
 
 mod controller;
+mod found;
 mod laws;
 mod member;
 mod world;
@@ -15,7 +16,7 @@ use world::{Outcome, World};
 
 const STEPS: u64 = 1_000;
 /// So much of a story is told when it ends badly.
-const LINES_TOLD: usize = 400;
+const LINES_TOLD: usize = 4000;
 
 /// Runs these seeds on both cores; tells the story of the first that fails.
 fn run(seeds: std::ops::Range<u64>) -> Vec<Outcome> {

@@ -114,6 +114,8 @@ pub enum Event {
         reply: Result<Reply, Option<String>>,
     },
     Operator,
+    /// An operator tries once more what failed.
+    Again,
     Trouble,
     Mend(Mend),
     /// An override was written a while ago.
@@ -131,6 +133,7 @@ impl From<Wire> for Event {
     }
 }
 
+const AGAIN_AFTER: Duration = Duration::from_millis(400);
 /// How long an override may take to be in force where nothing is in its way.
 const IN_FORCE_WITHIN: Duration = Duration::from_millis(100);
 
@@ -363,7 +366,8 @@ impl World {
                         let key = keys.key(&Key::Limits(id.clone(), grantee.clone()));
                         let entry = self.store.kv().get(&key).ok_or(format!("{} keeps {key}", member.of))?;
                         let grant = tidegate::plan::Grant::parse(&entry.value).map_err(|error| error.to_string())?;
-                        if grant.stamp != stamp {
+                        let since = self.truth.stands_since(&key).unwrap_or_default();
+                        if grant.stamp != stamp && self.timeline.now().since(since) > IN_FORCE_WITHIN {
                             let (of, stands) = (member.of, grant.stamp);
                             return Err(format!("{of} has {key} of {stamp:?}, and {stands:?} stands"));
                         }
@@ -402,6 +406,12 @@ impl World {
             Event::Reply { to, nth, reply } => self.on_reply(to, nth, reply),
             Event::Operator => {
                 self.operate();
+                Ok(())
+            }
+            Event::Again => {
+                if let Some(change) = self.operator.take() {
+                    self.change(change.txn, change.words);
+                }
                 Ok(())
             }
             Event::Trouble => self.trouble(),
@@ -519,7 +529,8 @@ impl World {
 
     fn on_timer(&mut self, of: Of, timer: Timer) -> Result<(), String> {
         let Some(member) = self.members.get_mut(&of.who).filter(|m| m.of == of) else { return Ok(()) };
-        let wish = member.on_timer(timer, &mut self.store, &mut self.timeline, &mut self.dice, &mut self.provider)?;
+        let wish = member.on_timer(timer, &mut self.store, &mut self.timeline, &mut self.dice, &mut self.provider);
+        let wish = wish.map_err(|why| format!("{of}: {why}"))?;
         self.wish(of, wish);
         if matches!(timer, Timer::House) { self.judge(of) } else { Ok(()) }
     }
@@ -637,7 +648,8 @@ impl World {
     fn on_operator_answer<T>(&mut self, call: Call, answer: &Result<T, StoreError>) {
         let Some(change) = self.operator.take_if(|change| change.call == call) else { return };
         if matches!(answer, Err(StoreError::Unavailable { .. } | StoreError::NoSpace)) {
-            self.change(change.txn, format!("{}, again", change.words));
+            self.operator = Some(change);
+            self.timeline.after(AGAIN_AFTER, Event::Again);
         }
     }
 

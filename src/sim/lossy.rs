@@ -121,6 +121,8 @@ struct Open {
     heard_at: MonoTime,
     /// The store does not get round to it.
     stalled: bool,
+    /// Its connection is, and the client does not know yet.
+    lost: bool,
 }
 
 /// etcd and its clients' networks.
@@ -195,7 +197,7 @@ impl LossyStore {
     /// Whether the store does not get round to a watch, or its connection is lost.
     #[must_use]
     pub fn is_stalled(&self, watch: WatchId) -> bool {
-        self.watches.get(&watch).is_none_or(|open| open.stalled)
+        self.watches.get(&watch).is_none_or(|open| open.stalled || open.lost)
     }
 
     /// Asks; the answer is [`Reached::Answer`], an error after [`CALL_TIMEOUT`] at the latest.
@@ -229,7 +231,7 @@ impl LossyStore {
         let id = WatchId(self.opened);
         let now = timeline.now();
         let last_at = vec![now; selects.len()];
-        self.watches.insert(id, Open { client, selects, from, last_at, heard_at: now, stalled: false });
+        self.watches.insert(id, Open { client, selects, from, last_at, heard_at: now, stalled: false, lost: false });
         self.feed_soon(timeline);
         id
     }
@@ -278,10 +280,9 @@ impl LossyStore {
                 if event.is_err() {
                     // A client learns of the end of its connection by itself, in time.
                     self.watches.remove(&watch);
-                } else if self.weather.get(&client).is_some_and(|weather| weather.cut) {
+                } else if open.lost || self.weather.get(&client).is_some_and(|weather| weather.cut) {
                     // A connection loses nothing from its middle: it is lost itself, and the client waits in vain.
-                    open.stalled = true;
-                    open.from = u64::MAX;
+                    open.lost = true;
                     return None;
                 } else {
                     open.heard_at = timeline.now();
@@ -398,7 +399,9 @@ impl LossyStore {
         self.feeding = false;
         let ids: Vec<WatchId> = self.watches.keys().copied().collect();
         for id in ids {
-            let Some(open) = self.watches.get_mut(&id).filter(|open| !open.stalled && !self.down) else { continue };
+            let Some(open) = self.watches.get_mut(&id).filter(|open| !open.stalled && !open.lost && !self.down) else {
+                continue;
+            };
             let weather = self.weather.entry(open.client).or_insert_with(Weather::fair).clone();
             if weather.cut {
                 continue;
@@ -431,7 +434,7 @@ impl LossyStore {
             let weather = self.weather.get(&open.client).cloned().unwrap_or_else(Weather::fair);
             if now.since(open.heard_at) >= WATCH_SILENT_MAX {
                 silent.insert(*id);
-            } else if !weather.cut && !self.down && !open.stalled {
+            } else if !weather.cut && !self.down && !open.stalled && !open.lost {
                 timeline.after(dice.span(&weather.delay), Wire::Tells(*id, Ok(WatchEvent::Alive)));
             }
         }

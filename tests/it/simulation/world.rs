@@ -10,7 +10,7 @@ use tidegate::observation::Report;
 use tidegate::plan::keyspace::{Key, Keyspace};
 use tidegate::plan::{Action, Amount, Override, Rate, Reply, Target};
 use tidegate::provider::Dialect;
-use tidegate::quota::{Meter, PoolId};
+use tidegate::quota::{Grantee, Meter, PoolId};
 use tidegate::sim::events::{Dice, DriftingClock, Timeline};
 use tidegate::sim::lossy::{Ask, Call, Client, LossyStore, Reached, WatchId, Weather, Wire};
 use tidegate::store::{Change, Kv, StoreError, Txn};
@@ -362,7 +362,7 @@ impl World {
         let keys = Keyspace::default();
         for member in self.members.values() {
             self.truth.has_overrides(member)?;
-            let (now, wall) = (member.clock.now(), member.clock.wall());
+            let now = member.clock.now();
             member.core.with_views(|views| {
                 for (id, view) in views {
                     if view.state(now) != tidegate::client::MemberState::Active {
@@ -377,18 +377,36 @@ impl World {
                             let (of, stands) = (member.of, grant.stamp);
                             return Err(format!("{of} has {key} of {stamp:?}, and {stands:?} stands"));
                         }
-                        if view.share_at(grantee, now).is_none() && view.limits_of(grantee, now, wall).is_some() {
-                            let used = member.pools[id].traffic().contains_key(grantee);
-                            if used {
-                                return Err(format!("{} has no share of {id}/{grantee}", member.of));
-                            }
-                        }
                     }
                 }
                 Ok(())
             })?;
         }
-        Ok(())
+        // Who has just begun to use a tenant has a share of it after his next report.
+        let without = self.without_share();
+        self.wait(Duration::from_secs(1))?;
+        match without.intersection(&self.without_share()).next() {
+            Some((of, pool, grantee)) => Err(format!("{of} has no share of {pool}/{grantee}, after all has been well")),
+            None => Ok(()),
+        }
+    }
+
+    /// Who uses a tenant and has no share of it.
+    fn without_share(&self) -> BTreeSet<(Of, PoolId, Grantee)> {
+        let mut without = BTreeSet::new();
+        for member in self.members.values() {
+            let now = member.clock.now();
+            for (id, pool) in &member.pools {
+                let used = pool.traffic();
+                member.core.with_views(|views| {
+                    let lacks = |grantee: &&Grantee| views[id].share_at(grantee, now).is_none();
+                    let granted = views[id].stamps().map(|(grantee, _)| grantee);
+                    let granted = granted.filter(|grantee| used.contains_key(*grantee)).filter(lacks);
+                    without.extend(granted.map(|grantee| (member.of, id.clone(), grantee.clone())));
+                });
+            }
+        }
+        without
     }
 
     // === Events ===

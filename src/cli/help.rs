@@ -1,6 +1,18 @@
 //! The long `--help` of each command: how it is used, its exit codes, its environment. What a command does and takes
 //! stands at its arguments.
 
+/// The environment of every command that reads the store.
+macro_rules! of_the_store {
+    () => {
+        "\
+Environment:
+  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
+  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
+  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
+  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing"
+    };
+}
+
 pub(super) const TIDEGATE: &str = "\
 Examples:
   tidegate demo                            # see the closed loop, in a minute
@@ -279,7 +291,8 @@ Put, clear and list operators' overrides: records that are stronger than what th
 They are keys in etcd, in force in every member within a tenth of a second, with the controller dead too.
 `set` and `clear` write an audit record in the same transaction, which `tidegate audit` shows.";
 
-pub(super) const OVERRIDE: &str = "\
+pub(super) const OVERRIDE: &str = concat!(
+    "\
 Examples:
   tidegate override set openai-gpt4o acme --set requests/minute=60 --for 30m --reason 'incident 42'
   tidegate override set openai-gpt4o '*' --block --reason 'key leaked'
@@ -292,16 +305,15 @@ Exit codes:
   1  etcd does not answer, the leader rejects the record, or there is nothing to clear
   2  wrong arguments
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
 pub(super) const OVERRIDE_SET_USAGE: &str = "tidegate override set <POOL> <TARGET> <ACTION> [OPTIONS]
        where ACTION is one of --set, --scale, --floor, --ceiling, --freeze, --block";
 
-pub(super) const OVERRIDE_SET: &str = "\
+pub(super) const OVERRIDE_SET: &str = concat!(
+    "\
 Examples:
   tidegate override set openai-gpt4o acme --set requests/minute=60 --set tokens/minute=40000:8000 --reason 'incident 42'
   tidegate override set openai-gpt4o acme --floor requests/minute=10 --for 2h --reason 'a demo'
@@ -319,13 +331,12 @@ Exit codes:
   1  etcd does not answer, the leader rejects the record, or somebody else made or removed it just now
   2  wrong arguments, or no reason and no terminal to ask for it
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
-pub(super) const OVERRIDE_CLEAR: &str = "\
+pub(super) const OVERRIDE_CLEAR: &str = concat!(
+    "\
 Examples:
   tidegate override clear openai-gpt4o acme --reason 'incident 42 is over'
 
@@ -337,13 +348,12 @@ Exit codes:
   1  there is none, etcd does not answer, or somebody else removed it just now
   2  wrong arguments, or no reason and no terminal to ask for it
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
-pub(super) const OVERRIDE_LIST: &str = "\
+pub(super) const OVERRIDE_LIST: &str = concat!(
+    "\
 Examples:
   tidegate override list
   tidegate override list openai-gpt4o --json | jq -r '.[] | select(.status == \"rejected\") | .error'
@@ -357,11 +367,9 @@ Exit codes:
   1  etcd does not answer, or the output cannot be written
   2  wrong arguments
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
 pub(super) const POLICY_ABOUT: &str = "\
 Look at pools' policies in etcd, put them, take them away, and compare them with a file.
@@ -370,7 +378,8 @@ A policy in etcd has the keys of [pools.<id>] in the controller's file, as JSON.
 whole; controllers and members follow within two seconds, and pools and tenants come and go by it. `put` and `clear`
 write an audit record in the same transaction, which `tidegate audit` shows.";
 
-pub(super) const POLICY: &str = "\
+pub(super) const POLICY: &str = concat!(
+    "\
 Examples:
   tidegate policy get openai-gpt4o > pool.json
   tidegate policy put openai-gpt4o pool.json --reason 'globex joins'
@@ -383,13 +392,12 @@ Exit codes:
   1  etcd does not answer, the leader rejects the policy, there is none, or `diff` found a difference
   2  wrong arguments, or mistakes in the policy
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
-pub(super) const POLICY_GET: &str = "\
+pub(super) const POLICY_GET: &str = concat!(
+    "\
 Examples:
   tidegate policy get                          # all that stand in etcd
   tidegate policy get openai-gpt4o > pool.json # one, to be changed and put again
@@ -403,13 +411,12 @@ Exit codes:
   1  the pool has no policy in etcd, etcd does not answer, or the output cannot be written
   2  wrong arguments
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
-pub(super) const POLICY_PUT: &str = "\
+pub(super) const POLICY_PUT: &str = concat!(
+    "\
 Examples:
   tidegate policy put openai-gpt4o pool.json --reason 'globex joins' --dry-run
   tidegate policy get openai-gpt4o | jq '.mode = \"observe\"' | tidegate policy put openai-gpt4o - --reason 'a try'
@@ -425,13 +432,12 @@ Exit codes:
   1  etcd does not answer, the leader rejects the policy, or somebody else made or removed it just now
   2  wrong arguments, mistakes in the policy, or no reason and no terminal to ask for it
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
-pub(super) const POLICY_CLEAR: &str = "\
+pub(super) const POLICY_CLEAR: &str = concat!(
+    "\
 Examples:
   tidegate policy clear openai-gpt4o --reason 'the file has it now'
 
@@ -446,13 +452,12 @@ Exit codes:
   1  there is none, etcd does not answer, or somebody else removed it just now
   2  wrong arguments, or no reason and no terminal to ask for it
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
-pub(super) const POLICY_DIFF: &str = "\
+pub(super) const POLICY_DIFF: &str = concat!(
+    "\
 Examples:
   tidegate policy diff tidegate.toml
   tidegate policy diff tidegate.toml openai-gpt4o --json
@@ -467,18 +472,17 @@ Exit codes:
   1  there are differences, or etcd does not answer
   2  wrong arguments, or a file that cannot be read
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
 pub(super) const AUDIT_ABOUT: &str = "\
 List who changed what, from what to what, and why; the oldest first.
 
 It knows what was changed by these commands, not by etcdctl. The leader keeps 30 days of it.";
 
-pub(super) const AUDIT: &str = "\
+pub(super) const AUDIT: &str = concat!(
+    "\
 Examples:
   tidegate audit --since 2d
   tidegate audit --json | jq -r '.[] | select(.by == \"mori\") | .key'
@@ -492,11 +496,9 @@ Exit codes:
   1  etcd does not answer, or the output cannot be written
   2  wrong arguments
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
 pub(super) const STATUS_ABOUT: &str = "\
 Who leads, which members are there, and how pools and etcd are. Fails when nobody leads, a pulse is stale or etcd has
@@ -505,7 +507,8 @@ an alarm, so it is a health check too.
 Controllers that stand by leave no trace in etcd, and are not seen. What the leader alone knows (dialects, use, reports)
 is asked of it at the address in its key; where that cannot be reached from here, it is left out, with a warning.";
 
-pub(super) const STATUS: &str = "\
+pub(super) const STATUS: &str = concat!(
+    "\
 Examples:
   tidegate status
   tidegate status --config /etc/tidegate.toml > /dev/null || page-somebody
@@ -526,16 +529,15 @@ Exit codes:
   1  one of these is not so, or etcd does not answer
   2  wrong arguments
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
 pub(super) const LIMITS_ABOUT: &str = "\
 What tenants are granted; with --effective what is enforced, term by term, and why.";
 
-pub(super) const LIMITS: &str = "\
+pub(super) const LIMITS: &str = concat!(
+    "\
 Examples:
   tidegate limits get openai-gpt4o
   tidegate limits get openai-gpt4o acme --effective
@@ -547,13 +549,12 @@ Exit codes:
   1  etcd does not answer, or nothing is granted in this pool
   2  wrong arguments
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
-pub(super) const LIMITS_GET: &str = "\
+pub(super) const LIMITS_GET: &str = concat!(
+    "\
 Examples:
   tidegate limits get openai-gpt4o
   tidegate limits get openai-gpt4o acme --effective
@@ -580,13 +581,12 @@ Exit codes:
   1  etcd does not answer, nothing is granted in this pool, or there is no such member
   2  wrong arguments
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
-pub(super) const LIMITS_WATCH: &str = "\
+pub(super) const LIMITS_WATCH: &str = concat!(
+    "\
 Examples:
   tidegate limits watch openai-gpt4o
   tidegate limits watch openai-gpt4o acme --effective
@@ -603,11 +603,9 @@ Exit codes:
   1  the output cannot be written
   2  wrong arguments
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
 pub(super) const EXPLAIN_ABOUT: &str = "\
 The last steps that changed a tenant's thresholds: what the leader was told, what the law made of it and why, who
@@ -615,7 +613,8 @@ decided the threshold, and what came out.
 
 The leader remembers the last 64 publications of a pool that changed something, since it began to lead.";
 
-pub(super) const EXPLAIN: &str = "\
+pub(super) const EXPLAIN: &str = concat!(
+    "\
 Examples:
   tidegate explain openai-gpt4o acme
   tidegate explain openai-gpt4o @default --last 20
@@ -642,17 +641,16 @@ Exit codes:
   1  nobody leads, the leader does not answer, or it knows no such pool or tenant
   2  wrong arguments
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
 pub(super) const EXPORT_ABOUT: &str = "\
 Print all overrides, and the policies of pools that stand in etcd, as one JSON document: a backup, or to be moved to
 another etcd with `tidegate import`.";
 
-pub(super) const EXPORT: &str = "\
+pub(super) const EXPORT: &str = concat!(
+    "\
 Examples:
   tidegate export > operators.json
   tidegate export | jq '.overrides.\"openai-gpt4o\"'
@@ -666,11 +664,9 @@ Exit codes:
   1  etcd does not answer, or a record that is not well formed was left out
   2  wrong arguments
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);
 
 pub(super) const IMPORT_ABOUT: &str = "\
 Put the overrides and policies of a document as `tidegate export` prints it.
@@ -678,7 +674,8 @@ Put the overrides and policies of a document as `tidegate export` prints it.
 All of it is checked first, and what would change is shown. What the document does not speak of stays. Each record is
 written with its audit; more than 64 records take more than one transaction.";
 
-pub(super) const IMPORT: &str = "\
+pub(super) const IMPORT: &str = concat!(
+    "\
 Examples:
   tidegate import operators.json --dry-run
   tidegate import operators.json --reason 'moved to the new etcd'
@@ -692,8 +689,6 @@ Exit codes:
   1  etcd does not answer, somebody else made or removed a record just now, or you said no
   2  wrong arguments, mistakes in the document, or no terminal to ask on
 
-Environment:
-  TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
-  TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
-  TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
-  TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing";
+",
+    of_the_store!()
+);

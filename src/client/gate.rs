@@ -575,7 +575,7 @@ impl<W: Wake> State<W> {
     }
 
     fn admitted(&mut self, asker: &mut Asker<W>) {
-        self.reserved(&asker.cost);
+        self.reserve_unless_off(&asker.cost);
         if asker.waited && self.mode != Mode::Off {
             self.aside.counters.waited += 1;
         }

@@ -536,10 +536,10 @@ impl PoolView {
         if let Some(grant) = self.grants.get(grantee) {
             return Some(self.granted_terms(grantee, grant, now, wall));
         }
-        // Undeclared tenants are never open: without a grant for them they have the bootstrap thresholds.
         if let Some(Remembered { thresholds, largest_request }) = self.last_known.get(grantee) {
             return Some(self.bootstrap_terms(grantee, thresholds, largest_request, wall));
         }
+        // Undeclared tenants are never open: without a grant for them they have the bootstrap thresholds.
         if *grantee == Grantee::Default {
             return Some(self.bootstrap_terms(grantee, &self.bootstrap, &BTreeMap::new(), wall));
         }

@@ -79,9 +79,7 @@ impl Mistakes {
     pub fn errors(&self) -> usize {
         self.list.iter().filter(|mistake| mistake.severity == Severity::Error).count()
     }
-}
 
-impl Mistakes {
     /// The first few, where there is one line for them, and the file need not be named.
     #[must_use]
     pub fn in_one_line(&self) -> String {

@@ -21,35 +21,22 @@ pub(super) const LOG_RATE_MAX: f64 = ENTRIES_MAX as f64;
 /// An absent table is read as an empty one.
 const EMPTY: Absent = Absent::Reads("{}");
 
-static DIALECTS: [&str; Dialect::ALL.len()] = {
-    let mut names = [""; Dialect::ALL.len()];
-    let mut n = 0;
-    while n < names.len() {
-        names[n] = Dialect::ALL[n].as_str();
-        n += 1;
-    }
-    names
-};
+/// The names of all of a type's values.
+macro_rules! names {
+    ($type:ident) => {{
+        let mut names = [""; $type::ALL.len()];
+        let mut n = 0;
+        while n < names.len() {
+            names[n] = $type::ALL[n].as_str();
+            n += 1;
+        }
+        names
+    }};
+}
 
-static ALGORITHMS: [&str; Algorithm::ALL.len()] = {
-    let mut names = [""; Algorithm::ALL.len()];
-    let mut n = 0;
-    while n < names.len() {
-        names[n] = Algorithm::ALL[n].as_str();
-        n += 1;
-    }
-    names
-};
-
-static MODES: [&str; Mode::ALL.len()] = {
-    let mut names = [""; Mode::ALL.len()];
-    let mut n = 0;
-    while n < names.len() {
-        names[n] = Mode::ALL[n].as_str();
-        n += 1;
-    }
-    names
-};
+static DIALECTS: [&str; Dialect::ALL.len()] = names!(Dialect);
+static ALGORITHMS: [&str; Algorithm::ALL.len()] = names!(Algorithm);
+static MODES: [&str; Mode::ALL.len()] = names!(Mode);
 
 /// The whole file.
 pub(super) static ROOT: Table = Table { keys: &[&CONTROLLER, &KEYS, &ETCD, &POOLS] };

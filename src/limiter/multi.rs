@@ -93,7 +93,7 @@ impl Reservation {
         self.counted
     }
 
-    /// What was taken.
+    /// What it was made for; taken, but where limits do not hold.
     #[must_use]
     pub fn cost(&self) -> Cost {
         self.cost

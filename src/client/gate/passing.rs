@@ -45,7 +45,7 @@ impl<W: Wake> State<W> {
         match self.ask(asker, now) {
             Answer::Admitted(mine, _) => {
                 let theirs = parent.let_pass(&asker.cost, asker.deadline, now);
-                parent.reserved(&asker.cost);
+                parent.reserve_unless_off(&asker.cost);
                 Answer::Admitted(mine, Some(theirs))
             }
             answer => answer,
@@ -73,8 +73,8 @@ impl<W: Wake> State<W> {
         }
     }
 
-    /// Counts what was reserved, unless nothing is counted.
-    pub(super) fn reserved(&mut self, cost: &Cost) {
+    /// Counts what the last admission reserved, unless nothing is counted.
+    pub(super) fn reserve_unless_off(&mut self, cost: &Cost) {
         if self.mode != Mode::Off {
             self.reserve(cost);
         }

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::drive::Core;
 use super::member::Remembered;
+use super::process::Core;
 use crate::clock::UnixMillis;
 use crate::quota::{Grantee, PoolId};
 

@@ -83,6 +83,7 @@
 mod admission;
 mod answer;
 pub mod cells;
+
 mod drive;
 mod fallback;
 pub mod gate;
@@ -95,6 +96,7 @@ mod middleware;
 mod params;
 mod permit;
 mod pool;
+mod process;
 mod report;
 mod session;
 mod status;
@@ -109,10 +111,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use drive::Core;
 use gates::Gates;
-use pool::{ClockDebug, PoolShared};
-use swap::{PoolWide, Swap};
 
 pub use admission::{Admission, Ask, Place, Refusal, Why};
 pub use answer::Attached;
@@ -123,7 +122,8 @@ pub use member::{Changes, MemberState, MeterTerms, PULSE_QUIET, PoolView, Rememb
 pub use middleware::Limited;
 pub use params::{ClientParams, MODE_VARIABLE, PoolParams};
 pub use permit::Permit;
-pub use session::{Notice, Session, TENANTS_FOLLOWED_MAX};
+pub use process::Core;
+pub use session::{Notice, OldTerm, Session, TENANTS_FOLLOWED_MAX};
 pub use status::{ClientStatus, PoolStatus};
 pub use swap::Tuning;
 
@@ -176,41 +176,11 @@ impl Client {
     /// Starts the client's tasks and waits up to 250 ms for the first shares. It starts without a store and without a
     /// leader too: the bootstrap thresholds hold until they answer.
     pub async fn start(params: ClientParams, store: Arc<dyn Store>, telemetry: Arc<Telemetry>) -> Self {
-        let clock: Arc<dyn ClockDebug> = Arc::new(SystemClock::new());
         let boot = format!("{:016x}", fastrand::u64(..));
-        let instance = if params.instance.is_empty() {
-            format!("{}-{}", std::process::id(), &boot[..8])
-        } else {
-            params.instance.clone()
-        };
-        let now = crate::clock::Clock::now(&*clock);
-        let wall = crate::clock::Clock::wall(&*clock);
-        let mut remembered = params.last_known.as_deref().map(|file| last_known::read(file, wall)).unwrap_or_default();
-        let views = params.pools.iter().map(|pool| {
-            let remembered = remembered.remove(&pool.id).unwrap_or_default();
-            (pool.id.clone(), PoolView::new(pool.bootstrap.clone(), now).with_last_known(remembered))
-        });
-        let session = Session::new(params.keyspace.clone(), []);
-        let follow = |session: Session, pool: &PoolParams| session.following(pool.id.clone(), pool.tenants.clone());
-        let core = Arc::new(Core {
-            instance,
-            mode: drive::own_mode(params.mode),
-            boot,
-            clock,
-            telemetry,
-            session: Mutex::new(params.pools.iter().fold(session, follow)),
-            views: Arc::new(Mutex::new(views.collect())),
-            pools: std::sync::OnceLock::new(),
-            reports: std::sync::atomic::AtomicU64::new(0),
-            urgent: tokio::sync::Notify::new(),
-            joined: tokio::sync::Notify::new(),
-            jitter: fastrand::f64(),
-        });
-        let pools = gates_of(&params, &core);
-        if let Some(mode) = core.mode {
-            pools.values().map(|gates| &gates.pool).for_each(|pool| core.tell_mode(pool, mode));
-        }
-        let _ = core.pools.set(pools);
+        let instance =
+            if params.instance.is_empty() { format!("{}-{}", std::process::id(), &boot[..8]) } else { params.instance };
+        let params = ClientParams { instance, mode: process::own_mode(params.mode), ..params };
+        let core = Core::new(&params, boot, fastrand::f64(), Arc::new(SystemClock::new()), telemetry);
 
         let lease = Arc::new(Mutex::new(None));
         let key = params.keyspace.key(&Key::Member(core.instance.clone()));
@@ -269,33 +239,6 @@ impl Client {
             let _ = tokio::time::timeout(Duration::from_secs(1), self.store.revoke(lease)).await;
         }
     }
-}
-
-/// The gates of each pool, with what holds before anything is heard.
-fn gates_of(params: &ClientParams, core: &Arc<Core>) -> BTreeMap<PoolId, Arc<Gates>> {
-    let process: std::sync::Weak<Core> = Arc::downgrade(core);
-    let shared = |pool: &PoolParams| PoolShared {
-        id: pool.id.clone(),
-        dialect: pool.dialect,
-        call_max: pool.call_max,
-        idle_after: params.idle_after,
-        clock: core.clock.clone(),
-        // Whoever turned limits off wants them off at once.
-        wide: Swap::new(PoolWide { mode: core.mode.unwrap_or_default(), ..PoolWide::new(MemberState::Bootstrap) }),
-        telemetry: core.telemetry.clone(),
-        readings: Mutex::default(),
-        long_holds: Mutex::default(),
-        throttled: process.clone(),
-    };
-    let mut pools: BTreeMap<PoolId, Arc<Gates>> = BTreeMap::new();
-    // Parents before their children.
-    let by_rank = params.pools.iter().filter(|pool| pool.parent.is_none());
-    for pool in by_rank.chain(params.pools.iter().filter(|pool| pool.parent.is_some())) {
-        let parent = pool.parent.as_ref().and_then(|parent| pools.get(parent)).cloned();
-        let gates = Gates::new(Arc::new(shared(pool)), core.views.clone(), parent);
-        pools.insert(pool.id.clone(), Arc::new(gates));
-    }
-    pools
 }
 
 /// One pool of a client; cheap to clone.

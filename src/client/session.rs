@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::member::PoolView;
 use crate::clock::MonoTime;
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
-use crate::plan::{Grant, OverrideStatus, Pulse, Target};
+use crate::plan::{Grant, OverrideStatus, Pulse, Reply, Target};
 use crate::quota::{Grantee, PoolId, TenantId};
 use crate::store::{Change, Entry, Listing, Select};
 
@@ -34,6 +34,16 @@ pub enum Notice {
     },
     /// The store is another one, or went back in time.
     OrderRestarted,
+}
+
+/// A reply of a leader that was deposed and does not know it yet: dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("reply of term {replied}: the leader key is of term {known}")]
+pub struct OldTerm {
+    /// The reply's term.
+    pub replied: u64,
+    /// The newest term that the store told of.
+    pub known: u64,
 }
 
 /// The session of one process.
@@ -182,6 +192,29 @@ impl Session {
         }
         self.revision = self.revision.max(revision);
         notices
+    }
+
+    /// Takes the leader's reply to a report that was sent at `asked_at`.
+    ///
+    /// # Errors
+    /// [`OldTerm`]: nothing has changed.
+    pub fn on_reply(
+        &self,
+        reply: &Reply,
+        asked_at: MonoTime,
+        views: &mut BTreeMap<PoolId, PoolView>,
+    ) -> Result<(), OldTerm> {
+        if reply.term < self.term {
+            return Err(OldTerm { replied: reply.term, known: self.term });
+        }
+        // Counted from the question, not the answer: the leader's lease then never ends before ours.
+        let until = asked_at + Duration::from_millis(reply.share_valid_ms);
+        for (pool, shares) in &reply.shares {
+            if let Some(view) = views.get_mut(pool) {
+                view.on_shares(shares.clone(), until);
+            }
+        }
+        Ok(())
     }
 
     fn on_put(

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::drive::Core;
 use super::member::{MemberState, PoolView};
+use super::process::Core;
 use crate::plan::Mode;
 use crate::plan::keyspace::LeaderRecord;
 use crate::quota::PoolId;

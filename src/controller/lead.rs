@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::desk::{Desk, Office};
+use super::desk::{Desk, NotLeading, Office};
 use super::outbox::Batch;
 use super::overseer::{Overseer, reject};
 use super::planner::PoolPlanner;
@@ -21,8 +21,9 @@ use super::publish::{PublishError, Publisher};
 use super::upkeep::Upkeep;
 use super::{Params, PoolParams};
 use crate::clock::{Clock, MonoTime};
+use crate::observation::Report;
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
-use crate::plan::{Grant, Override, OverrideStatus, PolicyStatus, Pulse, Target};
+use crate::plan::{Grant, Override, OverrideStatus, PolicyStatus, Pulse, Reply, Target};
 use crate::quota::{Grantee, PoolId};
 use crate::store::{Change, Condition, LeaseId, Op, Outcome, Select, Store, StoreError, TXN_OPS_MAX, Txn, WatchEvent};
 use crate::telemetry::{Metric, Telemetry};
@@ -31,10 +32,12 @@ use crate::telemetry::{Metric, Telemetry};
 pub const LEADER_TTL: Duration = Duration::from_secs(3);
 /// How long after a confirmed keep-alive a leader may write: the TTL less one second for doubt.
 pub(super) const LEASE_FRESH_FOR: Duration = Duration::from_secs(2);
-const KEEP_ALIVE_EVERY: Duration = Duration::from_millis(700);
-const TICK_EVERY: Duration = Duration::from_secs(1);
+/// How often a leader keeps its lease alive.
+pub const KEEP_ALIVE_EVERY: Duration = Duration::from_millis(700);
+/// How often a leader plans and publishes.
+pub const TICK_EVERY: Duration = Duration::from_secs(1);
 /// Early ticks are at least this far apart.
-const EARLY_TICK_GAP: Duration = Duration::from_millis(100);
+pub const EARLY_TICK_GAP: Duration = Duration::from_millis(100);
 /// Grants are written at most this fast, so that a large pool does not keep the store busy.
 const GRANTS_PER_TICK: usize = 2_000;
 /// A cut to less than this is said at the ordinary log level.
@@ -43,30 +46,47 @@ const NEWSWORTHY_CUT: f64 = 0.8;
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-pub(super) struct Leading {
-    pub params: Params,
-    pub report_url: String,
-    pub store: Arc<dyn Store>,
-    pub clock: Arc<dyn Clock>,
-    pub desk: Arc<Desk>,
-    pub telemetry: Arc<Telemetry>,
-    pub stop: watch::Receiver<bool>,
+/// A controller without its sockets and timers: the steps of a campaign and of a term, as its loop takes them, or a simulation in
+/// its place.
+pub struct Leading {
+    pub(super) params: Params,
+    pub(super) report_url: String,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) desk: Arc<Desk>,
+    pub(super) telemetry: Arc<Telemetry>,
 }
 
 /// Why a term ended.
-enum Ended {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The controller stops.
     Stopped,
+    /// Another leads: the fence has refused a write.
     Deposed,
+    /// The lease was not confirmed in time: another may lead.
     LeaseStale,
+    /// What the earlier leader left cannot be read.
     Unread,
 }
 
 /// A campaign that was won.
-struct Won {
-    term: u64,
-    lease: LeaseId,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Won {
+    /// The leader key's create revision.
+    pub term: u64,
+    /// What the leader key is bound to.
+    pub lease: LeaseId,
     /// When the lease was asked for: it may be running since then.
     asked_at: MonoTime,
+}
+
+/// A term that has begun.
+pub struct Reign {
+    /// The leader key's create revision.
+    pub term: u64,
+    overseer: Overseer,
+    upkeep: Upkeep,
 }
 
 /// Keeps a lease alive until dropped, however the term ends: a leader that is gone must not keep the key.
@@ -79,15 +99,33 @@ impl Drop for Keeper {
 }
 
 impl Leading {
+    /// A controller that reads this clock; members are told to report to `report_url`.
+    #[must_use]
+    pub fn new(
+        params: Params,
+        report_url: String,
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        telemetry: Arc<Telemetry>,
+    ) -> Self {
+        let desk = Arc::new(Desk::new(LEASE_FRESH_FOR, telemetry.clone()));
+        Self { params, report_url, store, clock, desk, telemetry }
+    }
+
     /// Campaigns and leads until told to stop; resigns then.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut complained_at: Option<MonoTime> = None;
-        while !*self.stop.borrow() {
-            match self.campaign().await {
-                Ok(Some(Won { term, lease, asked_at })) => {
+        while !*stop.borrow() {
+            let tried = match self.campaign().await {
+                Ok(None) => self.follow(&mut stop).await.map(|()| None),
+                tried => tried,
+            };
+            match tried {
+                Ok(Some(won)) => {
                     complained_at = None;
-                    let ended = self.lead(term, lease, asked_at).await;
-                    self.desk.leave_office();
+                    let ended = self.lead(won, &mut stop).await;
+                    self.leave();
+                    let Won { term, lease, .. } = won;
                     self.telemetry.set(Metric::Leader, &[], 0.0);
                     let why = match ended {
                         Ended::Stopped => "stopping",
@@ -99,7 +137,7 @@ impl Leading {
                     // Frees the key at once; when the store is gone the lease runs out by itself.
                     let _ = timeout(Duration::from_secs(1), self.store.revoke(lease)).await;
                     if !matches!(ended, Ended::Stopped) {
-                        self.pause(RETRY_AFTER).await;
+                        pause(RETRY_AFTER, &mut stop).await;
                     }
                 }
                 Ok(None) => complained_at = None,
@@ -110,25 +148,45 @@ impl Leading {
                         warn!("waiting for the store, trying on: {error}");
                         complained_at = Some(now);
                     }
-                    self.pause(RETRY_AFTER).await;
+                    pause(RETRY_AFTER, &mut stop).await;
                 }
             }
         }
     }
 
-    async fn pause(&mut self, span: Duration) {
-        tokio::select! {
-            () = sleep(span) => {}
-            _ = self.stop.changed() => {}
-        }
+    /// Whether this controller leads with a fresh lease, by its own clock.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.desk.leads(self.clock.now())
+    }
+
+    /// Answers a member's report.
+    ///
+    /// # Errors
+    /// [`NotLeading`] with where to go instead.
+    pub fn answer(&self, report: &Report) -> Result<Reply, NotLeading> {
+        self.desk.answer(report, self.clock.now())
+    }
+
+    /// Waits until a report asks for a tick before its time.
+    pub async fn asked_early(&self) {
+        self.desk.early.notified().await;
+    }
+
+    /// The term is over: nothing is answered any more.
+    pub fn leave(&self) {
+        self.desk.leave_office();
     }
 
     pub(super) fn keys(&self) -> &Keyspace {
         &self.params.keyspace
     }
 
-    /// Tries to become the leader; when another leads, waits until that ends and returns `None`.
-    async fn campaign(&mut self) -> Result<Option<Won>, StoreError> {
+    /// Tries to become the leader; `None` when another leads.
+    ///
+    /// # Errors
+    /// [`StoreError`]: whether it leads is not known, and the lease ends by itself.
+    pub async fn campaign(&self) -> Result<Option<Won>, StoreError> {
         let asked_at = self.clock.now();
         let lease = self.store.lease(LEADER_TTL).await?;
         let key = self.keys().key(&Key::Leader);
@@ -145,15 +203,14 @@ impl Leading {
             }
             Outcome::Refused { .. } => {
                 self.store.revoke(lease).await?;
-                self.follow(&key).await?;
                 Ok(None)
             }
         }
     }
 
     /// Another leads: remembers where, and waits for the key's DELETE.
-    async fn follow(&mut self, key: &str) -> Result<(), StoreError> {
-        let selects = [Select::Key(key.to_owned())];
+    async fn follow(&self, stop: &mut watch::Receiver<bool>) -> Result<(), StoreError> {
+        let selects = [Select::Key(self.keys().key(&Key::Leader))];
         let listing = self.store.list(&selects).await?;
         let Some(entry) = listing.entries.first() else { return Ok(()) };
         let leader: Option<LeaderRecord> = serde_json::from_slice(&entry.value).ok();
@@ -173,7 +230,7 @@ impl Leading {
         loop {
             let event = tokio::select! {
                 event = watch.next() => event?,
-                _ = self.stop.changed() => return Ok(()),
+                _ = stop.changed() => return Ok(()),
             };
             if let WatchEvent::Changes { changes, .. } = event
                 && changes.iter().any(|change| matches!(change, Change::Delete { .. }))
@@ -184,16 +241,33 @@ impl Leading {
         }
     }
 
-    async fn lead(&mut self, term: u64, lease: LeaseId, asked_at: MonoTime) -> Ended {
-        self.desk.take_office(Office::new(term, asked_at));
-        let keep_alive = keep_alive(self.store.clone(), self.desk.clone(), self.clock.clone(), lease);
+    async fn lead(&self, won: Won, stop: &mut watch::Receiver<bool>) -> Ended {
+        let keep_alive = keep_alive(self.store.clone(), self.desk.clone(), self.clock.clone(), won.lease);
+        self.take_office(&won);
         let _keeper = Keeper(tokio::spawn(keep_alive));
+        match self.begin(&won).await {
+            Ok(reign) => self.tick_until_ended(reign, stop).await,
+            Err(ended) => ended,
+        }
+    }
+
+    /// From now on the lease is to be kept alive.
+    pub fn take_office(&self, won: &Won) {
+        self.desk.take_office(Office::new(won.term, won.asked_at));
+    }
+
+    /// Begins a term with what an earlier leader left.
+    ///
+    /// # Errors
+    /// [`Ended::Unread`].
+    pub async fn begin(&self, won: &Won) -> Result<Reign, Ended> {
+        let term = won.term;
         // Before anything is planned: nobody is to be led by the file for the moment until the store's policy is read.
         let (policies, mut left) = match self.take_over().await {
             Ok(found) => found,
             Err(error) => {
                 warn!("cannot read the earlier leader's records: {error}");
-                return Ended::Unread;
+                return Err(Ended::Unread);
             }
         };
         info!(term, name = self.params.name, "leading");
@@ -205,7 +279,7 @@ impl Leading {
         };
         let pools = policies.in_force().into_iter().map(planner).collect();
         self.desk.with_office(|office| office.pools = pools);
-        self.tick_until_ended(term, Overseer::new(policies)).await
+        Ok(Reign { term, overseer: Overseer::new(policies), upkeep: Upkeep::default() })
     }
 
     /// Which policies hold, and what an earlier leader left of their pools.
@@ -273,36 +347,50 @@ impl Leading {
         Ok(left)
     }
 
-    async fn tick_until_ended(&mut self, term: u64, mut overseer: Overseer) -> Ended {
+    async fn tick_until_ended(&self, mut reign: Reign, stop: &mut watch::Receiver<bool>) -> Ended {
         let mut regular = interval(TICK_EVERY);
         regular.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut upkeep = Upkeep::default();
-        let desk = self.desk.clone();
         loop {
             let early = tokio::select! {
                 _ = regular.tick() => false,
-                () = desk.early.notified() => true,
-                _ = self.stop.changed() => return Ended::Stopped,
+                () = self.asked_early() => true,
+                _ = stop.changed() => return Ended::Stopped,
             };
-            if !desk.leads(self.clock.now()) {
-                return Ended::LeaseStale;
-            }
-            if let Err(Deposed) = self.tick(term, early, &mut overseer).await {
-                return Ended::Deposed;
-            }
-            let now = self.clock.now();
-            desk.with_office(|office| office.ticked_at = now);
-            match upkeep.attend(self, term, now).await {
-                Err(PublishError::Deposed) => return Ended::Deposed,
-                // It comes round again.
-                Err(error) => warn!("cannot look after the store: {error}"),
-                Ok(()) => {}
+            if let Err(ended) = self.turn(&mut reign, early).await {
+                return ended;
             }
             if early {
                 // The first 429 after quiet is acted on at once, the following ones at most this often.
                 sleep(EARLY_TICK_GAP).await;
             }
         }
+    }
+
+    /// One tick, and what comes up behind it.
+    ///
+    /// # Errors
+    /// [`Ended`]: the term is over.
+    pub async fn turn(&self, reign: &mut Reign, early: bool) -> Result<(), Ended> {
+        if !self.leads() {
+            return Err(Ended::LeaseStale);
+        }
+        if let Err(Deposed) = self.tick(reign.term, early, &mut reign.overseer).await {
+            return Err(Ended::Deposed);
+        }
+        let now = self.clock.now();
+        self.desk.with_office(|office| office.ticked_at = now);
+        match reign.upkeep.attend(self, reign.term, now).await {
+            Err(PublishError::Deposed) => return Err(Ended::Deposed),
+            // It comes round again.
+            Err(error) => warn!("cannot look after the store: {error}"),
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+
+    /// Keeps the lease alive once; whether there is a reason to go on.
+    pub async fn keep(&self, won: &Won) -> bool {
+        keep(&*self.store, &self.desk, &*self.clock, won.lease).await
     }
 
     /// One tick. What cannot be written is said, and planned again at the next one.
@@ -442,17 +530,31 @@ async fn keep_alive(store: Arc<dyn Store>, desk: Arc<Desk>, clock: Arc<dyn Clock
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        // A loop that hangs or is gone must lose its lease, or nobody could take over.
-        if !desk.ticks(clock.now()) {
+        if !keep(&*store, &desk, &*clock, lease).await {
             return;
         }
-        // Confirmed as of when it was asked: the answer may have been long on its way.
-        let asked_at = clock.now();
-        match store.keep_alive(lease).await {
-            Ok(()) => desk.confirmed(asked_at),
-            Err(StoreError::LeaseLost) => return,
-            Err(_) => {}
-        }
+    }
+}
+
+async fn keep(store: &dyn Store, desk: &Desk, clock: &dyn Clock, lease: LeaseId) -> bool {
+    // Confirmed as of when it was asked: the answer may have been long on its way.
+    let asked_at = clock.now();
+    // A loop that hangs or is gone must lose its lease, or nobody could take over.
+    if !desk.ticks(asked_at) {
+        return false;
+    }
+    match store.keep_alive(lease).await {
+        Ok(()) => desk.confirmed(asked_at),
+        Err(StoreError::LeaseLost) => return false,
+        Err(_) => {}
+    }
+    true
+}
+
+async fn pause(span: Duration, stop: &mut watch::Receiver<bool>) {
+    tokio::select! {
+        () = sleep(span) => {}
+        _ = stop.changed() => {}
     }
 }
 

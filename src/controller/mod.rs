@@ -37,7 +37,7 @@ use tokio::task::JoinHandle;
 
 pub use account::{LeaderAccount, MemberAccount, MeterAccount, PoolAccount};
 pub use desk::NotLeading;
-pub use lead::LEADER_TTL;
+pub use lead::{EARLY_TICK_GAP, Ended, KEEP_ALIVE_EVERY, LEADER_TTL, Leading, Reign, TICK_EVERY, Won};
 pub use nearest::nearest;
 pub use params::{Params, PoolParams, ReadPolicy, TenantParams};
 pub use serve::ListenError;
@@ -65,11 +65,12 @@ impl Controller {
         let listener = serve::bind(params.listen).await?;
         let local_addr = listener.local_addr().map_err(|error| ListenError::Bind(params.listen, error))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let desk = Arc::new(desk::Desk::new(lead::LEASE_FRESH_FOR, telemetry.clone()));
         let (stop, stopped) = watch::channel(false);
 
+        let report_url = params.advertise_url.clone().unwrap_or_else(|| format!("http://{local_addr}"));
         let name = params.name.clone();
-        let front = serve::Front { name, desk: desk.clone(), clock: clock.clone(), telemetry: telemetry.clone() };
+        let leading = Leading::new(params, report_url, store, clock.clone(), telemetry.clone());
+        let front = serve::Front { name, desk: leading.desk.clone(), clock, telemetry };
         let mut serving_stopped = stopped.clone();
         let serving = tokio::spawn(async move {
             let app = serve::router(Arc::new(front));
@@ -78,9 +79,7 @@ impl Controller {
                 tracing::error!("report server ended: {error}");
             }
         });
-        let report_url = params.advertise_url.clone().unwrap_or_else(|| format!("http://{local_addr}"));
-        let leading = lead::Leading { params, report_url, store, clock, desk, telemetry, stop: stopped };
-        let leading = tokio::spawn(leading.run());
+        let leading = tokio::spawn(leading.run(stopped));
         Ok(Self { local_addr, stop, leading, serving })
     }
 

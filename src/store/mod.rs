@@ -30,6 +30,7 @@
 //! ```
 
 mod etcd;
+mod kv;
 mod memory;
 
 use std::collections::HashSet;
@@ -41,6 +42,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 pub use etcd::{EtcdStore, EtcdUser};
+pub use kv::Kv;
 pub use memory::MemoryStore;
 
 /// The most operations, and the most conditions, of one transaction: etcd's default limit.

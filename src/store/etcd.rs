@@ -21,15 +21,11 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use super::{
-    ALIVE_EVERY, Change, Entry, Health, LeaseId, Listing, Op, Outcome, Select, Source, Store, StoreError, TXN_OPS_MAX,
-    Txn, Watch, WatchEvent, WatchSender, disjoint,
+    ALIVE_EVERY, CALL_TIMEOUT, Change, Entry, Health, LeaseId, Listing, Op, Outcome, Select, Source, Store, StoreError,
+    TXN_OPS_MAX, Txn, WATCH_SILENT_MAX, Watch, WatchEvent, WatchSender, disjoint,
 };
 
-/// The longest a call may take, repetitions included.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// A watch without any message for so long is over: three requests for progress went unanswered.
-const SILENCE_MAX: Duration = Duration::from_secs(9);
 /// Keys of one page of a list.
 const PAGE: i64 = 1_000;
 /// The largest message taken; gRPC's own 4 MiB are less than the first pages of a few full prefixes.
@@ -449,11 +445,11 @@ async fn ask(shared: &Shared, mut requests: WatchRequestSender, selects: Vec<Sel
 async fn hear(shared: &Shared, mut responses: WatchResponseStream, sender: &WatchSender) -> Option<StoreError> {
     loop {
         // Counted from here, behind the send: a slow reader is not a silent store.
-        let silence = Instant::now() + SILENCE_MAX;
+        let silence = Instant::now() + WATCH_SILENT_MAX;
         let response = tokio::select! {
             biased;
             response = responses.message() => response,
-            () = sleep_until(silence) => return Some(StoreError::Silent { seconds: SILENCE_MAX.as_secs() }),
+            () = sleep_until(silence) => return Some(StoreError::Silent { seconds: WATCH_SILENT_MAX.as_secs() }),
         };
         let event = match response {
             Ok(Some(response)) => event(&response),

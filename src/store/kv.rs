@@ -157,6 +157,17 @@ impl Kv {
         }
     }
 
+    /// The server has started again: each lease has its whole time.
+    pub fn restart(&mut self, now: Duration) {
+        self.leases.values_mut().for_each(|held| held.deadline = now + held.ttl);
+    }
+
+    /// The same as another cluster's, as a restored snapshot is.
+    #[must_use]
+    pub fn as_cluster(self, cluster_id: u64) -> Self {
+        Self { cluster_id, ..self }
+    }
+
     /// When a lease ends unless it is kept alive; `None` when it is gone.
     #[must_use]
     pub fn lease_ends(&self, lease: LeaseId) -> Option<Duration> {

@@ -49,7 +49,13 @@ pub use memory::MemoryStore;
 pub const TXN_OPS_MAX: usize = 128;
 
 /// How often a quiet watch says that it is alive.
-const ALIVE_EVERY: Duration = Duration::from_secs(3);
+pub const ALIVE_EVERY: Duration = Duration::from_secs(3);
+
+/// A watch without any message for so long is over: three requests for progress went unanswered.
+pub const WATCH_SILENT_MAX: Duration = Duration::from_secs(9);
+
+/// The longest a call may take, repetitions included.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Messages a watch holds for a slow reader; beyond them the store itself is slowed down.
 const WATCH_BACKLOG: usize = 256;

@@ -17,7 +17,9 @@ use few::FewTokens;
 use super::cells::{Cells, Lock, Native};
 use super::swap::{PoolWide, Swap};
 use crate::clock::MonoTime;
-use crate::limiter::{Bound, Decision, Denial, Limiter, Limits, Line, Never, Priority, Reservation, Ticket, Wait};
+use crate::limiter::{
+    Bound, Decision, Denial, Limiter, Limits, Line, Never, Priority, Reservation, Stored, Ticket, Wait,
+};
 use crate::observation::{Counters, UnitCounts};
 use crate::plan::Mode;
 use crate::quota::Cost;
@@ -391,7 +393,12 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         })
     }
 
-    /// Whether nobody has asked since `since`, and a new gate, filled, could take its place.
+    /// What is stored here.
+    pub fn stored(&self, now: MonoTime) -> Stored {
+        self.state.with(|state| state.limiter.stored(now))
+    }
+
+    /// Whether nobody has asked since `since`, and a new gate, restocked, could take its place.
     pub fn is_idle(&self, since: MonoTime, now: MonoTime) -> bool {
         self.state
             .with(|state| state.asked_at <= since && state.aside.line.is_empty() && state.limiter.is_fresh_at(now))

@@ -17,7 +17,7 @@ use super::member::{Changes, MemberState, PoolView};
 use super::pool::PoolShared;
 use super::swap::Tuning;
 use crate::clock::{MonoTime, UnixMillis};
-use crate::limiter::{Limiter, Limits};
+use crate::limiter::{Limiter, Limits, Stored};
 use crate::quota::{Grantee, Meter, PoolId, TenantId};
 
 /// What the process knows of its pools.
@@ -76,9 +76,19 @@ impl Shard {
 #[derive(Debug)]
 enum Other {
     /// Has limits of its own, and was not used for a while: never, or since its gate was dropped.
-    Declared(TenantId, Option<MonoTime>),
+    Declared(TenantId, Option<Box<Dropped>>),
     /// Has no limits of its own any more, since then, and is still owed or owing.
     Leaving(Arc<Account>, MonoTime),
+}
+
+/// A gate that was dropped when it was as full as it could be.
+#[derive(Debug)]
+struct Dropped {
+    at: MonoTime,
+    /// What was stored in it, or could be still after the tenant's limits have changed since.
+    stored: Stored,
+    /// How often everyone's limits had changed.
+    retunes: u64,
 }
 
 impl Other {
@@ -102,8 +112,10 @@ pub(super) struct Gates {
     default: Arc<Account>,
     /// How often a tenant got or lost limits of its own.
     declared: AtomicU64,
-    /// How often limits changed.
+    /// How often limits changed,
     generation: AtomicU64,
+    /// and everyone's at once.
+    retunes: AtomicU64,
     /// How many gates tenants have of their own, those included that are to be dropped.
     live: AtomicUsize,
     /// Which shard is looked after next, and how many wait and have expired in each, the shared gate's being the last.
@@ -130,6 +142,7 @@ impl Gates {
             default,
             declared: AtomicU64::new(0),
             generation: AtomicU64::new(1),
+            retunes: AtomicU64::new(0),
             live: AtomicUsize::new(0),
             sweep: Mutex::new((0, vec![(0, 0); SHARDS + 1])),
         }
@@ -189,14 +202,17 @@ impl Gates {
         let Ok(place) = shard.others.find_entry(hash, declared) else {
             return self.default.clone();
         };
-        let dropped_at = match place.remove().0 {
-            Other::Declared(_, dropped_at) => dropped_at,
+        let dropped = match place.remove().0 {
+            Other::Declared(_, dropped) => dropped,
             Other::Leaving(..) => None,
         };
-        let mut limiter = Limiter::with_call_max(&limits, self.pool.call_max, dropped_at.unwrap_or(now));
-        if dropped_at.is_some() {
-            // It was full when its gate was dropped.
-            limiter.fill(now);
+        let since = dropped.as_ref().map_or(now, |dropped| dropped.at);
+        let mut limiter = Limiter::with_call_max(&limits, self.pool.call_max, since);
+        if let Some(Dropped { stored, retunes, .. }) = dropped.map(|dropped| *dropped) {
+            // Who is not here is not asked what a change of everyone's limits leaves him: he begins as one who is new. More than
+            // he had is never his: a raise in between would be a burst.
+            let unchanged = retunes == self.retunes.load(Ordering::Acquire);
+            limiter.restock(&if unchanged { stored } else { Stored::default() }, now);
         }
         let gate = Gate::new(limiter, now);
         let account = Arc::new(Account { grantee, gate, pool: self.pool.clone() });
@@ -225,6 +241,8 @@ impl Gates {
                     account.gate.retune(&limits, now);
                 }
             }
+            // After them: a gate that is dropped meanwhile counts as one that this did not reach.
+            self.retunes.fetch_add(1, Ordering::Release);
         }
         let mut declared = false;
         for grantee in &changes.some {
@@ -278,8 +296,11 @@ impl Gates {
                 self.put_in_use(&mut shard, hash, account);
                 true
             }
-            (Some(declared @ Other::Declared(..)), Some(_)) => {
-                self.put_aside(&mut shard, hash, declared);
+            (Some(Other::Declared(tenant, mut dropped)), Some(limits)) => {
+                if let Some(dropped) = &mut dropped {
+                    dropped.stored.retune(limits);
+                }
+                self.put_aside(&mut shard, hash, Other::Declared(tenant, dropped));
                 false
             }
             (None, Some(_)) => {
@@ -358,9 +379,11 @@ impl Gates {
             let idle = shard.in_use.extract_if(|account| unused(account) && account.gate.is_idle(since, now));
             let idle: Vec<Arc<Account>> = idle.collect();
             self.live.fetch_sub(left + idle.len(), Ordering::Relaxed);
+            let retunes = self.retunes.load(Ordering::Acquire);
             for account in idle {
                 if let Grantee::Tenant(tenant) = &account.grantee {
-                    self.put_aside(&mut shard, self.hash(tenant), Other::Declared(tenant.clone(), Some(now)));
+                    let dropped = Box::new(Dropped { at: now, stored: account.gate.stored(now), retunes });
+                    self.put_aside(&mut shard, self.hash(tenant), Other::Declared(tenant.clone(), Some(dropped)));
                 }
             }
         }

@@ -455,6 +455,11 @@ impl PoolView {
         used.filter_map(enforced).collect()
     }
 
+    /// Who has a grant, and from when it is.
+    pub fn stamps(&self) -> impl Iterator<Item = (&Grantee, Stamp)> {
+        self.grants.iter().map(|(grantee, grant)| (grantee, grant.stamp))
+    }
+
     /// How this member stands to the leader.
     #[must_use]
     pub fn state(&self, now: MonoTime) -> MemberState {

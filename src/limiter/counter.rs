@@ -289,10 +289,14 @@ impl Counter {
         }
     }
 
-    /// As full as it can be. What was counted still counts.
-    pub(super) fn fill(&mut self, now: MonoTime) {
+    /// Goes on for one that was as full as it could be: a bucket with what was stored in it, and nothing of what may have flowed
+    /// in since; a window as full as it can be. What was counted still counts.
+    pub(super) fn restock(&mut self, stored: f64, now: MonoTime) {
         match self {
-            Self::Bucket(bucket) => bucket.top_up(bucket.burst(), now),
+            Self::Bucket(bucket) => {
+                bucket.resume(now);
+                bucket.top_up(stored, now);
+            }
             Self::Window(window) => match &mut **window {
                 Window::Fixed(_) => {}
                 Window::Sliding(window) => window.raise(),

@@ -58,5 +58,5 @@ pub use hold::Hold;
 pub use limits::{Counting, Limits, MeterLimit};
 pub use line::{Ahead, BATCH_STEPS_BACK, Line, Priority, Ticket};
 pub use log::{ENTRIES_MAX, SlidingLog};
-pub use multi::{Bound, CALL_MAX, Decision, Denial, Limiter, Never, Reservation, Wait};
+pub use multi::{Bound, CALL_MAX, Decision, Denial, Limiter, Never, Reservation, Stored, Wait};
 pub use sliding::SlidingWindow;

@@ -170,6 +170,22 @@ pub struct Limiter {
     rare: Option<Box<Rare>>,
 }
 
+/// What the meters of a limiter had stored, in units.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Stored(SmallVec<[(Meter, f64); 2]>);
+
+impl Stored {
+    /// Lowers it to what other limits let be stored, as a retune lowers a level.
+    pub fn retune(&mut self, limits: &Limits) {
+        self.0.retain(|(meter, _)| limits.meters.contains_key(meter));
+        for (meter, level) in &mut self.0 {
+            if let Some(limit) = limits.meters.get(meter) {
+                *level = level.min(limit.rate.burst);
+            }
+        }
+    }
+}
+
 impl Limiter {
     /// A limiter whose buckets start with one second of rate.
     #[must_use]
@@ -206,9 +222,19 @@ impl Limiter {
         }
     }
 
-    /// Fills every meter: for one that takes the place of a limiter that [remembered nothing](Self::is_fresh_at).
-    pub fn fill(&mut self, now: MonoTime) {
-        self.counters.iter_mut().for_each(|counter| counter.fill(now));
+    /// Takes the place of a limiter that [remembered nothing](Self::is_fresh_at), with what was stored there, if it could keep
+    /// that. At the rates of now nothing flows in for the time between: nobody knows which they were.
+    pub fn restock(&mut self, stored: &Stored, now: MonoTime) {
+        for (rule, counter) in self.meters_mut() {
+            let kept = stored.0.iter().find(|(meter, _)| *meter == rule.meter);
+            counter.restock(kept.map_or(0.0, |(_, level)| *level), now);
+        }
+    }
+
+    /// What is stored.
+    #[must_use]
+    pub fn stored(&self, now: MonoTime) -> Stored {
+        Stored(self.meters().map(|(rule, counter)| (rule.meter, counter.level_at(now))).collect())
     }
 
     fn meters(&self) -> impl Iterator<Item = (&Rule, &Counter)> {
@@ -390,7 +416,7 @@ impl Limiter {
         Duration::from_secs_f64(seconds.fold(0.0, f64::max))
     }
 
-    /// Whether a new one that is [filled](Self::fill) could take its place: it owes nothing, nothing is missing, nothing is in
+    /// Whether a new one that is [restocked](Self::restock) could take its place: it owes nothing, nothing is missing, nothing is in
     /// flight, and no meter is remembered.
     #[must_use]
     pub fn is_fresh_at(&self, now: MonoTime) -> bool {

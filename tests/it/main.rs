@@ -58,6 +58,7 @@ mod schema;
 mod sdk;
 mod session;
 mod shares;
+mod simulation;
 mod store;
 mod streams;
 mod telemetry;

@@ -122,6 +122,15 @@ pub struct Remembered {
     pub largest_request: BTreeMap<Meter, f64>,
 }
 
+/// How a record stands to what is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Order {
+    /// Known already, or newer.
+    Newer,
+    /// Older, and not taken. A store never shows one after the newer one, unless it was restored from a backup.
+    Older,
+}
+
 /// Whose limits may have changed since they were last asked for.
 #[derive(Debug, Default)]
 pub struct Changes {
@@ -267,13 +276,17 @@ impl PoolView {
     }
 
     /// A grant was read. An older one never replaces a newer one.
-    pub fn on_grant(&mut self, grantee: Grantee, grant: Grant) {
-        if self.grants.get(&grantee).is_none_or(|known| known.stamp < grant.stamp) {
+    pub fn on_grant(&mut self, grantee: Grantee, grant: Grant) -> Order {
+        let known = self.grants.get(&grantee).map(|known| known.stamp);
+        if known.is_none_or(|known| known < grant.stamp) {
             self.changes.some.insert(grantee.clone());
             self.grants.insert(grantee, grant.into());
             // Told by a leader: what is remembered counts no more.
             self.changes.some.extend(std::mem::take(&mut self.last_known).into_keys());
+        } else if known.is_some_and(|known| known > grant.stamp) {
+            return Order::Older;
         }
+        Order::Newer
     }
 
     /// A grant was deleted: its tenant goes to `@default`.
@@ -284,7 +297,10 @@ impl PoolView {
     }
 
     /// A pulse was read; `live` says whether a leader was seen living with it. A known stamp renews nothing.
-    pub fn on_pulse(&mut self, pulse: Pulse, live: bool, now: MonoTime) {
+    pub fn on_pulse(&mut self, pulse: Pulse, live: bool, now: MonoTime) -> Order {
+        if pulse.stamp < self.newest {
+            return Order::Older;
+        }
         if pulse.stamp > self.newest {
             self.newest = pulse.stamp;
             for (meter, capacity) in &pulse.capacity {
@@ -307,6 +323,7 @@ impl PoolView {
             let counted_at = if live { Some(now) } else { self.pulse_at() };
             self.pulse = Some((pulse, counted_at));
         }
+        Order::Newer
     }
 
     /// The pulse was deleted: the pool is gone, and with it whatever its policy said of not enforcing. A pool that nobody speaks

@@ -118,7 +118,7 @@ pub use answer::Attached;
 pub use fallback::{AnswerCache, CacheKey, CacheParams, FALLBACK_HEADER, Fallbacks, NotQueued, Requeue, Requeued};
 pub use gate::{LINE_MAX, Traffic};
 pub use layer::{BoxError, Limit, LimitLayer};
-pub use member::{Changes, MemberState, MeterTerms, PULSE_QUIET, PoolView, Remembered, Terms};
+pub use member::{Changes, MemberState, MeterTerms, Order, PULSE_QUIET, PoolView, Remembered, Terms};
 pub use middleware::Limited;
 pub use params::{ClientParams, MODE_VARIABLE, PoolParams};
 pub use permit::Permit;

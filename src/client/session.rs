@@ -2,7 +2,8 @@
 //!
 //! - A list is *diffed* against what is known, never purged and refilled: there is no moment without limits.
 //! - A pulse first seen in a list counts only if the leader key is in the same list.
-//! - Another cluster id, or a list at a lower revision (a restored backup), restarts the order of records; levels stay.
+//! - Another cluster id, a list at a lower revision (a restored backup), or one that holds something older than is known (a
+//!   restored backup that has been written to since) restarts the order of records; levels stay.
 //! - A malformed record changes nothing.
 //! - Only what the process needs is followed: the leader, and of each pool the pulse, the overrides and the grants, of the
 //!   tenants that it says it serves alone where they are few.
@@ -10,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::member::PoolView;
+use super::member::{Order, PoolView};
 use crate::clock::MonoTime;
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
 use crate::plan::{Grant, OverrideStatus, Pulse, Reply, Target};
@@ -136,11 +137,7 @@ impl Session {
         let mut notices = Vec::new();
         let other_cluster = self.cluster_id.is_some_and(|id| id != listing.cluster_id);
         if other_cluster || listing.revision < self.revision {
-            for view in views.values_mut() {
-                view.restart_order();
-            }
-            self.term = 0;
-            notices.push(Notice::OrderRestarted);
+            self.restart_order(views, &mut notices);
         }
         self.cluster_id = Some(listing.cluster_id);
         self.revision = listing.revision;
@@ -160,7 +157,11 @@ impl Session {
                 Some(Key::Pulse(pool)) => drop(pulses.insert(pool)),
                 _ => {}
             }
-            self.on_put(entry, led, views, now, &mut notices);
+        }
+        if self.take(listing, led, views, now, &mut notices) == Order::Older {
+            notices.clear();
+            self.restart_order(views, &mut notices);
+            self.take(listing, led, views, now, &mut notices);
         }
         for (id, view) in views {
             if !pulses.contains(id) {
@@ -172,6 +173,25 @@ impl Session {
             );
         }
         notices
+    }
+
+    fn restart_order(&mut self, views: &mut BTreeMap<PoolId, PoolView>, notices: &mut Vec<Notice>) {
+        views.values_mut().for_each(PoolView::restart_order);
+        self.term = 0;
+        notices.push(Notice::OrderRestarted);
+    }
+
+    /// Takes each record of a list; says whether any was older than what is known.
+    fn take(
+        &mut self,
+        listing: &Listing,
+        led: bool,
+        views: &mut BTreeMap<PoolId, PoolView>,
+        now: MonoTime,
+        notices: &mut Vec<Notice>,
+    ) -> Order {
+        let orders = listing.entries.iter().map(|entry| self.on_put(entry, led, views, now, notices));
+        orders.max().unwrap_or(Order::Newer)
     }
 
     /// Takes changes, in the order they came.
@@ -186,7 +206,7 @@ impl Session {
         for change in changes {
             match change {
                 // A pulse that arrives as an event was written just now, by a leader: the fence saw to that.
-                Change::Put(entry) => self.on_put(entry, true, views, now, &mut notices),
+                Change::Put(entry) => drop(self.on_put(entry, true, views, now, &mut notices)),
                 Change::Delete { key, .. } => self.on_delete(key, views),
             }
         }
@@ -224,28 +244,29 @@ impl Session {
         views: &mut BTreeMap<PoolId, PoolView>,
         now: MonoTime,
         notices: &mut Vec<Notice>,
-    ) {
+    ) -> Order {
         let mut refuse = |kind: &'static str, error: String| {
             notices.push(Notice::RecordRefused { kind, key: entry.key.clone(), error });
+            Order::Newer
         };
         match self.keys.parse(&entry.key) {
-            Some(Key::Leader) => self.on_leader(entry, notices),
+            Some(Key::Leader) => return self.on_leader(entry, notices),
             Some(Key::Limits(pool, grantee)) => {
-                let Some(view) = views.get_mut(&pool) else { return };
-                match Grant::parse(&entry.value) {
+                let Some(view) = views.get_mut(&pool) else { return Order::Newer };
+                return match Grant::parse(&entry.value) {
                     Ok(grant) => view.on_grant(grantee, grant),
                     Err(error) => refuse("grant", error.to_string()),
-                }
+                };
             }
             Some(Key::Pulse(pool)) => {
-                let Some(view) = views.get_mut(&pool) else { return };
-                match Pulse::parse(&entry.value) {
+                let Some(view) = views.get_mut(&pool) else { return Order::Newer };
+                return match Pulse::parse(&entry.value) {
                     Ok(pulse) => view.on_pulse(pulse, live, now),
                     Err(error) => refuse("pulse", error.to_string()),
-                }
+                };
             }
             Some(Key::Override(pool, target)) => {
-                let Some(view) = views.get_mut(&pool) else { return };
+                let Some(view) = views.get_mut(&pool) else { return Order::Newer };
                 if let Err(error) = view.on_override(target, Some(&entry.value)) {
                     refuse("override", error.to_string());
                 }
@@ -258,19 +279,23 @@ impl Session {
             }
             // Policy is the leader's to judge: what members must know of it is in the pulse.
             Some(Key::Policy(_) | Key::PolicyStatus(_) | Key::Member(_) | Key::Audit { .. }) => {}
-            None => refuse("key", "names no pool and tenant".into()),
+            None => drop(refuse("key", "names no pool and tenant".into())),
         }
+        Order::Newer
     }
 
-    fn on_leader(&mut self, entry: &Entry, notices: &mut Vec<Notice>) {
+    fn on_leader(&mut self, entry: &Entry, notices: &mut Vec<Notice>) -> Order {
         match serde_json::from_slice(&entry.value) {
             Ok(leader) => {
                 self.leader = Some(leader);
+                let order = if entry.create_revision < self.term { Order::Older } else { Order::Newer };
                 self.term = self.term.max(entry.create_revision);
+                order
             }
             Err(error) => {
                 let (key, error) = (entry.key.clone(), error.to_string());
                 notices.push(Notice::RecordRefused { kind: "leader", key, error });
+                Order::Newer
             }
         }
     }

@@ -410,7 +410,7 @@ fn limits_renewed_as_changes_tell_are_the_limits_of_all() {
             let who = names[rng.usize(..3)].clone();
             let target = [Target::One(who.clone()), Target::Every, Target::Capacity][rng.usize(..3)].clone();
             match rng.u8(..9) {
-                0 | 1 => view.on_grant(who, grant(stamp(1, epoch), rates(&[(RPM, rng.f64() * 100.0, 5.0)]))),
+                0 | 1 => drop(view.on_grant(who, grant(stamp(1, epoch), rates(&[(RPM, rng.f64() * 100.0, 5.0)])))),
                 2 => view.on_grant_removed(&who),
                 3 => {
                     let scale = if rng.bool() { [(RPM, rng.f64())].into() } else { BTreeMap::new() };

@@ -1,5 +1,6 @@
 //! What the simulation found, each as a test of its own: short, and without dice.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use serde::Serialize;
 use tidegate::client::{ClientParams, Core, PoolParams};
 use tidegate::clock::{ManualClock, MonoTime};
 use tidegate::plan::keyspace::{Key, Keyspace, LeaderRecord};
-use tidegate::plan::Grant;
+use tidegate::plan::{Grant, Reply};
 use tidegate::provider::{Dialect, Usage};
 use tidegate::quota::Cost;
 use tidegate::store::{Change, Entry, Kv, Op, Select, Txn};
@@ -108,4 +109,41 @@ fn a_tenant_that_comes_back_has_what_was_stored() {
     }
     // Without a share: a third of half of the burst.
     assert_eq!(stage.admits(), 10);
+}
+
+/// A backup is restored under the same cluster id, and written to until its revision has passed the one that a member knows,
+/// before that member lists again: no revision tells of it. It kept what it had, never took what the new leader wrote under a
+/// lower term, and dropped its replies, for good.
+#[test]
+fn a_restored_backup_that_has_overtaken_a_member_is_noticed() {
+    let mut stage = Stage::new();
+    let backup = stage.kv.clone();
+    stage.list();
+    for epoch in 1..5 {
+        stage.tell_grant(epoch, 60.0, 6.0);
+    }
+    let leader = LeaderRecord { name: "b".to_owned(), report_url: "http://c1".to_owned() };
+    stage.kv.commit(Txn::delete(Keyspace::default().key(&Key::Leader)), Duration::ZERO).expect("deletes");
+    stage.tell(&Key::Leader, &leader);
+    let term = stage.kv.revision();
+    stage.tell(&Key::Pulse(pool()), &pulse(stamp(term, 1)));
+
+    stage.kv = backup;
+    let known = term + 1;
+    while stage.kv.revision() <= known {
+        let epoch = stage.kv.revision();
+        stage.put(&Key::Limits(pool(), grantee("acme")), &grant(stamp(2, epoch), rates(&[(RPM, 120.0, 12.0)])));
+        stage.put(&Key::Pulse(pool()), &pulse(stamp(2, epoch)));
+    }
+    stage.list();
+    let (state, granted) = stage.core.with_views(|views| {
+        let view = &views[&pool()];
+        let granted = view.stamps().map(|(_, stamp)| stamp).collect::<Vec<_>>();
+        (view.pulse().map(|pulse| pulse.stamp.term), granted)
+    });
+    assert_eq!(state, Some(2), "the pulse of the restored store");
+    assert_eq!(granted.len(), 1);
+    assert_eq!(granted[0].term, 2);
+    let reply = Reply { term: 2, epoch: 1, share_valid_ms: 5_000, next_report_ms: 250, shares: BTreeMap::new() };
+    assert!(stage.core.on_reply(&reply, MonoTime::from_millis(3_600_000)).is_ok());
 }

@@ -43,6 +43,7 @@ pub(super) async fn watch(core: Arc<Core>, store: Arc<dyn Store>) {
         let why = match &error {
             StoreError::Compacted { .. } => "compacted",
             StoreError::Silent { .. } => "silent",
+            StoreError::Restored => "restored",
             StoreError::Unavailable { .. } => "unavailable",
             _ => "other",
         };

@@ -9,7 +9,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -60,6 +60,8 @@ struct Shared {
     signing_in: tokio::sync::Mutex<()>,
     /// The node that answered last, or the one after the one that did not.
     current: AtomicUsize,
+    /// Which cluster was listed last; 0 before any.
+    listed: AtomicU64,
     /// All endpoints, for messages.
     endpoints: String,
 }
@@ -106,8 +108,8 @@ impl EtcdStore {
             nodes.push(Node { endpoint, client });
         }
         let endpoints = nodes.iter().map(|node| node.endpoint.as_str()).collect::<Vec<_>>().join(", ");
-        let signing_in = tokio::sync::Mutex::new(());
-        Ok(Self { shared: Arc::new(Shared { nodes, user, signing_in, current: AtomicUsize::new(0), endpoints }) })
+        let (signing_in, current, listed) = (tokio::sync::Mutex::new(()), AtomicUsize::new(0), AtomicU64::new(0));
+        Ok(Self { shared: Arc::new(Shared { nodes, user, signing_in, current, listed, endpoints }) })
     }
 }
 
@@ -352,6 +354,7 @@ impl Shared {
             if listing.revision == 0 {
                 listing.revision = revision(header.revision());
                 listing.cluster_id = header.cluster_id();
+                self.listed.store(listing.cluster_id, Ordering::Relaxed);
             }
             for (select, page) in chunk.iter().zip(answer.op_responses()) {
                 let TxnOpResponse::Get(page) = page else {
@@ -399,12 +402,13 @@ impl Source for EtcdStore {
             })
             .await?;
         let (requests, responses) = stream.split();
+        let listed = Listed { cluster_id: self.shared.listed.load(Ordering::Relaxed), revision: from - 1 };
         let shared = Arc::clone(&self.shared);
         Ok(Watch::driven(|sender| async move {
             // One task for both directions: a server that waits for its answers to be read takes no more requests.
             let error = tokio::select! {
                 error = ask(&shared, requests, selects.collect(), from) => error,
-                ended = hear(&shared, responses, &sender) => match ended {
+                ended = hear(&shared, responses, listed, &sender) => match ended {
                     Some(error) => error,
                     None => return,
                 },
@@ -413,6 +417,14 @@ impl Source for EtcdStore {
             let _ = sender.send(Err(error)).await;
         }))
     }
+}
+
+/// What a watch goes on from.
+#[derive(Clone, Copy)]
+struct Listed {
+    /// 0 when nothing was listed.
+    cluster_id: u64,
+    revision: i64,
 }
 
 fn watch_of(select: &Select, from: i64) -> (String, WatchOptions) {
@@ -442,7 +454,12 @@ async fn ask(shared: &Shared, mut requests: WatchRequestSender, selects: Vec<Sel
 }
 
 /// Passes on what comes, until something ends the watch; `None` when nobody listens any more.
-async fn hear(shared: &Shared, mut responses: WatchResponseStream, sender: &WatchSender) -> Option<StoreError> {
+async fn hear(
+    shared: &Shared,
+    mut responses: WatchResponseStream,
+    listed: Listed,
+    sender: &WatchSender,
+) -> Option<StoreError> {
     loop {
         // Counted from here, behind the send: a slow reader is not a silent store.
         let silence = Instant::now() + WATCH_SILENT_MAX;
@@ -452,7 +469,18 @@ async fn hear(shared: &Shared, mut responses: WatchResponseStream, sender: &Watc
             () = sleep_until(silence) => return Some(StoreError::Silent { seconds: WATCH_SILENT_MAX.as_secs() }),
         };
         let event = match response {
-            Ok(Some(response)) => event(&response),
+            Ok(Some(response)) => {
+                if let Some(header) = response.header() {
+                    let other = ![0, header.cluster_id()].contains(&listed.cluster_id);
+                    // The node that was listed had all of it. Another may have yet to catch up: to list once more does no harm.
+                    // What tells of an end may tell of no revision.
+                    let behind = (1..listed.revision).contains(&header.revision());
+                    if other || behind {
+                        return Some(StoreError::Restored);
+                    }
+                }
+                event(&response)
+            }
             Ok(None) => Err(shared.unavailable("the watch's stream ended".to_owned())),
             Err(error) => Err(shared.explain(&error)),
         };

@@ -76,6 +76,12 @@ impl Kv {
         }
     }
 
+    /// Which store this is.
+    #[must_use]
+    pub fn cluster_id(&self) -> u64 {
+        self.cluster_id
+    }
+
     /// The revision of the last write.
     #[must_use]
     pub fn revision(&self) -> u64 {

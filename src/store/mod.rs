@@ -6,7 +6,8 @@
 //!
 //! How to follow a set of keys: [`Source::list`], then [`Source::watch`] from the listing's revision + 1. When a watch
 //! ends, **list again and diff**: the revision of the last event is no place to resume, because the selects of one
-//! watch are delivered independently of each other, and one revision may come in several messages.
+//! watch are delivered independently of each other, and one revision may come in several messages. A watch ends by itself when
+//! the store that it watches is not the one that was listed.
 //!
 //! An override, written from code; with [`EtcdStore`] it would reach every member:
 //!
@@ -205,6 +206,9 @@ pub enum StoreError {
         /// What the store says is the oldest it still has.
         revision: u64,
     },
+    /// The store is another one than was listed, or older: restored from a backup since. List again.
+    #[error("store was restored from a backup, or is another one")]
+    Restored,
     /// A watch without any message for too long.
     #[error("store sent nothing on the watch for {seconds} s")]
     Silent {

@@ -413,6 +413,53 @@ async fn a_dead_endpoint_among_others_is_passed_over() {
     write(&store, [put("/a", "x")]).await;
 }
 
+/// Told nothing, whoever watched an older store from where the list of a newer one ended would wait for its revisions, and miss
+/// all that is written meanwhile. `--data-dir` emptied is a backup of nothing, of the same cluster id.
+#[tokio::test]
+async fn a_watch_ends_where_the_store_is_older_than_the_list_was() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let mut etcd = Etcd::start_in(&data).await.expect("etcd starts");
+    let store = store_on(&etcd).await;
+    for value in ["1", "2", "3"] {
+        write(&store, [put("/a", value)]).await;
+    }
+    let listed = store.list(&[key("/a")]).await.expect("a listing");
+    etcd.kill().expect("kill -9");
+    std::fs::remove_dir_all(&data).expect("removed");
+    etcd.restart().await.expect("etcd comes back");
+    let mut watch = store.watch(&[key("/a")], listed.revision + 1).await.expect("a watch");
+    assert_eq!(end(&mut watch).await, StoreError::Restored);
+    let again = store.list(&[key("/a")]).await.expect("a listing");
+    assert_eq!((again.cluster_id, again.entries.len()), (listed.cluster_id, 0));
+}
+
+#[tokio::test]
+async fn a_watch_ends_where_another_cluster_answers_than_was_listed() {
+    let mut first = start_etcd().await;
+    let second = start_etcd().await;
+    // Ahead of the first: its revision tells nothing.
+    let other = store_on(&second).await;
+    for value in ["1", "2", "3"] {
+        write(&other, [put("/a", value)]).await;
+    }
+    let endpoints = [first.endpoint().to_owned(), second.endpoint().to_owned()];
+    let store = EtcdStore::connect(&endpoints).await.expect("valid endpoints");
+    let listed = store.list(&[key("/a")]).await.expect("a listing");
+    first.kill().expect("kill -9");
+    let mut watch = in_time("the other", async {
+        loop {
+            if let Ok(watch) = store.watch(&[key("/a")], listed.revision + 1).await {
+                break watch;
+            }
+        }
+    })
+    .await;
+    assert_eq!(end(&mut watch).await, StoreError::Restored);
+    let again = store.list(&[key("/a")]).await.expect("a listing");
+    assert_eq!(again.entries.len(), 1);
+}
+
 #[tokio::test]
 async fn a_full_etcd_says_so_in_one_line() {
     let etcd = start_etcd().await;

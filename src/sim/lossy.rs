@@ -133,6 +133,8 @@ pub struct LossyStore {
     watches: BTreeMap<WatchId, Open>,
     calls: u64,
     opened: u64,
+    /// Which cluster each client listed last.
+    listed: BTreeMap<Client, u64>,
     /// Calls that wait for their answer, until they are given up.
     waiting: BTreeSet<Call>,
     down: bool,
@@ -153,6 +155,7 @@ impl LossyStore {
             watches: BTreeMap::new(),
             calls: 0,
             opened: 0,
+            listed: BTreeMap::new(),
             waiting: BTreeSet::new(),
             down: false,
             full: false,
@@ -260,6 +263,9 @@ impl LossyStore {
                     return None;
                 }
                 let answer = self.execute(ask, timeline.now());
+                if let Ok(Answer::Listed(listing)) = &answer {
+                    self.listed.insert(client, listing.cluster_id);
+                }
                 let weather = self.weather(client).clone();
                 if !dice.chance(weather.loss) {
                     timeline.after(dice.span(&weather.delay), Wire::Answers(client, call, answer));
@@ -397,6 +403,12 @@ impl LossyStore {
 
     fn feed<E: From<Wire>>(&mut self, timeline: &mut Timeline<E>, dice: &mut Dice) {
         self.feeding = false;
+        for id in self.elsewhere() {
+            if let Some(open) = self.watches.get_mut(&id) {
+                open.lost = true;
+            }
+            timeline.after(Duration::ZERO, Wire::Tells(id, Err(StoreError::Restored)));
+        }
         let ids: Vec<WatchId> = self.watches.keys().copied().collect();
         for id in ids {
             let Some(open) = self.watches.get_mut(&id).filter(|open| !open.stalled && !open.lost && !self.down) else {
@@ -442,6 +454,15 @@ impl LossyStore {
             let silent = StoreError::Silent { seconds: WATCH_SILENT_MAX.as_secs() };
             timeline.after(Duration::ZERO, Wire::Tells(id, Err(silent)));
         }
+    }
+
+    /// Watches of another store than was listed, or of one that is behind it.
+    fn elsewhere(&self) -> Vec<WatchId> {
+        let is_elsewhere = |open: &Open| {
+            let other = self.listed.get(&open.client).is_some_and(|listed| *listed != self.kv.cluster_id());
+            other || self.kv.revision() + 1 < open.from
+        };
+        self.watches.iter().filter(|(_, open)| !open.lost && is_elsewhere(open)).map(|(id, _)| *id).collect()
     }
 
     fn break_watches<E: From<Wire>>(&mut self, timeline: &mut Timeline<E>) {

@@ -317,9 +317,10 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         self.state.with(|state| state.aside.line.all().for_each(Wake::wake));
     }
 
-    /// Admits nobody any more: the tenant has another gate. What is in flight is settled here.
-    pub fn close(&self) {
+    /// Admits nobody any more, and nothing flows in: the tenant has another gate. What is in flight is settled here.
+    pub fn close(&self, now: MonoTime) {
         self.state.with(|state| {
+            state.limiter.halt(now);
             state.closed = true;
             state.aside.line.all().for_each(Wake::wake);
         });

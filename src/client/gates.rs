@@ -277,7 +277,7 @@ impl Gates {
             }
             (Ok(place), None) => {
                 let account = place.remove().0;
-                account.gate.close();
+                account.gate.close(now);
                 self.put_aside(&mut shard, hash, Other::Leaving(account, now));
                 return true;
             }

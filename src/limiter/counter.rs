@@ -319,6 +319,13 @@ impl Counter {
         }
     }
 
+    /// Nothing flows in any more. Windows go on, as above.
+    pub(super) fn halt(&mut self, now: MonoTime) {
+        if let Self::Bucket(bucket) = self {
+            bucket.retune(0.0, bucket.burst(), now);
+        }
+    }
+
     /// The meter is back: nothing was taken while it was away, so nothing flowed in either.
     pub(super) fn resume(&mut self, now: MonoTime) {
         if let Self::Bucket(bucket) = self {

@@ -231,6 +231,11 @@ impl Limiter {
         }
     }
 
+    /// Nothing flows in from `now` on, until the next retune.
+    pub fn halt(&mut self, now: MonoTime) {
+        self.counters.iter_mut().for_each(|counter| counter.halt(now));
+    }
+
     /// What is stored.
     #[must_use]
     pub fn stored(&self, now: MonoTime) -> Stored {

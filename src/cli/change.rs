@@ -121,7 +121,7 @@ pub(super) async fn write(
         let (mut txn, mut leases) = (Txn::default(), Vec::new());
         for change in chunk {
             let create_revision = change.from.as_ref().map_or(0, |entry| entry.create_revision);
-            txn.conditions.push(Condition { key: change.key.clone(), create_revision });
+            txn.conditions.push(Condition { key: change.key.clone(), create_revision, value: None });
             txn.ops.push(match &change.to {
                 Some((value, end)) => {
                     let lease = match end.and_then(|end| left(end, wall).ok()) {

@@ -4,7 +4,7 @@
 //! term. Whoever loses watches for the key's DELETE. A leader whose last confirmed keep-alive is older than TTL − 1 s
 //! by its own monotonic clock stops writing and answers 503.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -182,6 +182,12 @@ impl Leading {
         &self.params.keyspace
     }
 
+    /// What it puts under the leader key.
+    fn leader(&self) -> Vec<u8> {
+        let record = LeaderRecord { name: self.params.name.clone(), report_url: self.report_url.clone() };
+        serde_json::to_vec(&record).unwrap_or_default()
+    }
+
     /// Tries to become the leader; `None` when another leads.
     ///
     /// # Errors
@@ -190,11 +196,9 @@ impl Leading {
         let asked_at = self.clock.now();
         let lease = self.store.lease(LEADER_TTL).await?;
         let key = self.keys().key(&Key::Leader);
-        let record = LeaderRecord { name: self.params.name.clone(), report_url: self.report_url.clone() };
-        let value = serde_json::to_vec(&record).unwrap_or_default();
         let txn = Txn {
-            conditions: vec![Condition { key: key.clone(), create_revision: 0 }],
-            ops: vec![Op::Put { key: key.clone(), value, lease: Some(lease) }],
+            conditions: vec![Condition { key: key.clone(), create_revision: 0, value: None }],
+            ops: vec![Op::Put { key: key.clone(), value: self.leader(), lease: Some(lease) }],
         };
         match self.store.commit(txn).await? {
             Outcome::Committed { revision } => {
@@ -263,7 +267,7 @@ impl Leading {
     pub async fn begin(&self, won: &Won) -> Result<Reign, Ended> {
         let term = won.term;
         // Before anything is planned: nobody is to be led by the file for the moment until the store's policy is read.
-        let (policies, mut left) = match self.take_over().await {
+        let (policies, leaving, mut left) = match self.take_over().await {
             Ok(found) => found,
             Err(error) => {
                 warn!("cannot read the earlier leader's records: {error}");
@@ -279,11 +283,11 @@ impl Leading {
         };
         let pools = policies.in_force().into_iter().map(planner).collect();
         self.desk.with_office(|office| office.pools = pools);
-        Ok(Reign { term, overseer: Overseer::new(policies), upkeep: Upkeep::default() })
+        Ok(Reign { term, overseer: Overseer::new(policies, leaving), upkeep: Upkeep::default() })
     }
 
-    /// Which policies hold, and what an earlier leader left of their pools.
-    async fn take_over(&self) -> Result<(Policies, BTreeMap<PoolId, Left>), StoreError> {
+    /// Which policies hold, which pools are gone with theirs, and what an earlier leader left of the pools that are there.
+    async fn take_over(&self) -> Result<(Policies, BTreeSet<PoolId>, BTreeMap<PoolId, Left>), StoreError> {
         let keys = self.keys();
         let selects = [Select::Prefix(keys.policies()), Select::Prefix(keys.policy_statuses())];
         let (mut standing, mut statuses) = (BTreeMap::new(), BTreeMap::new());
@@ -300,12 +304,15 @@ impl Leading {
             }
         }
         let mut policies = Policies::new(&self.params.pools, self.params.read_policy);
+        let mut leaving: BTreeSet<PoolId> = statuses.keys().cloned().collect();
         policies.restore(statuses);
         for (pool, error) in policies.judge(&standing) {
             reject(self, &pool, &error);
         }
-        let left = self.left(policies.in_force().into_keys()).await?;
-        Ok((policies, left))
+        let in_force = policies.in_force();
+        leaving.retain(|pool| !in_force.contains_key(pool));
+        let left = self.left(in_force.into_keys()).await?;
+        Ok((policies, leaving, left))
     }
 
     /// What an earlier leader left of these pools.
@@ -446,7 +453,7 @@ impl Leading {
     }
 
     pub(super) fn publisher(&self, term: u64) -> Publisher<'_> {
-        Publisher { store: &*self.store, keys: self.keys(), term }
+        Publisher { store: &*self.store, keys: self.keys(), term, leader: self.leader() }
     }
 
     fn with_pool<T>(&self, id: &PoolId, work: impl FnOnce(&mut PoolPlanner) -> T) -> Option<T> {

@@ -25,6 +25,9 @@ const REWRITE_TOLERANCE: f64 = 0.02;
 /// A fall by more than this fraction is a cut, sent ahead of the grants.
 const CUT: f64 = 0.02;
 
+/// The most of a threshold that may be safe.
+const SAFE_MAX: f64 = 0.5;
+
 /// Grants to write in one transaction; `None` deletes.
 pub type Batch = Vec<(Grantee, Option<Grant>)>;
 
@@ -168,7 +171,7 @@ impl Outbox {
                 if thresholds != grant.thresholds {
                     self.raises.insert(grantee.clone(), Some(grant.clone()));
                 }
-                let safe = grant.safe.lower_of(&thresholds);
+                let safe = grant.safe.lower_of(&thresholds.scaled(SAFE_MAX));
                 self.falls.insert(grantee, Some(Grant { thresholds, safe, ..grant }));
             } else if self.published.get(&grantee).is_some_and(|known| {
                 // After a cut each scaled grant is rewritten, so that the pulse can drop the factor.

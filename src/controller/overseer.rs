@@ -50,11 +50,12 @@ struct Written {
 type Said = (OverrideKey, Option<OverrideStatus>, u64);
 
 impl Overseer {
-    /// Begins a term with what holds at its beginning.
-    pub(super) fn new(policies: Policies) -> Self {
+    /// Begins a term with what holds at its beginning; with the pools whose policy was taken away, and whose records an earlier
+    /// leader may not have taken away yet.
+    pub(super) fn new(policies: Policies, leaving: BTreeSet<PoolId>) -> Self {
         Self {
             policies,
-            leaving: BTreeSet::new(),
+            leaving,
             epochs: BTreeMap::new(),
             restored: false,
             judged: BTreeMap::new(),

@@ -12,6 +12,7 @@ use super::alignment::window_left;
 use super::apportion::{Claim, divide, divide_places};
 use super::history::{Decided, DecidedBy, Explained, Granted, History, MeterDecided, ThresholdDecided};
 use super::law::{Inputs, MeterLaw, Mode, Step};
+use super::lead::LEASE_FRESH_FOR;
 use super::outbox::{Batch, Cut, Outbox};
 use super::params::{PoolParams, TenantParams};
 use super::shares::{SHARE_VALID, Shares, Wish};
@@ -71,7 +72,8 @@ impl PoolPlanner {
         now: MonoTime,
     ) -> Self {
         // Nobody can hold a lease from an earlier leader when no leader ever granted anything.
-        let learning_until = (!left.is_empty()).then(|| now + SHARE_VALID);
+        // Until then: one whose lease was taken from it answers on for as long as it thinks its lease fresh.
+        let learning_until = (!left.is_empty()).then(|| now + LEASE_FRESH_FOR + SHARE_VALID);
         let laws = params
             .capacity
             .iter()

@@ -29,8 +29,10 @@ pub(super) enum PublishError {
 pub(super) struct Publisher<'a> {
     pub store: &'a dyn Store,
     pub keys: &'a Keyspace,
-    /// The leader key's create revision: the fence.
+    /// The leader key's create revision, and what was put there: the fence. In a store that was restored from a backup another
+    /// leader's key may be of the same revision.
     pub term: u64,
+    pub leader: Vec<u8>,
 }
 
 impl Publisher<'_> {
@@ -106,7 +108,8 @@ impl Publisher<'_> {
     async fn commit(&self, mut ops: Vec<Op>) -> Result<(), PublishError> {
         while !ops.is_empty() {
             let rest = ops.split_off(ops.len().min(TXN_OPS_MAX));
-            let fence = Condition { key: self.keys.key(&Key::Leader), create_revision: self.term };
+            let value = Some(self.leader.clone());
+            let fence = Condition { key: self.keys.key(&Key::Leader), create_revision: self.term, value };
             match self.store.commit(Txn { conditions: vec![fence], ops }).await? {
                 Outcome::Committed { .. } => ops = rest,
                 Outcome::Refused { .. } => return Err(PublishError::Deposed),

@@ -91,23 +91,20 @@ impl Shares {
         // is not yet, since nobody is raised again before the old leader's leases have run out.
         let share = if learning { wish.echoed.unwrap_or(0.0) } else { target }.min(room);
         let room_places = places.unwrap_or(0).saturating_sub(others_places);
-        let concurrency = match (learning, wish.echoed_concurrency) {
-            (true, Some(echoed)) => echoed,
-            // It holds a share, but none of places: concurrency is new to the pool.
-            (true, None) if wish.echoed.is_none() => 0,
-            _ => target_places,
-        }
-        .min(room_places);
+        // Who holds a share, and none of places, has its part of the safe ones: the places may be new to the pool, or be held by
+        // others who have not been heard of yet.
+        let concurrency = if learning { wish.echoed_concurrency } else { Some(target_places) };
+        let concurrency = concurrency.map(|places| places.min(room_places));
 
         if let Some(lease) = self.leases.get_mut(member) {
             lease.issued = share;
             lease.held = lease.held.max(share);
-            lease.issued_concurrency = concurrency;
-            lease.held_concurrency = lease.held_concurrency.max(concurrency);
+            lease.issued_concurrency = concurrency.unwrap_or(0);
+            lease.held_concurrency = lease.held_concurrency.max(lease.issued_concurrency);
             lease.expires_at = now + SHARE_VALID + LATE;
         }
         // A lease of nothing would only take the safe thresholds from a member that holds no lease.
-        (share > 0.0 || wish.echoed.is_some()).then(|| Share { share, concurrency: places.map(|_| concurrency) })
+        (share > 0.0 || wish.echoed.is_some()).then(|| Share { share, concurrency: places.and(concurrency) })
     }
 
     /// A member has said that it enforces nothing any more.

@@ -21,8 +21,8 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use super::{
-    ALIVE_EVERY, CALL_TIMEOUT, Change, Entry, Health, LeaseId, Listing, Op, Outcome, Select, Source, Store, StoreError,
-    TXN_OPS_MAX, Txn, WATCH_SILENT_MAX, Watch, WatchEvent, WatchSender, disjoint,
+    ALIVE_EVERY, CALL_TIMEOUT, Change, Condition, Entry, Health, LeaseId, Listing, Op, Outcome, Select, Source, Store,
+    StoreError, TXN_OPS_MAX, Txn, WATCH_SILENT_MAX, Watch, WatchEvent, WatchSender, disjoint,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -527,10 +527,11 @@ fn event(response: &WatchResponse) -> Result<WatchEvent, StoreError> {
 impl Store for EtcdStore {
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
         txn.check()?;
-        let conditions = txn.conditions.into_iter();
-        let compares = conditions
-            .map(|c| Compare::create_revision(c.key, CompareOp::Equal, raw(c.create_revision)))
-            .collect::<Vec<_>>();
+        let compare = |Condition { key, create_revision, value }: Condition| {
+            let value = value.map(|value| Compare::value(key.clone(), CompareOp::Equal, value));
+            [Compare::create_revision(key, CompareOp::Equal, raw(create_revision))].into_iter().chain(value)
+        };
+        let compares = txn.conditions.into_iter().flat_map(compare).collect::<Vec<_>>();
         let ops = txn.ops.into_iter().map(write).collect::<Vec<_>>();
         let txn = etcd_client::Txn::new().when(compares).and_then(ops);
         let answer = self

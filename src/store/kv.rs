@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-use super::{Change, Entry, LeaseId, Listing, Op, Outcome, Select, StoreError, Txn, disjoint};
+use super::{Change, Condition, Entry, LeaseId, Listing, Op, Outcome, Select, StoreError, Txn, disjoint};
 
 /// Changes kept for those who watch from a past revision.
 const HISTORY_MAX: usize = 10_000;
@@ -121,7 +121,12 @@ impl Kv {
     /// What every store would refuse; [`StoreError::LeaseLost`] when a key is to be bound to a lease that is gone.
     pub fn commit(&mut self, txn: Txn, now: Duration) -> Result<Outcome, StoreError> {
         txn.check()?;
-        if txn.conditions.iter().any(|c| self.create_revision(&c.key) != c.create_revision) {
+        let holds = |condition: &Condition| {
+            let value = self.get(&condition.key).map(|entry| &entry.value);
+            self.create_revision(&condition.key) == condition.create_revision
+                && condition.value.as_ref().is_none_or(|expected| value == Some(expected))
+        };
+        if !txn.conditions.iter().all(holds) {
             return Ok(Outcome::Refused { revision: self.revision });
         }
         let mut leases = txn.ops.iter().filter_map(|op| match op {

@@ -133,6 +133,8 @@ pub struct Condition {
     pub key: String,
     /// The revision that must have created it; 0: the key must not exist.
     pub create_revision: u64,
+    /// What must stand there, byte for byte; `None`: whatever does.
+    pub value: Option<Vec<u8>>,
 }
 
 /// One write of a transaction.
@@ -396,7 +398,9 @@ impl Txn {
 
     /// What every store would refuse is refused here, in the same words.
     fn check(&self) -> Result<(), StoreError> {
-        let ops = self.ops.len().max(self.conditions.len());
+        // One for each thing that is compared.
+        let compared = self.conditions.iter().map(|condition| 1 + usize::from(condition.value.is_some())).sum();
+        let ops = self.ops.len().max(compared);
         if ops > TXN_OPS_MAX {
             return Err(StoreError::TooManyOps { ops });
         }

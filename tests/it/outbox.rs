@@ -96,7 +96,11 @@ impl Store {
             if met != Fate::Lost {
                 for (grantee, grant) in &batch {
                     match grant {
-                        Some(grant) => drop(self.grants.insert(grantee.clone(), grant.clone())),
+                        Some(grant) => {
+                            let (safe, whole) = (grant.safe.rates[&RPM].rate, grant.thresholds.rates[&RPM].rate);
+                            assert!(safe <= 0.5 * whole + 1e-9, "{safe} is called safe, of {whole}");
+                            self.grants.insert(grantee.clone(), grant.clone());
+                        }
                         None => drop(self.grants.remove(grantee)),
                     }
                 }

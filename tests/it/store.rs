@@ -46,7 +46,7 @@ fn delete(key: &str) -> Op {
 }
 
 fn when(key: &str, create_revision: u64) -> Vec<Condition> {
-    vec![Condition { key: key.to_owned(), create_revision }]
+    vec![Condition { key: key.to_owned(), create_revision, value: None }]
 }
 
 async fn write(store: &impl Store, ops: impl Into<Vec<Op>>) -> u64 {
@@ -207,6 +207,17 @@ async fn a_fenced_commit_needs_the_create_revision(store: impl Store) {
     assert!(matches!(store.commit(fenced(term)).await, Ok(Outcome::Refused { .. })));
 }
 
+async fn a_condition_may_name_what_stands_there(store: impl Store) {
+    let revision = write(&store, [put("/leader", "me")]).await;
+    let fenced = |value: &str| {
+        let mut conditions = when("/leader", revision);
+        conditions[0].value = Some(value.as_bytes().to_vec());
+        Txn { conditions, ops: vec![put("/limits", "x")] }
+    };
+    assert_eq!(store.commit(fenced("you")).await, Ok(Outcome::Refused { revision }));
+    assert_eq!(store.commit(fenced("me")).await, Ok(Outcome::Committed { revision: revision + 1 }));
+}
+
 async fn a_campaign_is_won_once(store: impl Store) {
     let campaign = |name: &str| Txn { conditions: when("/leader", 0), ops: vec![put("/leader", name)] };
     let Ok(Outcome::Committed { revision }) = store.commit(campaign("one")).await else { panic!("not elected") };
@@ -303,6 +314,7 @@ for_both![
     a_quiet_watch_says_that_it_is_alive,
     a_watch_is_cancel_safe,
     a_fenced_commit_needs_the_create_revision,
+    a_condition_may_name_what_stands_there,
     a_campaign_is_won_once,
     a_transaction_without_effect_makes_no_revision,
     an_unfit_transaction_is_refused,

@@ -25,7 +25,7 @@ demo: tools ## Run the demo, a minute; DURATION=20s for less, DEMO_ARGS="..." fo
 test: tools ## Run the tests
 	$(CARGO) test --locked
 
-test-full: test ## Run the tests, those too that need more: client libraries (pip), recordings (TIDEGATE_CORPUS)
+test-full: test ## Run the tests, those too that need more: client libraries (pip), recordings (TIDEGATE_CORPUS), time (10,000 simulated worlds)
 	@.ci/tools full
 	$(CARGO) test --locked --test it -- --ignored $(if $(TIDEGATE_CORPUS),,--skip corpus::)
 	@$(if $(TIDEGATE_CORPUS),,echo "corpus: TIDEGATE_CORPUS is not set, not read")

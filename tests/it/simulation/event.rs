@@ -7,7 +7,7 @@ use tidegate::observation::Report;
 use tidegate::plan::{Reply, Target};
 use tidegate::quota::PoolId;
 use tidegate::sim::lossy::{Client, WatchId, Wire};
-use tidegate::store::LeaseId;
+use tidegate::store::{Change, LeaseId};
 
 /// What somebody is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +83,13 @@ pub enum Event {
     Wire(Wire),
     Member(Of, Timer),
     Controller(Of, Duty),
+    /// Somebody between store and member tells once more, and late, of records that were told of before.
+    Late {
+        to: Of,
+        watch: WatchId,
+        restored: usize,
+        changes: Vec<Change>,
+    },
     /// A report reaches a controller.
     Report {
         to: usize,

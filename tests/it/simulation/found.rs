@@ -6,14 +6,18 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tidegate::client::{ClientParams, Core, PoolParams};
-use tidegate::clock::{ManualClock, MonoTime};
+use tidegate::clock::{Clock, ManualClock, MonoTime};
+use tidegate::controller::{Ended, Leading, Reign, Won};
 use tidegate::plan::keyspace::{Key, Keyspace, LeaderRecord};
 use tidegate::plan::{Grant, Reply};
 use tidegate::provider::{Dialect, Usage};
-use tidegate::quota::Cost;
+use tidegate::quota::{Cost, PoolId};
+use tidegate::sim::errand::{Counter, Errand};
+use tidegate::sim::lossy::{Answer, Ask};
 use tidegate::store::{Change, Entry, Kv, Op, Select, Txn};
 use tidegate::telemetry::Telemetry;
 
+use super::world::params;
 use crate::by_hand::{RPM, grant, grantee, pool, pulse, rates, stamp, tenant};
 
 /// One member, and a store to follow.
@@ -111,6 +115,23 @@ fn a_tenant_that_comes_back_has_what_was_stored() {
     assert_eq!(stage.admits(), 10);
 }
 
+/// Who loses the limits of his own is served by those of all others meanwhile. His gate went on filling, and when he got limits again
+/// he had that too.
+#[test]
+fn a_tenant_that_was_without_limits_of_his_own_has_stored_nothing_meanwhile() {
+    let mut stage = Stage::new();
+    stage.list();
+    stage.tell_grant(1, 600.0, 60.0);
+    stage.admits();
+    assert_eq!(stage.admits(), 0, "he has sent all that he may");
+    let granted = Keyspace::default().key(&Key::Limits(pool(), grantee("acme")));
+    let gone = Change::Delete { key: granted, mod_revision: stage.kv.revision() + 1 };
+    stage.core.on_changes(&[gone], stage.kv.revision() + 1);
+    stage.pass(Duration::from_secs(2));
+    stage.tell_grant(2, 600.0, 60.0);
+    assert_eq!(stage.admits(), 0, "two seconds at a third of the safe half would be three");
+}
+
 /// A backup is restored under the same cluster id, and written to until its revision has passed the one that a member knows,
 /// before that member lists again: no revision tells of it. It kept what it had, never took what the new leader wrote under a
 /// lower term, and dropped its replies, for good.
@@ -146,4 +167,180 @@ fn a_restored_backup_that_has_overtaken_a_member_is_noticed() {
     assert_eq!(granted[0].term, 2);
     let reply = Reply { term: 2, epoch: 1, share_valid_ms: 5_000, next_report_ms: 250, shares: BTreeMap::new() };
     assert!(stage.core.on_reply(&reply, MonoTime::from_millis(3_600_000)).is_ok());
+}
+
+/// Runs something that waits for a store, and answers from this one.
+fn answered<T>(work: impl Future<Output = T> + Send + 'static, counter: &Counter, kv: &mut Kv) -> T {
+    let mut errand = Errand::new(work);
+    loop {
+        if let Some(done) = errand.go_on() {
+            return done;
+        }
+        for (ask, waits) in counter.take() {
+            let answer = match ask {
+                Ask::List(selects) => kv.list(&selects).map(Answer::Listed),
+                Ask::Commit(txn) => kv.commit(txn, Duration::ZERO).map(Answer::Done),
+                Ask::Lease(ttl) => Ok(Answer::Leased(kv.lease(ttl, Duration::ZERO))),
+                Ask::KeepAlive(lease) => kv.keep_alive(lease, Duration::ZERO).map(|()| Answer::Well),
+                Ask::Revoke(lease) => {
+                    kv.revoke(lease);
+                    Ok(Answer::Well)
+                }
+            };
+            let _ = waits.send(answer);
+        }
+    }
+}
+
+/// Controllers over a store that answers at once.
+struct Court {
+    kv: Kv,
+    clock: Arc<ManualClock>,
+    counter: Counter,
+}
+
+impl Court {
+    fn new() -> Self {
+        let clock = Arc::new(ManualClock::at(MonoTime::from_millis(3_600_000)));
+        Self { kv: Kv::new(1), clock, counter: Counter::default() }
+    }
+
+    fn controller(&self, who: usize) -> Arc<Leading> {
+        let (params, url) = (params(who, &[pool()]), format!("http://c{who}"));
+        let telemetry = Arc::new(Telemetry::new());
+        Arc::new(Leading::new(params, url, Arc::new(self.counter.clone()), self.clock.clone(), telemetry))
+    }
+
+    /// Wins, and begins the term.
+    fn win(&mut self, leading: &Arc<Leading>) -> (Won, Reign) {
+        let campaigner = leading.clone();
+        let won = answered(async move { campaigner.campaign().await }, &self.counter, &mut self.kv);
+        let won = won.expect("a store").expect("nobody leads");
+        leading.take_office(&won);
+        let beginner = leading.clone();
+        let begun = answered(async move { beginner.begin(&won).await }, &self.counter, &mut self.kv);
+        (won, begun.expect("readable"))
+    }
+
+    fn turn(&mut self, leading: &Arc<Leading>, reign: &mut Option<Reign>) -> Result<(), Ended> {
+        let (leading, mut ruling) = (leading.clone(), reign.take().expect("a term"));
+        let turn = async move { (leading.turn(&mut ruling, false).await, ruling) };
+        let (ended, ruling) = answered(turn, &self.counter, &mut self.kv);
+        *reign = Some(ruling);
+        ended
+    }
+
+    fn keep(&mut self, leading: &Arc<Leading>, won: Won) {
+        let leading = leading.clone();
+        assert!(answered(async move { leading.keep(&won).await }, &self.counter, &mut self.kv));
+    }
+
+    /// Somebody takes the leader key away.
+    fn revoke_leader(&mut self) {
+        self.kv.commit(Txn::delete(Keyspace::default().key(&Key::Leader)), Duration::ZERO).expect("deletes");
+    }
+
+    fn keys(&self) -> Vec<String> {
+        let listing = self.kv.list(&[Select::Prefix("/".to_owned())]).expect("lists");
+        listing.entries.into_iter().map(|entry| entry.key).collect()
+    }
+
+    /// A member that uses a tenant.
+    fn member(&self, name: &str) -> Arc<Core> {
+        let pools = vec![PoolParams::new(pool(), Dialect::OpenAi)];
+        let params = ClientParams { instance: name.to_owned(), ..ClientParams::new(pools) };
+        let core = Core::new(&params, "boot".to_owned(), 0.5, self.clock.clone(), Arc::new(Telemetry::new()));
+        core.on_list(&self.kv.list(&[Select::Prefix("/".to_owned())]).expect("lists"));
+        drop(core.pool(&pool()).expect("its pool").try_admit(&tenant("acme"), Cost::request(1, 1)));
+        core
+    }
+
+    fn share(&self, core: &Core) -> f64 {
+        let now = self.clock.now();
+        core.with_views(|views| views[&pool()].share_at(&grantee("acme"), now).map_or(0.0, |share| share.share))
+    }
+}
+
+/// Reports, and takes the answer if there is one.
+fn report(core: &Core, leading: &Leading) {
+    let (report, asked_at) = core.tell();
+    if let Ok(reply) = leading.answer(&report) {
+        let _ = core.on_reply(&reply, asked_at);
+    }
+}
+
+/// A backup is restored, and in it somebody wins the very revision under which another still leads, who has not noticed yet: the
+/// revision alone fenced neither off, and two leaders wrote over each other's records.
+#[test]
+fn two_leaders_of_one_revision_do_not_both_write() {
+    let mut court = Court::new();
+    let backup = court.kv.clone();
+    let (old, new) = (court.controller(0), court.controller(1));
+    let (won, reign) = court.win(&old);
+    let mut reign = Some(reign);
+    assert_eq!(court.turn(&old, &mut reign), Ok(()));
+
+    court.kv = backup;
+    let (won_too, new_reign) = court.win(&new);
+    assert_eq!(won_too.term, won.term, "the same revision");
+    assert_eq!(court.turn(&new, &mut Some(new_reign)), Ok(()));
+    let before = court.kv.revision();
+    assert_eq!(court.turn(&old, &mut reign), Err(Ended::Deposed));
+    assert_eq!(court.kv.revision(), before, "nothing was written");
+}
+
+/// A leader's lease is revoked by hand, and it answers on for the two seconds that it thinks it fresh. What it gave then was still
+/// in force when the next leader gave it to somebody else.
+#[test]
+fn a_new_leader_waits_for_what_a_deposed_one_gave_before_it_noticed() {
+    let mut court = Court::new();
+    let (old, new) = (court.controller(0), court.controller(1));
+    let (won, reign) = court.win(&old);
+    let (mut reign, ms) = (Some(reign), Duration::from_millis);
+    court.turn(&old, &mut reign).expect("leads");
+    let (one, other) = (court.member("one"), court.member("other"));
+    for _ in 0..8 {
+        court.clock.advance(ms(250));
+        court.keep(&old, won);
+        report(&one, &old);
+    }
+    court.turn(&old, &mut reign).expect("leads");
+    court.keep(&old, won);
+    court.revoke_leader();
+    let (won, reign) = court.win(&new);
+    let mut reign = Some(reign);
+    court.turn(&new, &mut reign).expect("leads");
+    court.clock.advance(ms(1_900));
+    report(&one, &old);
+    assert!(court.share(&one) > 0.9, "{}", court.share(&one));
+    for _ in 0..40 {
+        court.keep(&new, won);
+        court.turn(&new, &mut reign).expect("leads");
+        report(&other, &new);
+        let shares = [court.share(&one), court.share(&other)];
+        assert!(shares.iter().sum::<f64>() <= 1.0 + 1e-9, "{shares:?}");
+        court.clock.advance(ms(250));
+    }
+    assert!(court.share(&other) > 0.9);
+}
+
+/// A leader dies between hearing that a pool's policy is gone and taking the pool's records away: no other one ever did.
+#[test]
+fn what_is_left_of_a_pool_that_is_gone_is_taken_away_by_the_next_leader() {
+    let mut court = Court::new();
+    let guest: PoolId = "guest".parse().expect("valid");
+    let policy = Keyspace::default().key(&Key::Policy(guest));
+    let record = br#"{"dialect":"openai","capacity":{"requests/minute":60}}"#;
+    court.kv.commit(Txn::put(policy.clone(), record.to_vec()), Duration::ZERO).expect("puts");
+    let (old, new) = (court.controller(0), court.controller(1));
+    let (_, reign) = court.win(&old);
+    court.turn(&old, &mut Some(reign)).expect("leads");
+    let left = |court: &Court| court.keys().iter().filter(|key| key.contains("/guest")).count();
+    assert_eq!(left(&court), 4, "{:?}", court.keys());
+
+    court.kv.commit(Txn::delete(policy), Duration::ZERO).expect("deletes");
+    court.revoke_leader();
+    let (_, reign) = court.win(&new);
+    court.turn(&new, &mut Some(reign)).expect("leads");
+    assert_eq!(left(&court), 0, "{:?}", court.keys());
 }

@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use tidegate::client::PoolView;
-use tidegate::clock::{MonoTime, UnixMillis};
+use tidegate::clock::{Clock, MonoTime, UnixMillis};
+use tidegate::config::policy;
+use tidegate::controller::PoolParams;
 use tidegate::plan::keyspace::{Key, Keyspace};
-use tidegate::plan::{Action, Grant, Override, Pulse, Rate, Stamp, Target};
+use tidegate::plan::{Action, Grant, Mode, Override, Pulse, Rate, Reply, Stamp, Target};
 use tidegate::quota::{Grantee, Meter, PoolId, TenantId};
 use tidegate::store::{Change, Kv};
 
+use super::event::Of;
 use super::member::Member;
 
 const RPM: Meter = Meter::REQUESTS_PER_MINUTE;
@@ -19,6 +22,8 @@ const PLACES_KEPT: Duration = Duration::from_secs(9);
 /// Gates that were not used for this long may have been made anew.
 const IDLE: Duration = Duration::from_secs(3);
 const EPSILON: f64 = 1e-6;
+/// The most of a threshold that is safe.
+const SAFE: f64 = 0.5;
 
 /// What one gate may have stored: a bucket that follows the limits in force and forgets nothing.
 #[derive(Debug, Clone, Copy)]
@@ -80,9 +85,15 @@ impl Twin {
     }
 
     /// A request asks: its gate may be a new one, which begins with a second's worth.
-    pub fn asked(&mut self, pool: &PoolId, tenant: &TenantId, view: &PoolView, now: MonoTime) {
-        let Some((_, stored)) = self.of(pool, tenant, view, now) else { return };
+    pub fn asked(&mut self, pool: &PoolId, tenant: &TenantId, view: &PoolView, now: MonoTime, wall: UnixMillis) {
+        let Some((grantee, stored)) = self.of(pool, tenant, view, now) else { return };
         if stored.used_at.is_none_or(|at| now.since(at) >= IDLE) {
+            // Of the limits of now: what has just expired is put in force elsewhere with the next look at the clock.
+            let limits = view.limits_of(&grantee, now, wall).unwrap_or_default();
+            if let Some(limit) = limits.meters.get(&RPM) {
+                stored.rate_per_s = stored.rate_per_s.max(RPM.per_second(limit.rate.rate));
+                stored.burst = stored.burst.max(limit.rate.burst);
+            }
             stored.level = stored.level.max(stored.rate_per_s.min(stored.burst));
         }
         stored.used_at = Some(now);
@@ -94,22 +105,26 @@ impl Twin {
         tenant: &TenantId,
         view: &PoolView,
         now: MonoTime,
-    ) -> Option<(String, &mut Stored)> {
+    ) -> Option<(Grantee, &mut Stored)> {
         let own = (pool.clone(), Grantee::Tenant(tenant.clone()));
         let has_own = self.stored.get(&own).is_some_and(|stored| stored.present)
             && view.limits_of(&own.1, now, UnixMillis(0)).is_some();
         let key = if has_own { own } else { (pool.clone(), Grantee::Default) };
         let stored = self.stored.get_mut(&key)?;
         stored.accrue(now);
-        Some((format!("{}/{}", key.0, key.1), stored))
+        Some((key.1, stored))
     }
 
     /// A request was admitted: there must have been one stored.
     pub fn admitted(&mut self, pool: &PoolId, tenant: &TenantId, view: &PoolView, now: MonoTime) -> Result<(), String> {
-        let Some((name, stored)) = self.of(pool, tenant, view, now) else { return Ok(()) };
+        if view.mode() != Mode::Enforce {
+            // Nothing is refused there.
+            return Ok(());
+        }
+        let Some((grantee, stored)) = self.of(pool, tenant, view, now) else { return Ok(()) };
         if stored.level < 1.0 - 1e-3 {
             return Err(format!(
-                "a burst: {name} admits a request with {:.3} stored, at {:.3}/s and a burst of {:.3}",
+                "a burst: {pool}/{grantee} admits a request with {:.3} stored, at {:.3}/s and a burst of {:.3}",
                 stored.level, stored.rate_per_s, stored.burst
             ));
         }
@@ -132,8 +147,26 @@ pub struct Truth {
     places: BTreeMap<(PoolId, Grantee), VecDeque<(u32, Option<MonoTime>)>>,
     /// What operators wrote, in order.
     overrides: BTreeMap<(PoolId, Target), Vec<Written>>,
+    /// And the last policy of each pool.
+    policies: BTreeMap<PoolId, Option<Vec<u8>>>,
     /// How often a backup was restored.
     pub restored: usize,
+}
+
+/// What the policy of a pool that stands is.
+pub enum Ruled {
+    Not,
+    Badly,
+    Well(Box<PoolParams>),
+}
+
+/// What members enforce of one tenant.
+#[derive(Debug, Default)]
+struct Sum {
+    enforced: f64,
+    whole: f64,
+    parts: f64,
+    who: Vec<String>,
 }
 
 /// How a member stands to the order of records.
@@ -141,6 +174,19 @@ pub struct Truth {
 pub struct Known {
     grants: BTreeMap<(PoolId, Grantee), Stamp>,
     pulses: BTreeMap<PoolId, Stamp>,
+    /// The last good overrides that it had.
+    overrides: BTreeMap<(PoolId, Target), Override>,
+    /// Of whom it ever had a share.
+    held: BTreeSet<(PoolId, Grantee)>,
+}
+
+impl Known {
+    /// It was told of shares.
+    pub fn told(&mut self, reply: &Reply) {
+        for (pool, shares) in &reply.shares {
+            self.held.extend(shares.keys().map(|grantee| (pool.clone(), grantee.clone())));
+        }
+    }
 }
 
 impl Truth {
@@ -159,6 +205,7 @@ impl Truth {
                 history.push((now, kv.revision(), None));
             }
         }
+        self.policies.clear();
         for entry in &listing.entries {
             self.note(&keys, &entry.key, Some(&entry.value), entry.mod_revision, now)?;
         }
@@ -197,6 +244,7 @@ impl Truth {
             (Some(Key::Limits(pool, grantee)), Some(value)) => {
                 let grant = Grant::parse(value).map_err(|error| format!("{key}: {error}"))?;
                 let stamp = grant.stamp;
+                is_safe(&grant).map_err(|why| format!("{key}: {why}"))?;
                 let places = self.places.entry((pool.clone(), grantee.clone())).or_default();
                 if let (Some(last), Some(now_places)) = (places.back_mut(), grant.thresholds.concurrency)
                     && last.0 != now_places
@@ -210,6 +258,10 @@ impl Truth {
                 stamp
             }
             (Some(Key::Pulse(_)), Some(value)) => Pulse::parse(value).map_err(|error| format!("{key}: {error}"))?.stamp,
+            (Some(Key::Policy(pool)), value) => {
+                self.policies.insert(pool, value.map(<[u8]>::to_vec));
+                return Ok(None);
+            }
             (Some(Key::Override(pool, target)), value) => {
                 let written = (now, revision, value.map(<[u8]>::to_vec));
                 self.overrides.entry((pool, target)).or_default().push(written);
@@ -239,6 +291,24 @@ impl Truth {
                         return Err(format!("an older grant is taken: {id}/{grantee}, {stamp:?}"));
                     }
                 }
+            }
+            Ok(())
+        })
+    }
+
+    /// A malformed record takes no good one away.
+    pub fn keeps_the_last_good(&self, member: &Member, known: &mut Known) -> Result<(), String> {
+        member.core.with_views(|views| {
+            for (pool, target) in self.targets() {
+                let key = (pool.clone(), target.clone());
+                let Some(has) = views.get(pool).map(|view| view.overrides().last_good(target).cloned()) else {
+                    continue;
+                };
+                let had = known.overrides.remove(&key);
+                if has.is_none() && had.is_some() && self.standing(pool, target).is_err() {
+                    return Err(format!("a malformed record has taken the last good override of {pool}/{target} away"));
+                }
+                known.overrides.extend(has.map(|has| (key, has)));
             }
             Ok(())
         })
@@ -279,11 +349,67 @@ impl Truth {
         })
     }
 
+    /// What members enforce of one tenant, those without a share too, adds up to no more than what is documented: a whole, and
+    /// for each without a share his part of the safe one.
+    pub fn sums<'a>(
+        &self,
+        members: impl Iterator<Item = &'a Member>,
+        known: &BTreeMap<Of, Known>,
+    ) -> Result<(), String> {
+        let mut sums: BTreeMap<(PoolId, Grantee), Sum> = BTreeMap::new();
+        for member in members {
+            let (now, wall) = (member.clock.now(), member.clock.wall());
+            let held = known.get(&member.of).map(|known| &known.held);
+            member.core.with_views(|views| {
+                for (id, view) in views {
+                    for (grantee, stamp) in view.stamps() {
+                        let Some(terms) = view.terms_of(grantee, now, wall) else { continue };
+                        let Some((_, rpm)) = terms.meters.iter().find(|(meter, _)| *meter == RPM) else { continue };
+                        let key = (id.clone(), grantee.clone());
+                        let part = if let Some(share) = view.share_at(grantee, now) {
+                            share.share
+                        } else {
+                            let written = self.grants.get(&(id.clone(), grantee.clone(), stamp));
+                            let fewest = written.into_iter().flatten().map(|grant| grant.members.max(1)).min();
+                            let others = f64::from(fewest.unwrap_or(1))
+                                + f64::from(u8::from(!held.is_some_and(|held| held.contains(&key))));
+                            let (star, own) = view.overrides().for_tenant(grantee, wall);
+                            let named = own.filter(|record| !matches!(record.action, Action::Freeze | Action::Block));
+                            let set = |record: &Override| matches!(record.action, Action::Set(_));
+                            let is_set = terms.frozen || named.or(star).is_some_and(set);
+                            if is_set { 1.0 / others } else { SAFE / others }
+                        };
+                        let sum = sums.entry(key).or_default();
+                        sum.enforced += rpm.limit.rate.rate;
+                        sum.whole = sum.whole.max(rpm.overridden.rate);
+                        sum.parts += part;
+                        sum.who.push(format!("{} {:.2} of {:.2}", member.of, rpm.limit.rate.rate, rpm.overridden.rate));
+                    }
+                }
+            });
+        }
+        for ((pool, grantee), Sum { enforced, whole, parts, who }) in sums {
+            if enforced > whole * parts + EPSILON * whole.max(1.0) {
+                let who = who.join(", ");
+                return Err(format!("{enforced:.3} of {pool}/{grantee} may be sent, {parts:.3} × {whole}: {who}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The policy of a pool that stands.
+    pub fn policy(&self, pool: &PoolId) -> Ruled {
+        match self.policies.get(pool) {
+            Some(Some(value)) => policy(pool, value).map_or(Ruled::Badly, |(params, _)| Ruled::Well(Box::new(params))),
+            _ => Ruled::Not,
+        }
+    }
+
     /// What members may enforce of one tenant adds up to no more than the whole, and places to no more than were granted.
     pub fn shares<'a>(&self, members: impl Iterator<Item = &'a Member>, now: MonoTime) -> Result<f64, String> {
         let mut sums: BTreeMap<(PoolId, Grantee), (f64, u32, Vec<String>)> = BTreeMap::new();
         for member in members {
-            let own_now = tidegate::clock::Clock::now(&*member.clock);
+            let own_now = member.clock.now();
             member.core.with_views(|views| {
                 for (id, view) in views {
                     for grantee in view.leased(own_now) {
@@ -358,6 +484,16 @@ impl Truth {
                 _ => Ok(()),
             }
         })
+    }
+}
+
+/// What is safe is at most half of the threshold.
+fn is_safe(grant: &Grant) -> Result<(), String> {
+    match (grant.safe.rates.get(&RPM), grant.thresholds.rates.get(&RPM)) {
+        (Some(safe), Some(whole)) if safe.rate > SAFE * whole.rate + EPSILON => {
+            Err(format!("{} is called safe, of {}", safe.rate, whole.rate))
+        }
+        _ => Ok(()),
     }
 }
 

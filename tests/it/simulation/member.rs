@@ -1,6 +1,6 @@
 //! A member of the world: the real client without its sockets and timers, and the services that call through it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ const REPORT_EVERY: Duration = Duration::from_millis(500);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Gates that nobody uses are dropped soon, so that they are made again often.
 const IDLE_AFTER: Duration = Duration::from_secs(3);
+const NARROWED: [&str; 2] = ["acme", "globex"];
 
 /// Why a call to the store was made.
 #[derive(Debug, Clone, Copy)]
@@ -76,11 +77,16 @@ pub enum Wish {
 }
 
 impl Member {
-    pub fn new(of: Of, pools: &[PoolId], clock: DriftingClock, jitter: f64) -> Self {
+    /// A `narrow` one says which tenants it serves, and follows these alone.
+    pub fn new(of: Of, pools: &[PoolId], narrow: bool, clock: DriftingClock, jitter: f64) -> Self {
+        let tenants =
+            if narrow { NARROWED.iter().filter_map(|name| name.parse().ok()).collect() } else { BTreeSet::new() };
+        let params =
+            |id: &PoolId| PoolParams { tenants: tenants.clone(), ..PoolParams::new(id.clone(), Dialect::OpenAi) };
         let params = ClientParams {
             instance: format!("m{}", of.who),
             idle_after: IDLE_AFTER,
-            ..ClientParams::new(pools.iter().map(|id| PoolParams::new(id.clone(), Dialect::OpenAi)).collect())
+            ..ClientParams::new(pools.iter().map(params).collect())
         };
         let (clock, telemetry) = (Arc::new(clock), Arc::new(Telemetry::new()));
         let boot = format!("boot-{}", of.life);
@@ -189,8 +195,8 @@ impl Member {
         let tenant: TenantId = (*dice.pick(&["acme", "acme", "globex", "stranger"])).parse().map_err(|_| "a tenant")?;
         let pool = self.pools[&id].clone();
         for _ in 0..dice.number(1..5) {
-            let now = self.clock.now();
-            self.core.with_views(|views| self.twin.asked(&id, &tenant, &views[&id], now));
+            let (now, wall) = (self.clock.now(), self.clock.wall());
+            self.core.with_views(|views| self.twin.asked(&id, &tenant, &views[&id], now, wall));
             match pool.try_admit(&tenant, Cost::request(10, 10)) {
                 Ok(mut permit) => {
                     self.core.with_views(|views| self.twin.admitted(&id, &tenant, &views[&id], now))?;

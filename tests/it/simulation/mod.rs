@@ -69,10 +69,11 @@ fn sum_up(outcomes: &[Outcome]) {
     let n = outcomes.len() as f64;
     let mean = |of: fn(&Outcome) -> f64| outcomes.iter().map(of).sum::<f64>() / n;
     println!(
-        "{n} runs of {:.0} s, {:.1} terms, {:.1} overrides, {:.2} restored backups each; shares up to {:.6}",
+        "{n} runs of {:.0} s, {:.1} terms, {:.1} overrides, {:.1} policies, {:.2} restored backups each; shares up to {:.6}",
         mean(|o| o.seconds),
         mean(|o| o.terms as f64),
         mean(|o| o.overrides as f64),
+        mean(|o| o.policies as f64),
         mean(|o| o.restored as f64),
         outcomes.iter().map(|o| o.most_shares).fold(0.0, f64::max)
     );

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tidegate::clock::{Clock, MonoTime};
+use tidegate::config::policy;
 use tidegate::controller::{Params, PoolParams, TenantParams};
 use tidegate::observation::Report;
 use tidegate::plan::keyspace::{Key, Keyspace};
@@ -16,7 +17,7 @@ use tidegate::provider::Dialect;
 use tidegate::quota::{Meter, PoolId};
 use tidegate::sim::events::{Dice, DriftingClock, Timeline};
 use tidegate::sim::lossy::{Call, Client, LossyStore, Reached, WatchId, Wire};
-use tidegate::store::{Change, Kv, Txn};
+use tidegate::store::{Change, Kv, Txn, WatchEvent};
 
 use super::controller::Controller;
 use super::event::{Duty, Event, Kind, Of, Timer};
@@ -28,11 +29,19 @@ const RPM: Meter = Meter::REQUESTS_PER_MINUTE;
 /// What each pool can take, requests a minute.
 const CAPACITY: f64 = 600.0;
 const PLACES: u32 = 12;
-/// Two pools: one that operators look after, and one that they leave alone.
-const POOLS: [&str; 2] = ["minded", "quiet"];
+/// One whose overrides operators look after, one that they leave alone but for its policy, and one that exists by its policy.
+const POOLS: [&str; 3] = ["minded", "quiet", "guest"];
+/// The first of them are in the controllers' files.
+const POOLS_OF_FILES: usize = 2;
+/// So many members are told which tenants they serve, and follow those alone.
+const NARROW: f64 = 0.3;
 
 /// After the last trouble: a watch that is silent is given up after 9 s, and listed anew within 4 s; a share follows.
 const HEALED_WITHIN: Duration = Duration::from_secs(15);
+/// How often what a member is told of comes once more.
+const TOLD_AGAIN: f64 = 0.02;
+/// How long shares of a store that is no more may be in force.
+const LEASED_AFTER_RESTORE: Duration = Duration::from_secs(12);
 const AGAIN_AFTER: Duration = Duration::from_millis(400);
 /// How long an override may take to be in force where nothing is in its way.
 const IN_FORCE_WITHIN: Duration = Duration::from_millis(100);
@@ -66,6 +75,7 @@ pub struct Outcome {
     pub terms: u64,
     pub restored: usize,
     pub overrides: u64,
+    pub policies: u64,
 }
 
 /// The world.
@@ -83,6 +93,7 @@ pub struct World {
     truth: Truth,
     operator: Option<Making>,
     snapshot: Option<Kv>,
+    restored_at: Option<MonoTime>,
     troubled: bool,
     pools: Vec<PoolId>,
     outcome: Outcome,
@@ -112,6 +123,7 @@ impl World {
             truth: Truth::default(),
             operator: None,
             snapshot: None,
+            restored_at: None,
             troubled: true,
             pools,
             outcome: Outcome::default(),
@@ -167,6 +179,7 @@ impl World {
                 self.say(of, said);
                 Ok(())
             }
+            Event::Late { to, watch, restored, changes } => self.on_late(to, watch, restored, changes),
             Event::Report { to, from, nth, report } => self.on_report(to, from, nth, report),
             Event::Reply { to, nth, reply } => self.on_reply(to, nth, reply),
             Event::Operator => {
@@ -216,6 +229,9 @@ impl World {
             Reached::Written(changes) => return self.on_written(changes),
             Reached::Answer(client, ..) | Reached::Told(client, ..) => *client,
         };
+        if let Reached::Told(_, watch, Ok(WatchEvent::Changes { changes, .. })) = &reached {
+            self.tell_again(client, *watch, changes);
+        }
         let (store, timeline, dice) = (&mut self.store, &mut self.timeline, &mut self.dice);
         if let Some(member) = self.members.values_mut().find(|m| m.of.client() == client) {
             let wish = match reached {
@@ -241,6 +257,34 @@ impl World {
         Ok(())
     }
 
+    /// Now and then what a member is told is told once more, later: grants and pulses alone, which have an order of their own.
+    fn tell_again(&mut self, client: Client, watch: WatchId, changes: &[Change]) {
+        let Some(to) = self.members.values().map(|m| m.of).find(|of| of.client() == client) else { return };
+        if !self.dice.chance(TOLD_AGAIN) {
+            return;
+        }
+        let keys = Keyspace::default();
+        let ordered = |change: &&Change| matches!(keys.parse(change.key()), Some(Key::Limits(..) | Key::Pulse(_)));
+        let changes =
+            changes.iter().filter(|change| matches!(change, Change::Put(_))).filter(ordered).cloned().collect();
+        let span = self.dice.span(&(Duration::from_millis(100)..Duration::from_secs(4)));
+        self.timeline.after(span, Event::Late { to, watch, restored: self.truth.restored, changes });
+    }
+
+    fn on_late(&mut self, to: Of, watch: WatchId, restored: usize, mut changes: Vec<Change>) -> Result<(), String> {
+        // What is gone is not told of again, nor what was before a backup.
+        changes.retain(|change| self.store.kv().get(change.key()).is_some());
+        let Some(revision) = changes.last().map(Change::mod_revision) else { return Ok(()) };
+        let Some(member) = self.members.get_mut(&to.who).filter(|m| m.of == to) else { return Ok(()) };
+        if restored != self.truth.restored {
+            return Ok(());
+        }
+        let event = Ok(WatchEvent::Changes { changes, revision });
+        let wish = member.on_told(watch, event, &mut self.timeline, &mut self.dice);
+        self.wish(to, wish);
+        self.keeps_order(to)
+    }
+
     fn on_written(&mut self, changes: &[Change]) -> Result<(), String> {
         let now = self.timeline.now();
         self.truth.written(changes, self.store.kv(), now)?;
@@ -255,6 +299,7 @@ impl World {
         }
         let keys = Keyspace::default();
         for change in changes {
+            self.outcome.policies += u64::from(matches!(keys.parse(change.key()), Some(Key::Policy(_))));
             if let Some(Key::Override(pool, target)) = keys.parse(change.key()) {
                 self.outcome.overrides += 1;
                 let well = |member: &&Member| {
@@ -302,7 +347,9 @@ impl World {
 
     fn keeps_order(&mut self, of: Of) -> Result<(), String> {
         let Some(member) = self.members.get(&of.who) else { return Ok(()) };
-        self.truth.order(member, self.known.entry(of).or_default()).map_err(|why| format!("{of}: {why}"))
+        let known = self.known.entry(of).or_default();
+        let kept = self.truth.order(member, known).and_then(|()| self.truth.keeps_the_last_good(member, known));
+        kept.map_err(|why| format!("{of}: {why}"))
     }
 
     /// Whether what a member enforces follows from what was written.
@@ -351,10 +398,17 @@ impl World {
     fn on_reply(&mut self, to: Of, nth: u64, reply: Result<Reply, Option<String>>) -> Result<(), String> {
         self.outcome.steps += 1;
         let Some(member) = self.members.get_mut(&to.who).filter(|m| m.of == to) else { return Ok(()) };
+        if let Ok(reply) = &reply {
+            self.known.entry(to).or_default().told(reply);
+        }
         let wish = member.on_reply(nth, reply, &mut self.timeline);
         self.wish(to, wish);
-        let most = self.truth.shares(self.members.values(), self.timeline.now())?;
-        self.outcome.most_shares = self.outcome.most_shares.max(most);
+        // A store without a pool's first grants is restored: its leader knows of no lease to wait for.
+        if self.restored_at.is_none_or(|at| self.timeline.now().since(at) > LEASED_AFTER_RESTORE) {
+            self.truth.sums(self.members.values(), &self.known)?;
+            let most = self.truth.shares(self.members.values(), self.timeline.now())?;
+            self.outcome.most_shares = self.outcome.most_shares.max(most);
+        }
         Ok(())
     }
 
@@ -373,7 +427,8 @@ impl World {
     fn start_member(&mut self, who: usize) {
         let (of, clock) = self.born(Kind::Member, who);
         self.tell(&of.to_string(), || format!("starts, {clock:?}"));
-        let member = Member::new(of, &self.pools, clock, self.dice.part());
+        let narrow = self.dice.chance(NARROW);
+        let member = Member::new(of, &self.pools, narrow, clock, self.dice.part());
         member.start(&mut self.timeline, &mut self.dice);
         self.members.insert(who, member);
     }
@@ -382,7 +437,7 @@ impl World {
         let (of, clock) = self.born(Kind::Controller, who);
         self.tell(&of.to_string(), || format!("starts, {clock:?}"));
         self.paused.remove(&who);
-        let controller = Controller::new(of, params(who, &self.pools), clock);
+        let controller = Controller::new(of, params(who, &self.pools[..POOLS_OF_FILES]), clock);
         self.controllers.insert(who, controller);
         self.timeline.after(Duration::from_millis(10), Event::Controller(of, Duty::Campaign));
     }
@@ -404,7 +459,7 @@ impl World {
     }
 }
 
-fn params(who: usize, pools: &[PoolId]) -> Params {
+pub fn params(who: usize, pools: &[PoolId]) -> Params {
     let tenant = |weight: f64| TenantParams { weight, ..TenantParams::default() };
     let pool = |id: &PoolId| PoolParams {
         id: id.clone(),
@@ -427,6 +482,6 @@ fn params(who: usize, pools: &[PoolId]) -> Params {
         keyspace: Keyspace::default(),
         store_quota_bytes: u64::MAX,
         pools: pools.iter().map(pool).collect(),
-        read_policy: |_, _| Err("operators here write no policy".to_owned()),
+        read_policy: |pool, value| policy(pool, value).map(|(read, _)| read).map_err(|mistakes| mistakes.to_string()),
     }
 }

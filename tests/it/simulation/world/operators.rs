@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tidegate::clock::{Clock, MonoTime};
 use tidegate::plan::keyspace::{Key, Keyspace};
 use tidegate::plan::{Action, Amount, Override, Target};
@@ -9,7 +10,7 @@ use tidegate::sim::events::DriftingClock;
 use tidegate::sim::lossy::{Ask, Call};
 use tidegate::store::{StoreError, Txn};
 
-use super::{AGAIN_AFTER, Making, RPM, World};
+use super::{AGAIN_AFTER, CAPACITY, Making, PLACES, RPM, World};
 use crate::simulation::event::{Event, Kind, Of};
 
 impl World {
@@ -18,6 +19,9 @@ impl World {
         self.timeline.after(span, Event::Operator);
         if !self.troubled || self.operator.is_some() {
             return;
+        }
+        if self.dice.chance(0.2) {
+            return self.rule();
         }
         let name = *self.dice.pick(&["acme", "acme", "globex", "*", "@capacity", "@default", "stranger"]);
         let Ok(target) = name.parse::<Target>() else { return };
@@ -50,6 +54,26 @@ impl World {
             record
         };
         self.put_override(name, &record);
+    }
+
+    /// A policy is put, well or badly, or taken away: of a pool that a file has too, or of one that is there by its policy alone.
+    fn rule(&mut self) {
+        let pool = self.dice.pick(&self.pools[1..]).clone();
+        let key = Keyspace::default().key(&Key::Policy(pool.clone()));
+        match self.dice.number(0..6) {
+            0 => self
+                .change(Txn::put(key, b"{\"dialect\":\"opanai\"}".to_vec()), format!("mistypes the policy of {pool}")),
+            1 | 2 => self.change(Txn::delete(key), format!("takes the policy of {pool} away")),
+            _ => {
+                let mode = *self.dice.pick(&["enforce", "enforce", "enforce", "observe", "off"]);
+                let record = json!({
+                    "dialect": "openai", "mode": mode, "concurrency": PLACES,
+                    "capacity": { "requests/minute": CAPACITY * *self.dice.pick(&[0.5, 1.0]) },
+                    "tenants": { "acme": { "weight": self.dice.number(1..4) }, "globex": { "weight": 1 } },
+                });
+                self.change(Txn::put(key, record.to_string().into_bytes()), format!("rules {pool}: {record}"));
+            }
+        }
     }
 
     pub(super) fn put_override(&mut self, name: &str, record: &Override) {

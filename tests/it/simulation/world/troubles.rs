@@ -128,6 +128,7 @@ impl World {
                     )
                 });
                 self.store.restore(kv, &mut self.timeline);
+                self.restored_at = Some(self.timeline.now());
                 return self.truth.restore(self.store.kv(), self.timeline.now());
             }
             kept => self.snapshot = kept,

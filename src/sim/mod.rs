@@ -5,5 +5,5 @@ mod etcd;
 pub mod process;
 pub mod seat;
 
-pub use etcd::Etcd;
+pub use etcd::{Etcd, EtcdServerTls, EtcdSetup};
 pub use seat::Seat;

@@ -86,7 +86,7 @@ async fn three_members_over_tls_lose_one_and_nobody_notices() {
     let config = Config::parse("t.toml", &text).expect("good");
     let shared = Arc::new(store(&endpoints, papers.tls()).await);
     let controller = Controller::start(config.controller, shared.clone(), Arc::new(Telemetry::new())).await;
-    let mut controller = controller.expect("it starts");
+    let controller = controller.expect("it starts");
     let params = ClientParams::new(vec![PoolParams::new("pool".parse().expect("valid"), Dialect::OpenAi)]);
     let own = Arc::new(store(&endpoints, papers.tls()).await);
     let client = Client::start(params, own, Arc::new(Telemetry::new())).await;

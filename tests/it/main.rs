@@ -24,6 +24,7 @@ mod demo;
 mod emulated;
 mod emulator;
 mod etcd_auth;
+mod etcd_faults;
 mod etcd_tls;
 mod examples;
 mod fallback;

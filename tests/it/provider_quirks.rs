@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidegate::observation::{Ending, ThrottleKind};
+use tidegate::observation::Ending;
 use tidegate::provider::{Class, Dialect, Head, Observation, Reason, reflex};
 use tidegate::quota::{Cost, Meter, Unit, Window};
 

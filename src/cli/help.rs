@@ -9,6 +9,7 @@ Environment:
   TIDEGATE_ETCD    client URLs of etcd, separated by commas, where neither --etcd nor --config is given
   TIDEGATE_PREFIX  under which the keys live, where neither --prefix nor --config is given
   TIDEGATE_ETCD_USER, TIDEGATE_ETCD_PASSWORD  where etcd has authentication on and no --config is given
+  TIDEGATE_ETCD_CA_FILE, TIDEGATE_ETCD_CERT_FILE, TIDEGATE_ETCD_KEY_FILE  PEM files, for an https:// etcd
   TIDEGATE_LOG     as for `tidegate run`; this command itself logs nothing"
     };
 }

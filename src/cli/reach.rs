@@ -8,10 +8,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::Failure;
-use crate::config::{Config, EtcdParams};
+use crate::config::{Config, EtcdParams, TlsFiles};
 use crate::controller::Params;
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
-use crate::store::{EtcdStore, EtcdUser, Listing, Select, Source, StoreError};
+use crate::store::{EtcdAccess, EtcdStore, EtcdTls, EtcdUser, Listing, Select, Source, StoreError};
 
 const ENDPOINT: &str = "http://127.0.0.1:2379";
 /// A leader that does not answer within this is none to wait for.
@@ -29,6 +29,15 @@ pub(super) struct ReachArgs {
     /// Whom etcd knows one as, where it wants to know, unless the environment says it; the password is the environment's alone.
     #[arg(long = "etcd-user", value_name = "NAME", conflicts_with = "config")]
     user: Option<String>,
+    /// PEM of the authorities behind an https:// etcd, unless the environment names it.
+    #[arg(long = "etcd-ca", value_name = "FILE", conflicts_with = "config")]
+    ca: Option<PathBuf>,
+    /// PEM of the certificate to show to etcd, unless the environment names it.
+    #[arg(long = "etcd-cert", value_name = "FILE", conflicts_with = "config")]
+    cert: Option<PathBuf>,
+    /// PEM of its key, unless the environment names it.
+    #[arg(long = "etcd-key", value_name = "FILE", conflicts_with = "config")]
+    key: Option<PathBuf>,
     /// Under which the keys live, /tidegate/v1 unless the environment says otherwise.
     #[arg(long, value_name = "PATH", conflicts_with = "config")]
     prefix: Option<String>,
@@ -49,13 +58,13 @@ pub(super) struct Reach {
 impl Reach {
     /// Finds out where the store is. Nothing is asked of it yet.
     pub(super) async fn open(args: &ReachArgs) -> Result<Self, Failure> {
-        let (endpoints, user, keys, quota_bytes) = if let Some(file) = &args.config {
+        let (endpoints, access, keys, quota_bytes) = if let Some(file) = &args.config {
             let config = Config::load(file).map_err(|mistakes| Failure::Usage(mistakes.to_string()))?;
             let none = || Failure::Usage(format!("{}: no [etcd]: its records are in no other process", file.display()));
             let Params { keyspace, store_quota_bytes, .. } = config.controller;
             let etcd = config.etcd.ok_or_else(none)?;
-            let user = user_of(&etcd)?;
-            (etcd.endpoints, user, keyspace, Some(store_quota_bytes))
+            let access = access_of(&etcd)?;
+            (etcd.endpoints, access, keyspace, Some(store_quota_bytes))
         } else {
             let told = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
             let endpoints = match (&args.etcd[..], told("TIDEGATE_ETCD")) {
@@ -68,9 +77,21 @@ impl Reach {
             let user = args.user.clone().or_else(|| told("TIDEGATE_ETCD_USER"));
             let password = || told("TIDEGATE_ETCD_PASSWORD").unwrap_or_default();
             let user = user.map(|name| EtcdUser { name, password: password() });
-            (endpoints, user, keys.map_err(|error| Failure::Usage(error.to_string()))?, None)
+            let file = |given: &Option<PathBuf>, name: &str| given.clone().or_else(|| told(name).map(PathBuf::from));
+            let ca = file(&args.ca, "TIDEGATE_ETCD_CA_FILE");
+            let identity = (file(&args.cert, "TIDEGATE_ETCD_CERT_FILE"), file(&args.key, "TIDEGATE_ETCD_KEY_FILE"));
+            let tls = match (ca, identity) {
+                (Some(authorities), (Some(cert), Some(key))) => {
+                    Some(TlsFiles { authorities, identity: Some((cert, key)) })
+                }
+                (Some(authorities), (None, None)) => Some(TlsFiles { authorities, identity: None }),
+                (None, (None, None)) => None,
+                _ => return Err(Failure::Usage("--etcd-cert and --etcd-key belong together, and to --etcd-ca".into())),
+            };
+            let access = EtcdAccess { user, tls: tls.as_ref().map(tls_of).transpose()? };
+            (endpoints, access, keys.map_err(|error| Failure::Usage(error.to_string()))?, None)
         };
-        let store = EtcdStore::connect_as(&endpoints, user).await;
+        let store = EtcdStore::connect_with(&endpoints, access).await;
         let store = store.map_err(|error| Failure::Usage(error.to_string()))?;
         Ok(Self { store, keys, endpoints, quota_bytes })
     }
@@ -86,10 +107,16 @@ impl Reach {
     }
 }
 
-/// Who a controller's configuration says that one is to etcd.
-pub(super) fn user_of(etcd: &EtcdParams) -> Result<Option<EtcdUser>, Failure> {
+/// Who a controller's configuration says that one is to etcd, and what it trusts.
+pub(super) fn access_of(etcd: &EtcdParams) -> Result<EtcdAccess, Failure> {
     let signed = etcd.sign_in().map_err(|error| Failure::Usage(format!("etcd.password_file: {error}")))?;
-    Ok(signed.map(|(name, password)| EtcdUser { name, password }))
+    let user = signed.map(|(name, password)| EtcdUser { name, password });
+    Ok(EtcdAccess { user, tls: etcd.tls.as_ref().map(tls_of).transpose()? })
+}
+
+fn tls_of(files: &TlsFiles) -> Result<EtcdTls, Failure> {
+    let identity = files.identity.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
+    EtcdTls::from_files(&files.authorities, identity).map_err(|error| Failure::Usage(error.to_string()))
 }
 
 impl From<StoreError> for Failure {

@@ -32,8 +32,8 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     }
     let mut signals = Signals::watch()?;
     let store: Arc<dyn Store> = if let Some(etcd) = &config.etcd {
-        let user = reach::user_of(etcd)?;
-        let store = EtcdStore::connect_as(&etcd.endpoints, user).await;
+        let access = reach::access_of(etcd)?;
+        let store = EtcdStore::connect_with(&etcd.endpoints, access).await;
         let store = store.map_err(|error| Failure::Usage(error.to_string()))?;
         info!("records live in etcd at {}", etcd.endpoints.join(", "));
         Arc::new(store)

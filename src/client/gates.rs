@@ -44,8 +44,8 @@ impl Wake for Waker {
 #[repr(C)]
 pub(super) struct Account {
     grantee: Grantee,
-    pub(super) gate: Gate<Waker>,
     pub(super) pool: Arc<PoolShared>,
+    pub(super) gate: Gate<Waker>,
 }
 
 impl Account {

@@ -116,7 +116,9 @@ pub(super) static PREFIX: Key = Key {
 pub(super) static ETCD: Key = Key {
     name: "etcd",
     doc: "Where grants, overrides and the leader's key live.",
-    shape: Shape::Table(&Table { keys: &[&ENDPOINTS, &USER, &PASSWORD_FILE, &QUOTA_BYTES] }),
+    shape: Shape::Table(&Table {
+        keys: &[&ENDPOINTS, &USER, &PASSWORD_FILE, &CA_FILE, &CERT_FILE, &KEY_FILE, &QUOTA_BYTES],
+    }),
     absent: Absent::Means(
         "all is kept in the memory of one process: enough to try it out, not for members in other processes",
     ),
@@ -129,12 +131,12 @@ pub(super) static ENDPOINTS: Key = Key {
     shape: Shape::List {
         expected: "a list of at least one URL",
         item: &Shape::Text {
-            expected: "an http:// URL of host and port, such as \"http://127.0.0.1:2379\" (no TLS in this build)",
-            pattern: "^[hH][tT][tT][pP]://[^@?# ]+$",
+            expected: "a URL of host and port, such as \"http://127.0.0.1:2379\"; https:// with a ca_file, http:// without",
+            pattern: "^[hH][tT][tT][pP][sS]?://[^@?# ]+$",
         },
     },
     absent: Absent::Refused,
-    example: "[\"http://127.0.0.1:2379\"]",
+    example: "[\"https://127.0.0.1:2379\"]",
 };
 
 pub(super) static USER: Key = Key {
@@ -151,6 +153,31 @@ pub(super) static PASSWORD_FILE: Key = Key {
     shape: Shape::Text { expected: "a file's path", pattern: "^.+$" },
     absent: Absent::Means("no password; allowed without a user only"),
     example: "\"/run/secrets/tidegate-etcd\"",
+};
+
+pub(super) static CA_FILE: Key = Key {
+    name: "ca_file",
+    doc: "A PEM file with the authorities that etcd's certificate is to be signed by; for https:// endpoints, which need it. \
+          Read at the start, as are the other two.",
+    shape: Shape::Text { expected: "a file's path", pattern: "^.+$" },
+    absent: Absent::Means("no TLS"),
+    example: "\"/etc/tidegate/etcd-ca.pem\"",
+};
+
+pub(super) static CERT_FILE: Key = Key {
+    name: "cert_file",
+    doc: "A PEM file with the certificate that the controller shows to an etcd that asks for one; needs key_file and ca_file.",
+    shape: Shape::Text { expected: "a file's path", pattern: "^.+$" },
+    absent: Absent::Means("it shows none"),
+    example: "\"/etc/tidegate/controller.pem\"",
+};
+
+pub(super) static KEY_FILE: Key = Key {
+    name: "key_file",
+    doc: "A PEM file with that certificate's key.",
+    shape: Shape::Text { expected: "a file's path", pattern: "^.+$" },
+    absent: Absent::Means("no key; allowed without a cert_file only"),
+    example: "\"/run/secrets/controller-key.pem\"",
 };
 
 pub(super) static QUOTA_BYTES: Key = Key {

@@ -25,7 +25,8 @@ pub use error::{Mistake, Mistakes, Severity};
 pub use policy::policy;
 pub use reference::reference;
 pub use schema::schema;
-use section::{Document, Field, Section};
+use section::{Document, Field, Place, Section};
+use spec::Key;
 
 /// Largest file that is read: room for 10,000 tenants with every key.
 pub const FILE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -52,6 +53,17 @@ pub struct EtcdParams {
     pub endpoints: Vec<String>,
     /// Who the controller is to etcd, and the file that has the password.
     pub user: Option<(String, PathBuf)>,
+    /// For `https://` endpoints.
+    pub tls: Option<TlsFiles>,
+}
+
+/// PEM files for TLS with etcd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The authorities that etcd's certificate is to be signed by.
+    pub authorities: PathBuf,
+    /// A certificate of one's own, and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 impl EtcdParams {
@@ -173,27 +185,51 @@ fn keyspace(mut section: Section<'_>) -> Option<Keyspace> {
 fn etcd(mut section: Section<'_>) -> (EtcdParams, Option<u64>) {
     let items = section.take(&keys::ENDPOINTS).and_then(Field::items);
     let quota_bytes = section.take(&keys::QUOTA_BYTES).and_then(|field| field.number());
-    let said = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let user = section.take(&keys::USER).and_then(|field| Some((field.text(said)?, field.place)));
-    let file = section.take(&keys::PASSWORD_FILE).and_then(|field| Some((field.text(said)?, field.place)));
-    let user = match (user, file) {
-        (Some((user, _)), Some((file, _))) => Some((user, PathBuf::from(file))),
-        (Some((_, place)), None) => {
-            place.expected("a password_file beside it");
-            None
-        }
-        (None, Some((_, place))) => {
-            place.expected("a user beside it");
+    let user = pair(&mut section, [&keys::USER, &keys::PASSWORD_FILE]);
+    let authorities = said(&mut section, &keys::CA_FILE);
+    let identity = pair(&mut section, [&keys::CERT_FILE, &keys::KEY_FILE]);
+    section.end();
+    let tls = match (authorities, identity) {
+        (Some((file, _)), identity) => Some(TlsFiles {
+            authorities: PathBuf::from(file),
+            identity: identity.map(|(certificate, key, _)| (PathBuf::from(certificate), key)),
+        }),
+        (None, Some((_, _, place))) => {
+            place.expected("a ca_file beside it");
             None
         }
         (None, None) => None,
     };
-    section.end();
-    // etcd-client is built without TLS.
-    let url = |url: &str| is_http_url(url, false).then(|| url.to_owned());
+    let url = |url: &str| {
+        let is_tls = url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+        (is_http_url(url, true) && is_tls == tls.is_some()).then(|| url.to_owned())
+    };
     let endpoints = items.unwrap_or_default().iter().filter_map(|item| item.text(url)).collect();
+    let user = user.map(|(name, file, _)| (name, file));
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a million to 10^12")]
-    (EtcdParams { endpoints, user }, quota_bytes.map(|bytes| bytes as u64))
+    (EtcdParams { endpoints, user, tls }, quota_bytes.map(|bytes| bytes as u64))
+}
+
+/// What a key says, and where.
+fn said<'a>(section: &mut Section<'a>, key: &'static Key) -> Option<(String, Place<'a>)> {
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    section.take(key).and_then(|field| Some((field.text(text)?, field.place)))
+}
+
+/// A text and the file that belongs to it: both, or neither.
+fn pair<'a>(section: &mut Section<'a>, keys: [&'static Key; 2]) -> Option<(String, PathBuf, Place<'a>)> {
+    match keys.map(|key| said(section, key)) {
+        [Some((text, place)), Some((file, _))] => Some((text, PathBuf::from(file), place)),
+        [Some((_, place)), None] => {
+            place.expected(&format!("a {} beside it", keys[1].name));
+            None
+        }
+        [None, Some((_, place))] => {
+            place.expected(&format!("a {} beside it", keys[0].name));
+            None
+        }
+        [None, None] => None,
+    }
 }
 
 /// A URL of a server: a scheme, a host, no credentials, no query, no fragment.

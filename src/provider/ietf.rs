@@ -306,7 +306,7 @@ fn push(
         Subject::Unit(unit) => {
             let meter = Meter { unit, window: place.window };
             let sent_at = received_at.sent_at;
-            seen.add(MeterReading { meter, sent_at, limit, remaining, level: remaining, reset: place.reset });
+            seen.add_tightest(MeterReading { meter, sent_at, limit, remaining, level: remaining, reset: place.reset });
         }
         Subject::Other(what) => {
             seen.others.push(OtherReading {

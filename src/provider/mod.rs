@@ -162,6 +162,17 @@ struct Seen<'o> {
 }
 
 impl Seen<'_> {
+    /// Of several policies over one meter the one with least left counts: it is the one that refuses first.
+    fn add_tightest(&mut self, reading: MeterReading) {
+        let Some(known) = self.readings.iter_mut().find(|known| known.meter == reading.meter) else {
+            return self.readings.push(reading);
+        };
+        let left = |reading: &MeterReading| reading.remaining.or(reading.limit).unwrap_or(f64::INFINITY);
+        if left(&reading) < left(known) {
+            *known = reading;
+        }
+    }
+
     /// Two names of one meter are read once: the first stands.
     fn add(&mut self, reading: MeterReading) {
         if self.readings.iter().all(|known| known.meter != reading.meter) {
@@ -344,6 +355,11 @@ impl Observation {
     fn throttled(self, exhausted: Vec<Meter>) -> Self {
         let ending = Ending::Throttled(kind_of(&exhausted));
         Self { class: Class::Throttled, ending, exhausted, ..self }
+    }
+
+    /// By a limit that none of our meters counts.
+    fn throttled_elsewhere(self) -> Self {
+        Self { class: Class::Throttled, ending: Ending::Ignored, exhausted: Vec::new(), ..self }
     }
 
     fn throttled_for(self, kind: ThrottleKind) -> Self {

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::{Dialect, Observation, Refill, ResetMeaning, Semantics, ToldWait};
+use super::{Class, Dialect, Observation, Refill, ResetMeaning, Semantics, ToldWait};
 use crate::observation::{Ending, MeterReading, ThrottleKind};
 use crate::quota::{Cost, Meter};
 
@@ -76,9 +76,15 @@ impl Semantics {
     #[must_use]
     pub fn told_wait(&self, observation: &Observation, cost: &Cost) -> Option<Duration> {
         match observation.ending {
+            // A limit on what none of our meters counts says when to come back all the same.
+            Ending::Ignored if observation.class == Class::Throttled => observation.retry_after,
             Ending::Succeeded | Ending::Ignored => None,
             Ending::Throttled(ThrottleKind::Overload) => observation.retry_after,
-            Ending::Throttled(_) if observation.exhausted.is_empty() => observation.retry_after,
+            Ending::Throttled(_) if observation.exhausted.is_empty() => {
+                let resets = observation.readings.iter().filter_map(|reading| reading.reset);
+                let when_to_retry = || resets.max().filter(|_| self.reset == ResetMeaning::WhenToRetry);
+                observation.retry_after.or_else(when_to_retry).filter(|wait| !wait.is_zero())
+            }
             Ending::Throttled(_) => {
                 let waits = observation.exhausted.iter().filter_map(|meter| self.known_wait(observation, *meter, cost));
                 waits.max().filter(|wait| !wait.is_zero())
@@ -91,7 +97,10 @@ impl Semantics {
             let reading = observation.readings.iter().find(|reading| reading.meter == meter)?;
             let told = match (self.reset, self.refill) {
                 // A window that has been filled again holds nobody back, however much the request needs.
-                (ResetMeaning::WhenToRetry, _) | (_, Refill::FixedWindow) => reading.reset,
+                // Rounded down to nothing, it is less than a whole grain.
+                (ResetMeaning::WhenToRetry, _) | (_, Refill::FixedWindow) => reading.reset.map(|reset| {
+                    if reset.is_zero() && self.reset_grain > HOLD_UNTOLD { self.reset_grain } else { reset }
+                }),
                 (_, Refill::Continuous) => None,
             };
             told.or_else(|| self.time_to_fit(reading, cost))

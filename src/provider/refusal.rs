@@ -313,8 +313,8 @@ pub(super) fn refine(row: &Row, seen: Observation, body: &[u8]) -> Observation {
             let exhausted = meters(&row.semantics, &seen, unit, window);
             seen.throttled(exhausted)
         }
-        // Whatever the head showed spent, this was another's limit.
-        None if told.of_others() => seen.throttled(Vec::new()),
+        // Whatever the head showed spent, this was another's limit: no meter of ours is to be held for it, or lowered.
+        None if told.of_others() => seen.throttled_elsewhere(),
         None => seen,
     }
     .until_the_day_ends(&row.semantics)

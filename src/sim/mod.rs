@@ -11,5 +11,5 @@ pub mod lossy;
 pub mod process;
 pub mod seat;
 
-pub use etcd::Etcd;
+pub use etcd::{Etcd, EtcdServerTls, EtcdSetup};
 pub use seat::Seat;

@@ -8,14 +8,16 @@
 //! for that was not done, so it is repeated whatever it was.
 
 use std::future::Future;
+use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions, KeyValue, PutOptions, TxnOp,
-    TxnOpResponse, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions, Identity, KeyValue,
+    PutOptions, TlsOptions, TxnOp, TxnOpResponse, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream,
 };
 use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
@@ -30,6 +32,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const PAGE: i64 = 1_000;
 /// The largest message taken; gRPC's own 4 MiB are less than the first pages of a few full prefixes.
 const MESSAGE_MAX: usize = 64 << 20;
+/// The largest file of certificates: the authorities of a whole operating system take a quarter of it.
+const PEM_BYTES_MAX: u64 = 1 << 20;
+const PEM_BEGINS: &[u8] = b"-----BEGIN ";
 
 /// Who one is to etcd.
 #[derive(Clone, PartialEq, Eq)]
@@ -47,6 +52,70 @@ impl std::fmt::Debug for EtcdUser {
     }
 }
 
+/// How one speaks TLS to etcd. Held as read: files that change are read at the next start.
+#[derive(Clone)]
+pub struct EtcdTls {
+    options: TlsOptions,
+}
+
+impl std::fmt::Debug for EtcdTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A key is nobody's business.
+        f.debug_struct("EtcdTls").finish_non_exhaustive()
+    }
+}
+
+impl EtcdTls {
+    /// Trusts what these authorities have signed: PEM, one certificate or several.
+    #[must_use]
+    pub fn new(authorities_pem: impl AsRef<[u8]>) -> Self {
+        Self { options: TlsOptions::new().ca_certificate(Certificate::from_pem(authorities_pem)) }
+    }
+
+    /// The same from files: the authorities', and those of a certificate of one's own and its key.
+    ///
+    /// # Errors
+    /// [`StoreError::File`].
+    pub fn from_files(authorities: &Path, identity: Option<(&Path, &Path)>) -> Result<Self, StoreError> {
+        let tls = Self::new(pem(authorities)?);
+        match identity {
+            Some((certificate, key)) => Ok(tls.with_identity(pem(certificate)?, pem(key)?)),
+            None => Ok(tls),
+        }
+    }
+
+    /// Shows this certificate (PEM, with those that lead to its authority) to an etcd that asks for one.
+    #[must_use]
+    pub fn with_identity(self, certificate_pem: impl AsRef<[u8]>, key_pem: impl AsRef<[u8]>) -> Self {
+        Self { options: self.options.identity(Identity::from_pem(certificate_pem, key_pem)) }
+    }
+}
+
+/// A file of certificates, or of a key.
+fn pem(file: &Path) -> Result<Vec<u8>, StoreError> {
+    let unread = |detail: String| StoreError::File { file: file.display().to_string(), detail };
+    let mut bytes = Vec::new();
+    let opened = std::fs::File::open(file).map_err(|error| unread(error.to_string()))?;
+    opened.take(PEM_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| unread(error.to_string()))?;
+    if bytes.len() as u64 > PEM_BYTES_MAX {
+        return Err(unread(format!("more than {PEM_BYTES_MAX} bytes")));
+    }
+    if !bytes.windows(PEM_BEGINS.len()).any(|window| window == PEM_BEGINS) {
+        return Err(unread("nothing in it begins as PEM does".into()));
+    }
+    Ok(bytes)
+}
+
+/// How one is known to etcd, and etcd to one.
+#[derive(Debug, Clone, Default)]
+pub struct EtcdAccess {
+    /// For an etcd with authentication on. Name and password are sent as they are: without TLS, over networks that nobody else
+    /// reads.
+    pub user: Option<EtcdUser>,
+    /// For endpoints that begin with `https://`, and for no others.
+    pub tls: Option<EtcdTls>,
+}
+
 /// A store in etcd. A clone shares the connections.
 #[derive(Clone)]
 pub struct EtcdStore {
@@ -55,7 +124,7 @@ pub struct EtcdStore {
 
 struct Shared {
     nodes: Vec<Node>,
-    user: Option<EtcdUser>,
+    access: EtcdAccess,
     /// Held by the one who signs in: etcd takes long over a password.
     signing_in: tokio::sync::Mutex<()>,
     /// The node that answered last, or the one after the one that did not.
@@ -89,50 +158,59 @@ impl EtcdStore {
     /// # Errors
     /// [`StoreError::NoEndpoints`] and [`StoreError::Endpoint`].
     pub async fn connect(endpoints: &[String]) -> Result<Self, StoreError> {
-        Self::connect_as(endpoints, None).await
+        Self::connect_with(endpoints, EtcdAccess::default()).await
     }
 
-    /// The same as a user, for an etcd with authentication on. Its name and password are sent as they are: without TLS, over
-    /// networks that nobody else reads.
+    /// The same with a user, or over TLS, or both; then each endpoint is `https://host:port`.
     ///
     /// # Errors
-    /// As of [`EtcdStore::connect`]; a wrong password is told by the first call.
-    pub async fn connect_as(endpoints: &[String], user: Option<EtcdUser>) -> Result<Self, StoreError> {
+    /// As of [`EtcdStore::connect`], a certificate that cannot be read among them. A wrong password or authority is told by the
+    /// first call.
+    pub async fn connect_with(endpoints: &[String], access: EtcdAccess) -> Result<Self, StoreError> {
         if endpoints.is_empty() {
             return Err(StoreError::NoEndpoints);
         }
         let mut nodes = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
-            let endpoint = valid_endpoint(endpoint)?;
-            let client = Mutex::new(lazy_client(&endpoint).await?);
+            let endpoint = valid_endpoint(endpoint, access.tls.is_some())?;
+            let client = Mutex::new(lazy_client(&endpoint, access.tls.as_ref()).await?);
             nodes.push(Node { endpoint, client });
         }
         let endpoints = nodes.iter().map(|node| node.endpoint.as_str()).collect::<Vec<_>>().join(", ");
         let (signing_in, current, listed) = (tokio::sync::Mutex::new(()), AtomicUsize::new(0), AtomicU64::new(0));
-        Ok(Self { shared: Arc::new(Shared { nodes, user, signing_in, current, listed, endpoints }) })
+        Ok(Self { shared: Arc::new(Shared { nodes, access, signing_in, current, listed, endpoints }) })
     }
 }
 
-fn valid_endpoint(endpoint: &str) -> Result<String, StoreError> {
-    let wrong = |detail: &str| StoreError::Endpoint { endpoint: endpoint.to_owned(), detail: detail.to_owned() };
-    let uri: http::Uri = endpoint.parse().map_err(|_| wrong("not a URL; expected http://host:port"))?;
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") => return Err(wrong("TLS is not supported; expected http://host:port")),
-        _ => return Err(wrong("expected http://host:port")),
+fn valid_endpoint(endpoint: &str, tls: bool) -> Result<String, StoreError> {
+    let wrong = |detail: String| StoreError::Endpoint { endpoint: endpoint.to_owned(), detail };
+    let scheme = if tls { "https" } else { "http" };
+    let uri: http::Uri = endpoint.parse().map_err(|_| wrong(format!("not a URL; expected {scheme}://host:port")))?;
+    match (uri.scheme_str(), tls) {
+        (Some("http"), false) | (Some("https"), true) => {}
+        (Some("https"), false) => return Err(wrong("TLS needs the authority that signed etcd's certificate".into())),
+        (Some("http"), true) => return Err(wrong("would go without TLS; expected https://host:port".into())),
+        _ => return Err(wrong(format!("expected {scheme}://host:port"))),
     }
     let plain = uri.path() == "/"
         && uri.query().is_none()
         && uri.authority().is_some_and(|a| !a.as_str().contains('@') && !a.host().is_empty());
-    if plain { Ok(endpoint.trim_end_matches('/').to_owned()) } else { Err(wrong("expected http://host:port alone")) }
+    if plain {
+        Ok(endpoint.trim_end_matches('/').to_owned())
+    } else {
+        Err(wrong(format!("expected {scheme}://host:port alone")))
+    }
 }
 
-async fn lazy_client(endpoint: &str) -> Result<Client, StoreError> {
+async fn lazy_client(endpoint: &str, tls: Option<&EtcdTls>) -> Result<Client, StoreError> {
     // A member cut off from its cluster still answers; requiring a leader makes it say so instead.
-    let options = ConnectOptions::new().with_connect_timeout(CONNECT_TIMEOUT).with_require_leader(true);
+    let mut options = ConnectOptions::new().with_connect_timeout(CONNECT_TIMEOUT).with_require_leader(true);
+    if let Some(EtcdTls { options: tls }) = tls {
+        options = options.with_tls(tls.clone());
+    }
     Client::connect([endpoint], Some(options))
         .await
-        .map_err(|error| StoreError::Endpoint { endpoint: endpoint.to_owned(), detail: error.to_string() })
+        .map_err(|error| StoreError::Endpoint { endpoint: endpoint.to_owned(), detail: root_cause(&error) })
 }
 
 impl Shared {
@@ -158,7 +236,7 @@ impl Shared {
             }
             if late {
                 // The connection may be to a host that is no more; TCP would take minutes to notice.
-                if let Ok(fresh) = lazy_client(&node.endpoint).await {
+                if let Ok(fresh) = lazy_client(&node.endpoint, self.access.tls.as_ref()).await {
                     *node.client.lock() = fresh;
                 }
             }
@@ -185,7 +263,7 @@ impl Shared {
             // Of many kinds of calls this is the largest part of each one, and none is so frequent that the heap matters.
             let answer = Box::pin(call(client.clone())).await;
             let refused = !signed && answer.as_ref().is_err_and(is_unknown);
-            let Some(user) = self.user.as_ref().filter(|_| refused) else { return answer };
+            let Some(user) = self.access.user.as_ref().filter(|_| refused) else { return answer };
             if alone.is_none() {
                 // Another may have signed in before it is our turn: asked again first.
                 alone = Some(self.signing_in.lock().await);

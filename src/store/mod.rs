@@ -42,7 +42,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-pub use etcd::{EtcdStore, EtcdUser};
+pub use etcd::{EtcdAccess, EtcdStore, EtcdTls, EtcdUser};
 pub use kv::Kv;
 pub use memory::MemoryStore;
 
@@ -191,6 +191,14 @@ pub enum StoreError {
     Endpoint {
         /// The endpoint as written.
         endpoint: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A file of certificates, or of a key, that cannot be used.
+    #[error("{file}: {detail}; expected certificates or a key as PEM")]
+    File {
+        /// Its path.
+        file: String,
         /// What is wrong with it.
         detail: String,
     },

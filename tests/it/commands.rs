@@ -110,14 +110,14 @@ const WRONG: &[(&str, &str, &[&str])] = &[
         ],
     ),
     (
-        "an address off loopback, and etcd with TLS",
+        "an address off loopback, and TLS without an authority",
         "[controller]\nlisten = \"0.0.0.0:7676\"\n[etcd]\nendpoints = [\"https://etcd:2379\"]\n[pools.a]\n\
          dialect = \"openai\"\ncapacity = { \"requests/minute\" = 600 }\n",
         &[
             "t.toml:2:10: controller.listen: found \"0.0.0.0:7676\", expected a loopback address: reports are not \
              authenticated yet, so whoever reaches this port could steer the limits",
-            "t.toml:4:14: etcd.endpoints: found \"https://etcd:2379\", expected an http:// URL of host and port, such \
-             as \"http://127.0.0.1:2379\" (no TLS in this build)",
+            "t.toml:4:14: etcd.endpoints: found \"https://etcd:2379\", expected a URL of host and port, such \
+             as \"http://127.0.0.1:2379\"; https:// with a ca_file, http:// without",
         ],
     ),
     (

@@ -80,7 +80,7 @@ fn the_reference_loads_and_each_of_its_values_is_read() {
     assert_eq!(config.controller.listen.to_string(), "127.0.0.1:7676");
     assert_eq!(config.controller.advertise_url.as_deref(), Some("http://127.0.0.1:7676"));
     assert_eq!(config.controller.keyspace, Keyspace::default());
-    assert_eq!(config.etcd.expect("has a table").endpoints, ["http://127.0.0.1:2379"]);
+    assert_eq!(config.etcd.expect("has a table").endpoints, ["https://127.0.0.1:2379"]);
     let pool = &config.controller.pools[0];
     assert_eq!((pool.id.as_str(), pool.dialect, pool.concurrency), ("openai-gpt4o", Dialect::OpenAi, Some(64)));
     assert_eq!(pool.capacity[&Meter::TOKENS_PER_MINUTE], Rate { rate: 150_000.0, burst: 30_000.0 });
@@ -398,7 +398,8 @@ fn urls_and_prefixes_are_checked() {
         "t.toml:5:10: keys.prefix: found \"tidegate/\", expected an absolute path of 2–128 printable ASCII characters without \
          a trailing slash, such as \"/tidegate/v1\""
     );
-    let expected = "expected an http:// URL of host and port, such as \"http://127.0.0.1:2379\" (no TLS in this build)";
+    let expected =
+        "expected a URL of host and port, such as \"http://127.0.0.1:2379\"; https:// with a ca_file, http:// without";
     assert_eq!(
         mistakes(&format!(
             "{POOL}[etcd]\nendpoints = [\n  \"http://127.0.0.1:2379\",\n  \"https://b:2379\",\n  7,\n]\n"
@@ -412,7 +413,7 @@ fn urls_and_prefixes_are_checked() {
     assert_eq!(
         after_pool("[etcd]\n"),
         format!(
-            "t.toml:4:1: etcd: \"endpoints\" is missing, {expected}, such as endpoints = [\"http://127.0.0.1:2379\"]"
+            "t.toml:4:1: etcd: \"endpoints\" is missing, {expected}, such as endpoints = [\"https://127.0.0.1:2379\"]"
         )
     );
     assert_eq!(after_pool("[etcd]\nendpoints = []\n"), format!("t.toml:5:13: etcd.endpoints: found [], {expected}"));

@@ -11,7 +11,7 @@ use tidegate::plan::Stamp;
 use tidegate::plan::keyspace::{Key, Keyspace};
 use tidegate::provider::Dialect;
 use tidegate::sim::Etcd;
-use tidegate::store::{EtcdStore, EtcdUser, Select, Source, Store, StoreError, Txn};
+use tidegate::store::{EtcdAccess, EtcdStore, EtcdUser, Select, Source, Store, StoreError, Txn};
 use tidegate::telemetry::Telemetry;
 
 use super::by_hand::{grantee, target};
@@ -43,7 +43,11 @@ fn user(role: &str, password: &str) -> EtcdUser {
 }
 
 async fn store(etcd: &Etcd, user: Option<EtcdUser>) -> Arc<EtcdStore> {
-    Arc::new(EtcdStore::connect_as(&[etcd.endpoint().to_owned()], user).await.expect("an endpoint"))
+    Arc::new(
+        EtcdStore::connect_with(&[etcd.endpoint().to_owned()], EtcdAccess { user, tls: None })
+            .await
+            .expect("an endpoint"),
+    )
 }
 
 /// A controller as its role, its password in a file as its configuration has it.

@@ -24,6 +24,8 @@ mod demo;
 mod emulated;
 mod emulator;
 mod etcd_auth;
+mod etcd_faults;
+mod etcd_tls;
 mod examples;
 mod fallback;
 mod fuzz;

@@ -403,7 +403,7 @@ fn the_body_tells_what_a_429_is_about() {
         ("requests", limited, "Slow.", throttled(ThrottleKind::Requests), &[RPM], None),
         ("tokens_usage_based", limited, "", throttled(ThrottleKind::Tokens), &[TPM], None),
         ("requests", limited, by_day, throttled(ThrottleKind::Daily), &[RPD], Some(ms(432_000))),
-        ("input-images", limited, "", throttled(ThrottleKind::Unknown), &[], None),
+        ("input-images", limited, "", ignored, &[], None),
         ("slow_down", "", "", throttled(ThrottleKind::Unknown), &[], None),
         ("requests", "slow_down", "", throttled(ThrottleKind::Unknown), &[], None),
         ("tokens", limited, too_large, ignored, &[], None),

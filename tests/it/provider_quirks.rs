@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidegate::observation::{Ending, ThrottleKind};
+use tidegate::observation::Ending;
 use tidegate::provider::{Class, Dialect, Head, Observation, Reason, reflex};
 use tidegate::quota::{Cost, Meter, Unit, Window};
 
@@ -73,6 +73,36 @@ fn a_reset_that_tells_when_to_retry_is_waited_for() {
 }
 
 #[test]
+fn a_refusal_that_names_no_meter_waits_for_a_reset_that_tells_when_to_retry() {
+    let pairs = [("x-ratelimit-limit", "10"), ("x-ratelimit-remaining", "5"), ("x-ratelimit-reset", "2")];
+    let told = |dialect: Dialect| {
+        let seen = read(dialect, 429, &pairs);
+        assert!(seen.exhausted.is_empty(), "{dialect}: {:?}", seen.exhausted);
+        dialect.semantics().told_wait(&seen, &Cost::request(1, 0))
+    };
+    assert_eq!(told(Dialect::Together), Some(Duration::from_secs(2)));
+    assert_eq!(told(Dialect::Bare), None, "when a window ends that has room is nothing to wait for");
+}
+
+#[test]
+fn a_window_that_ends_within_the_second_is_waited_for_by_a_second() {
+    let pairs = [("x-ratelimit-limit", "60"), ("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "0")];
+    let seen = read(Dialect::Bare, 429, &pairs);
+    assert_eq!(holds(Dialect::Bare, &seen, &Cost::request(1, 0)), [(RPM, 1.0)]);
+}
+
+#[test]
+fn of_two_policies_over_one_meter_the_one_with_less_left_counts() {
+    let pairs = [
+        ("ratelimit-policy", "\"key\";q=1000;w=60, \"model\";q=100;w=60"),
+        ("ratelimit", "\"key\";r=900;t=5, \"model\";r=3;t=9"),
+    ];
+    let seen = read(Dialect::Ietf, 200, &pairs);
+    let told: Vec<_> = seen.readings.iter().map(|reading| (reading.meter, reading.limit, reading.remaining)).collect();
+    assert_eq!(told, [(RPM, Some(100.0), Some(3.0))]);
+}
+
+#[test]
 fn azures_refusal_is_of_the_window_that_its_renewal_period_tells() {
     let pairs = [
         ("x-ratelimit-limit-requests", "10"),
@@ -128,12 +158,12 @@ fn limits_on_images_and_audio_are_charged_to_no_meter_of_ours() {
             r#"{{"error":{{"type":"{kind}","code":"rate_limit_exceeded","message":"Rate limit reached for m on {what}: Limit 5, Used 5, Requested 1. Please try again in 12s."}}}}"#
         );
         let seen = observe(Dialect::OpenAi, &pairs, &body);
-        assert_eq!(
-            (seen.ending, seen.exhausted.as_slice()),
-            (Ending::Throttled(ThrottleKind::Unknown), [].as_slice()),
-            "{what}"
-        );
+        // Text that waits for images to be allowed again, or is lowered for them, would be held back for nothing.
+        assert_eq!((seen.class, seen.ending), (Class::Throttled, Ending::Ignored), "{what}");
+        assert!(seen.exhausted.is_empty() && holds(Dialect::OpenAi, &seen, &Cost::request(1, 0)).is_empty(), "{what}");
         assert_eq!(seen.retry_after, Some(Duration::from_secs(12)));
+        let told = Dialect::OpenAi.semantics().told_wait(&seen, &Cost::request(1, 0));
+        assert_eq!(told, Some(Duration::from_secs(12)), "whoever sent images knows when to come back");
     }
 }
 

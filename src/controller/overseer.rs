@@ -28,7 +28,7 @@ pub(super) struct Overseer {
     policies: Policies,
     /// Pools that are gone, whose records are to be taken away.
     leaving: BTreeSet<PoolId>,
-    /// Where the order of their records stood.
+    /// Where the order of their records stood, of those too that have been taken away.
     epochs: BTreeMap<PoolId, u64>,
     restored: bool,
     /// The revision of each override that a status was written for.
@@ -164,7 +164,11 @@ impl Overseer {
                 info!(pool = %params.id, mode = params.mode.as_str(), "a pool by its policy");
                 let (id, left) = (params.id.clone(), left.remove(&params.id).unwrap_or_default());
                 let mut planner = PoolPlanner::new(params, term, left.grants, left.pulse.as_ref(), now);
-                planner.outbox_mut().go_on_behind(self.epochs.get(&id).copied().unwrap_or(0));
+                if let Some(epoch) = self.epochs.get(&id) {
+                    // Members may hold what they were given before it went.
+                    planner.outbox_mut().go_on_behind(*epoch);
+                    planner.learn(now);
+                }
                 left.overrides.into_iter().for_each(|(target, last)| planner.overrides_mut().restore(target, last));
                 self.leaving.remove(&id);
                 leading.desk.with_office(|office| office.pools.insert(id, planner));
@@ -190,7 +194,9 @@ impl Overseer {
         let selects: Vec<Select> = self.leaving.iter().flat_map(of).collect();
         let left = leading.store.list(&selects).await?.entries;
         leading.publisher(term).remove(left.into_iter().map(|entry| entry.key).collect()).await?;
-        self.leaving.clear();
+        for pool in std::mem::take(&mut self.leaving) {
+            self.epochs.entry(pool).or_default();
+        }
         Ok(())
     }
 

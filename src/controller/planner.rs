@@ -61,6 +61,12 @@ pub struct PoolPlanner {
     urgent: bool,
 }
 
+/// When the last lease has run out that another leader gave: one whose own was taken from it answers on for as long as it thinks
+/// it fresh.
+fn learned(now: MonoTime) -> MonoTime {
+    now + LEASE_FRESH_FOR + SHARE_VALID
+}
+
 impl PoolPlanner {
     /// A planner for a new term, from the grants and the last pulse that an earlier leader left.
     #[must_use]
@@ -72,8 +78,7 @@ impl PoolPlanner {
         now: MonoTime,
     ) -> Self {
         // Nobody can hold a lease from an earlier leader when no leader ever granted anything.
-        // Until then: one whose lease was taken from it answers on for as long as it thinks its lease fresh.
-        let learning_until = (!left.is_empty()).then(|| now + LEASE_FRESH_FOR + SHARE_VALID);
+        let learning_until = (!left.is_empty()).then(|| learned(now));
         let laws = params
             .capacity
             .iter()
@@ -99,6 +104,11 @@ impl PoolPlanner {
             present: 0,
             urgent: false,
         }
+    }
+
+    /// Members may hold leases that it did not give: nobody gets more than it has until these have run out.
+    pub fn learn(&mut self, now: MonoTime) {
+        self.learning_until = Some(learned(now));
     }
 
     /// The overrides, to be kept up to date by the loop.

@@ -197,12 +197,14 @@ struct Court {
     kv: Kv,
     clock: Arc<ManualClock>,
     counter: Counter,
+    /// Which one members use.
+    pool: PoolId,
 }
 
 impl Court {
     fn new() -> Self {
         let clock = Arc::new(ManualClock::at(MonoTime::from_millis(3_600_000)));
-        Self { kv: Kv::new(1), clock, counter: Counter::default() }
+        Self { kv: Kv::new(1), clock, counter: Counter::default(), pool: pool() }
     }
 
     fn controller(&self, who: usize) -> Arc<Leading> {
@@ -247,17 +249,17 @@ impl Court {
 
     /// A member that uses a tenant.
     fn member(&self, name: &str) -> Arc<Core> {
-        let pools = vec![PoolParams::new(pool(), Dialect::OpenAi)];
+        let pools = vec![PoolParams::new(self.pool.clone(), Dialect::OpenAi)];
         let params = ClientParams { instance: name.to_owned(), ..ClientParams::new(pools) };
         let core = Core::new(&params, "boot".to_owned(), 0.5, self.clock.clone(), Arc::new(Telemetry::new()));
         core.on_list(&self.kv.list(&[Select::Prefix("/".to_owned())]).expect("lists"));
-        drop(core.pool(&pool()).expect("its pool").try_admit(&tenant("acme"), Cost::request(1, 1)));
+        drop(core.pool(&self.pool).expect("its pool").try_admit(&tenant("acme"), Cost::request(1, 1)));
         core
     }
 
     fn share(&self, core: &Core) -> f64 {
         let now = self.clock.now();
-        core.with_views(|views| views[&pool()].share_at(&grantee("acme"), now).map_or(0.0, |share| share.share))
+        core.with_views(|views| views[&self.pool].share_at(&grantee("acme"), now).map_or(0.0, |share| share.share))
     }
 }
 
@@ -343,4 +345,33 @@ fn what_is_left_of_a_pool_that_is_gone_is_taken_away_by_the_next_leader() {
     let (_, reign) = court.win(&new);
     court.turn(&new, &mut Some(reign)).expect("leads");
     assert_eq!(left(&court), 0, "{:?}", court.keys());
+}
+
+/// A pool's policy is taken away and put again, and a member still has the whole of a tenant: it was given to another at once.
+#[test]
+fn a_pool_that_comes_back_gives_nobody_what_another_still_has() {
+    let mut court = Court { pool: "guest".parse().expect("valid"), ..Court::new() };
+    let policy = Keyspace::default().key(&Key::Policy(court.pool.clone()));
+    let record = br#"{"dialect":"openai","capacity":{"requests/minute":600},"tenants":{"acme":{}}}"#;
+    let put = || Txn::put(policy.clone(), record.to_vec());
+    court.kv.commit(put(), Duration::ZERO).expect("puts");
+    let leading = court.controller(0);
+    let (won, reign) = court.win(&leading);
+    let mut reign = Some(reign);
+    court.turn(&leading, &mut reign).expect("leads");
+    let (one, other) = (court.member("one"), court.member("other"));
+    report(&one, &leading);
+    assert!(court.share(&one) > 0.9, "{}", court.share(&one));
+    court.kv.commit(Txn::delete(policy.clone()), Duration::ZERO).expect("deletes");
+    court.turn(&leading, &mut reign).expect("leads");
+    court.kv.commit(put(), Duration::ZERO).expect("puts");
+    for _ in 0..32 {
+        court.keep(&leading, won);
+        court.turn(&leading, &mut reign).expect("leads");
+        report(&other, &leading);
+        let shares = [court.share(&one), court.share(&other)];
+        assert!(shares.iter().sum::<f64>() <= 1.0 + 1e-9, "{shares:?}");
+        court.clock.advance(Duration::from_millis(250));
+    }
+    assert!(court.share(&other) > 0.9, "{}", court.share(&other));
 }

@@ -305,13 +305,23 @@ impl Truth {
                     continue;
                 };
                 let had = known.overrides.remove(&key);
-                if has.is_none() && had.is_some() && self.standing(pool, target).is_err() {
+                if has.is_none() && had.is_some() && self.is_mistyped_over_a_good_one(pool, target) {
                     return Err(format!("a malformed record has taken the last good override of {pool}/{target} away"));
                 }
                 known.overrides.extend(has.map(|has| (key, has)));
             }
             Ok(())
         })
+    }
+
+    /// Whether what stands is malformed, and no record was taken away before it since the last good one.
+    fn is_mistyped_over_a_good_one(&self, pool: &PoolId, target: &Target) -> bool {
+        let history = self.overrides.get(&(pool.clone(), target.clone())).map(Vec::as_slice).unwrap_or_default();
+        let is_good = |value: &[u8]| Override::parse(value, target).is_ok();
+        let malformed = |value: &&Option<Vec<u8>>| value.as_deref().is_some_and(|value| !is_good(value));
+        let mut newest_first = history.iter().rev().map(|(_, _, value)| value);
+        newest_first.clone().next().is_some_and(|newest| malformed(&newest))
+            && newest_first.find(|value| !malformed(value)).is_some_and(Option::is_some)
     }
 
     /// What a member enforces follows from a grant that was written, with overrides applied once.

@@ -305,7 +305,9 @@ impl LossyStore {
                     let now = since_zero(timeline.now());
                     let over = |lease: &LeaseId| self.kv.lease_ends(*lease).is_some_and(|end| end <= now);
                     let over: Vec<LeaseId> = self.kv.leases().into_iter().filter(over).collect();
-                    over.into_iter().for_each(|lease| self.kv.revoke(lease));
+                    for lease in over {
+                        self.kv.revoke(lease);
+                    }
                 }
                 self.written(timeline)
             }

@@ -277,11 +277,18 @@ impl Leading {
         info!(term, name = self.params.name, "leading");
         self.telemetry.set(Metric::Leader, &[], 1.0);
         self.telemetry.set(Metric::Term, &[], precise(term));
+        let ruled = !left.is_empty();
         let planner = |(id, params): (&PoolId, &PoolParams)| {
             let Left { grants, pulse, .. } = left.remove(id).unwrap_or_default();
             (id.clone(), PoolPlanner::new(params.clone(), term, grants, pulse.as_ref(), self.clock.now()))
         };
-        let pools = policies.in_force().into_iter().map(planner).collect();
+        let mut pools: BTreeMap<PoolId, PoolPlanner> = policies.in_force().into_iter().map(planner).collect();
+        if ruled {
+            // A pool of which nothing is left may have been taken away a moment ago, and have come back.
+            for pool in pools.values_mut() {
+                pool.learn(self.clock.now());
+            }
+        }
         self.desk.with_office(|office| office.pools = pools);
         Ok(Reign { term, overseer: Overseer::new(policies, leaving), upkeep: Upkeep::default() })
     }

@@ -59,6 +59,15 @@ fn a_bucket_starts_with_one_second_of_rate_and_refills_to_its_burst() {
 }
 
 #[test]
+fn nothing_is_admitted_a_moment_early_by_one_whom_nothing_has_refused_yet() {
+    for spent in 1..=3 {
+        let mut limiter = Limiter::new(&limits(&[(RPM, 1.0, 10.0, 10.0)]), ms(0));
+        let _sent: Vec<Reservation> = (0..spent).map(|n| admitted(&mut limiter, REQUEST, ms(n * 1_000))).collect();
+        assert_eq!(wait(&mut limiter, REQUEST, ms(spent * 1_000 - 1)), Some(ms(spent * 1_000)));
+    }
+}
+
+#[test]
 fn debt_is_paid_at_the_rate_and_a_refund_never_exceeds_the_burst() {
     let mut bucket = Bucket::new(2.0, 10.0, ms(0));
     bucket.take(8.0, ms(0));

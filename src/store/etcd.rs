@@ -188,7 +188,11 @@ fn valid_endpoint(endpoint: &str, tls: bool) -> Result<String, StoreError> {
     let uri: http::Uri = endpoint.parse().map_err(|_| wrong(format!("not a URL; expected {scheme}://host:port")))?;
     match (uri.scheme_str(), tls) {
         (Some("http"), false) | (Some("https"), true) => {}
-        (Some("https"), false) => return Err(wrong("TLS needs the authority that signed etcd's certificate".into())),
+        (Some("https"), false) => {
+            return Err(wrong(
+                "needs the authority that signed etcd's certificate: --etcd-ca, etcd.ca_file or EtcdTls".into(),
+            ));
+        }
         (Some("http"), true) => return Err(wrong("would go without TLS; expected https://host:port".into())),
         _ => return Err(wrong(format!("expected {scheme}://host:port"))),
     }

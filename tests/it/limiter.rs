@@ -8,7 +8,7 @@ use tidegate::limiter::{
     Alignment, Bound, Bucket, Counting, Decision, Denial, Hold, Limiter, Limits, MeterLimit, Reservation, Wait,
 };
 use tidegate::plan::Rate;
-use tidegate::quota::{Cost, Meter};
+use tidegate::quota::{Cost, Meter, Unit, Window};
 
 const RPM: Meter = Meter::REQUESTS_PER_MINUTE;
 const TPM: Meter = Meter::TOKENS_PER_MINUTE;
@@ -56,6 +56,15 @@ fn a_bucket_starts_with_one_second_of_rate_and_refills_to_its_burst() {
     assert_eq!(bucket.level_at(ms(1_500)), 5.0);
     assert_eq!(bucket.level_at(ms(60_000)), 10.0);
     assert_eq!(Bucket::new(20.0, 10.0, ms(0)).level_at(ms(0)), 10.0, "never above the burst");
+}
+
+#[test]
+fn nothing_is_admitted_a_moment_early_by_one_whom_nothing_has_refused_yet() {
+    for spent in 1..=3 {
+        let mut limiter = Limiter::new(&limits(&[(RPM, 1.0, 10.0, 10.0)]), ms(0));
+        let _sent: Vec<Reservation> = (0..spent).map(|n| admitted(&mut limiter, REQUEST, ms(n * 1_000))).collect();
+        assert_eq!(wait(&mut limiter, REQUEST, ms(spent * 1_000 - 1)), Some(ms(spent * 1_000)));
+    }
 }
 
 #[test]
@@ -485,4 +494,66 @@ fn two_limiters_decide_together_and_take_from_both_or_from_neither() {
     let refused = child.decide_both(&mut parent, &REQUEST, ms(0)).expect_err("the parent has none left");
     assert_eq!(refused, Denial::WaitUntil(Wait { at: Some(ms(500)), by: Bound::Meter(RPM) }));
     assert_eq!((child.level_at(RPM, ms(0)), parent.level_at(RPM, ms(0))), (Some(8.0), Some(0.0)));
+}
+
+#[test]
+fn of_more_meters_than_are_usual_each_can_be_the_one_that_refuses() {
+    let tokens = |unit: Unit, window: Window| Meter { unit, window };
+    let meters = [
+        RPM,
+        tokens(Unit::Requests, Window::Second),
+        TPM,
+        tokens(Unit::Tokens, Window::Day),
+        tokens(Unit::OutputTokens, Window::Minute),
+    ];
+    let cost = Cost::request(10, 5);
+    for tight in meters {
+        let per_s = |meter: Meter| if meter == tight { 1.5 * cost.of(meter.unit) } else { 1e6 };
+        let all = meters.map(|meter| (meter, per_s(meter), 1e6, 1e6));
+        let mut limiter = Limiter::new(&limits(&all), ms(0));
+        let _sent = admitted(&mut limiter, cost, ms(0));
+        let refused = ask(&mut limiter, cost, ms(1)).expect_err("spent");
+        assert!(matches!(refused, Denial::WaitUntil(Wait { by: Bound::Meter(by), .. }) if by == tight), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_window_of_another_length_begins_with_what_the_old_one_has_counted() {
+    let counted = |window: Window, counting: Counting| {
+        let meter = Meter { unit: Unit::Requests, window };
+        let limit = MeterLimit { rate: Rate { rate: 10.0, burst: 10.0 }, largest_request: 10.0, counting };
+        Limits { meters: BTreeMap::from([(meter, limit)]), ..Limits::default() }
+    };
+    for counting in [Counting::FixedWindow(Alignment::FirstUse), Counting::SlidingWindow, Counting::SlidingLog] {
+        let mut limiter = Limiter::new(&counted(Window::Minute, counting), ms(0));
+        let take = |limiter: &mut Limiter, now| (0..20).filter(|_| ask(limiter, REQUEST, now).is_ok()).count();
+        // Where one is new, others may have used the window.
+        assert_eq!(take(&mut limiter, ms(60_000)), 10, "{counting:?}");
+        limiter.retune(&counted(Window::Hour, counting), ms(61_000));
+        assert_eq!(take(&mut limiter, ms(62_000)), 0, "{counting:?}");
+    }
+}
+
+#[test]
+fn what_was_told_while_a_hold_ran_is_not_the_last_word_after_it() {
+    let mut limiter = Limiter::new(&limits(&[(TPM, 1.0, 100.0, 100.0)]), ms(0));
+    let cost = Cost::request(45, 0);
+    // 45 will be there at 44 s.
+    limiter.hold(&[Hold { meter: TPM, until: ms(40_000) }], ms(30_000));
+    assert_eq!(wait(&mut limiter, cost, ms(30_000)), Some(ms(44_000)));
+    // What was stored is let go slowly.
+    let later = wait(&mut limiter, cost, ms(42_000)).expect("it will be there");
+    assert!(later > ms(44_000), "{later:?}");
+}
+
+#[test]
+fn a_fixed_window_goes_slowly_too_after_a_hold() {
+    let counting = Counting::FixedWindow(Alignment::EndsAt(ms(60_000)));
+    let limit = MeterLimit { rate: Rate { rate: 60.0, burst: 60.0 }, largest_request: 60.0, counting };
+    let mut limiter = Limiter::new(&Limits { meters: BTreeMap::from([(RPM, limit)]), ..Limits::default() }, ms(0));
+    limiter.hold(&[Hold { meter: RPM, until: ms(10_000) }], ms(0));
+    let at_once = (0..60).filter(|_| ask(&mut limiter, REQUEST, ms(10_001)).is_ok()).count();
+    assert!(at_once <= 1, "{at_once} at once");
+    let sent = (11..60).filter(|s| ask(&mut limiter, REQUEST, ms(s * 1_000)).is_ok()).count();
+    assert!(sent > 40, "{sent} in time");
 }

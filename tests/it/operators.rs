@@ -230,7 +230,10 @@ fn wrong_input_is_told_in_a_line_and_nothing_is_asked_of_etcd() {
             &["override", "set", POOL, "a", "--set", "requests/60s=1", "--set", "requests/minute=2", "--reason", "r"],
             "a meter is given twice",
         ),
-        (&["override", "list", "--etcd", "https://x:1"], "TLS is not supported"),
+        (
+            &["override", "list", "--etcd", "https://x:1"],
+            "needs the authority that signed etcd's certificate: --etcd-ca",
+        ),
         (&["override", "list", "--prefix", "x/"], "key prefix \"x/\": expected an absolute path"),
         (&["override", "list", "--config", "no/such.toml"], "no/such.toml: cannot be read"),
         (&["audit", "--since", "yesterday"], "expected a span such as 30m"),

@@ -103,7 +103,7 @@ fn what_the_reader_refuses_in_one_place_the_schema_refuses_too() {
         also("[keys]\nprefix = \"/tidegate/\"\n"),
         also("[etcd]\n"),
         also("[etcd]\nendpoints = []\n"),
-        also("[etcd]\nendpoints = [\"https://b:2379\"]\n"),
+        also("[etcd]\nendpoints = [\"ftp://b:2379\"]\n"),
         also("[etcd]\nendpoints = [7]\n"),
     ] {
         assert!(Config::parse("t.toml", &text).is_err(), "the reader takes {text}");
@@ -117,6 +117,7 @@ fn what_the_reader_takes_the_schema_takes_too() {
     let also = |text: &str| format!("{POOL}{text}");
     for text in [
         POOL.to_owned(),
+        also("[etcd]\nendpoints = [\"https://b:2379\"]\nca_file = \"ca.pem\"\n"),
         pool("\"openai\"", "\"anthropic\""),
         pool("600", "0.001"),
         pool("600", "{ rate = 1e12, burst = 1 }"),

@@ -66,7 +66,7 @@ pub enum Duty {
 }
 
 /// What a trouble leaves to be mended.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub enum Mend {
     Weather(Of),
     Roads(usize),

@@ -80,7 +80,9 @@ impl Stage {
         let permits: Vec<_> =
             std::iter::from_fn(|| pool.try_admit(&tenant("acme"), Cost::request(1, 1)).ok()).take(1_000).collect();
         let admitted = permits.len();
-        permits.into_iter().for_each(|permit| permit.settle(Usage { input_tokens: 1, output_tokens: 1 }));
+        for permit in permits {
+            permit.settle(Usage { input_tokens: 1, output_tokens: 1 });
+        }
         admitted
     }
 }
@@ -157,12 +159,12 @@ fn a_restored_backup_that_has_overtaken_a_member_is_noticed() {
         stage.put(&Key::Pulse(pool()), &pulse(stamp(2, epoch)));
     }
     stage.list();
-    let (state, granted) = stage.core.with_views(|views| {
+    let (term, granted) = stage.core.with_views(|views| {
         let view = &views[&pool()];
         let granted = view.stamps().map(|(_, stamp)| stamp).collect::<Vec<_>>();
         (view.pulse().map(|pulse| pulse.stamp.term), granted)
     });
-    assert_eq!(state, Some(2), "the pulse of the restored store");
+    assert_eq!(term, Some(2), "the pulse of the restored store");
     assert_eq!(granted.len(), 1);
     assert_eq!(granted[0].term, 2);
     let reply = Reply { term: 2, epoch: 1, share_valid_ms: 5_000, next_report_ms: 250, shares: BTreeMap::new() };

@@ -136,6 +136,9 @@ impl Twin {
 /// An operator's record as it was written: bytes, good or not; `None` when it was taken away.
 type Written = (MonoTime, u64, Option<Vec<u8>>);
 
+/// Places granted, one grant after another, and until when each was.
+type Places = VecDeque<(u32, Option<MonoTime>)>;
+
 /// What the store was seen to hold.
 #[derive(Debug, Default)]
 pub struct Truth {
@@ -144,7 +147,7 @@ pub struct Truth {
     /// The newest stamp under each key, and since when.
     stamps: BTreeMap<String, (Stamp, MonoTime)>,
     /// The places granted, and until when; the last is granted now.
-    places: BTreeMap<(PoolId, Grantee), VecDeque<(u32, Option<MonoTime>)>>,
+    places: BTreeMap<(PoolId, Grantee), Places>,
     /// What operators wrote, in order.
     overrides: BTreeMap<(PoolId, Target), Vec<Written>>,
     /// And the last policy of each pool.

@@ -272,7 +272,7 @@ impl Member {
                 self.reopen_after = Duration::from_millis(100);
                 self.core.on_changes(&changes, revision);
                 self.retuned();
-                let keys: Vec<&str> = changes.iter().map(|change| change.key()).collect();
+                let keys: Vec<&str> = changes.iter().map(tidegate::store::Change::key).collect();
                 Some(Wish::Say(format!("is told of {} at revision {revision}", keys.join(", "))))
             }
             Ok(WatchEvent::Alive) => None,

@@ -31,12 +31,11 @@ fn run(seeds: std::ops::Range<u64>) -> Vec<Outcome> {
             if seed >= seeds.end {
                 return (done, None);
             }
-            match World::new(seed, false).run(STEPS) {
-                Ok(outcome) => done.push(outcome),
-                Err(_) => {
-                    next.store(seeds.end, Ordering::Relaxed);
-                    return (done, Some(seed));
-                }
+            if let Ok(outcome) = World::new(seed, false).run(STEPS) {
+                done.push(outcome);
+            } else {
+                next.store(seeds.end, Ordering::Relaxed);
+                return (done, Some(seed));
             }
         }
     };

@@ -419,8 +419,8 @@ impl World {
         let of = Of { kind, who, life: *life };
         *life += 1;
         let start = MonoTime::from_millis(3_600_000 + self.dice.number(0..1_000_000));
-        let ppm = self.dice.number(0..10_000) as i64 - 5_000;
-        let wall_off_ms = self.dice.number(0..400) as i64 - 200;
+        let ppm = self.dice.number(0..10_000).cast_signed() - 5_000;
+        let wall_off_ms = self.dice.number(0..400).cast_signed() - 200;
         (of, DriftingClock::new(self.timeline.time(), start, ppm, wall_off_ms))
     }
 

@@ -30,8 +30,7 @@ impl World {
         let choice = self.dice.number(0..9);
         let action = match (&target, choice) {
             (_, 0) | (Target::Capacity, 4..) => Action::Scale(self.dice.number(0..8) as f64 / 4.0),
-            (_, 1) => Action::Set(map(number)),
-            (Target::Capacity, _) => Action::Set(map(number)),
+            (_, 1) | (Target::Capacity, _) => Action::Set(map(number)),
             (_, 2) => Action::Floor(map(number)),
             (_, 3) => Action::Ceiling(map(number)),
             (_, 4) => Action::Freeze,

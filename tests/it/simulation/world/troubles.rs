@@ -61,7 +61,7 @@ impl World {
             15..=17 => self.controller_trouble(long),
             18 | 19 => self.member_trouble(long),
             20 => {
-                let off = self.dice.number(0..20_000) as i64 - 10_000;
+                let off = self.dice.number(0..20_000).cast_signed() - 10_000;
                 if let Some(member) = self.members.values().next() {
                     member.clock.set_wall_off(off);
                     let of = member.of;

@@ -167,8 +167,13 @@ impl Seen<'_> {
         let Some(known) = self.readings.iter_mut().find(|known| known.meter == reading.meter) else {
             return self.readings.push(reading);
         };
-        let left = |reading: &MeterReading| reading.remaining.or(reading.limit).unwrap_or(f64::INFINITY);
-        if left(&reading) < left(known) {
+        let tighter = match (reading.remaining, known.remaining) {
+            (Some(left), Some(known)) => left < known,
+            (None, None) => reading.limit < known.limit,
+            // What is left was measured; a limit alone was not.
+            (left, _) => left.is_some(),
+        };
+        if tighter {
             *known = reading;
         }
     }

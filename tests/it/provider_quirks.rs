@@ -100,6 +100,12 @@ fn of_two_policies_over_one_meter_the_one_with_less_left_counts() {
     let seen = read(Dialect::Ietf, 200, &pairs);
     let told: Vec<_> = seen.readings.iter().map(|reading| (reading.meter, reading.limit, reading.remaining)).collect();
     assert_eq!(told, [(RPM, Some(100.0), Some(3.0))]);
+    // A policy of which nothing is told but its limit takes no measured level away.
+    let pairs =
+        [("ratelimit-limit", "100, 50;w=60, 1000;w=3600"), ("ratelimit-remaining", "90"), ("ratelimit-reset", "7")];
+    let seen = read(Dialect::Ietf, 200, &pairs);
+    let minute = seen.readings.iter().find(|reading| reading.meter == RPM);
+    assert_eq!(minute.map(|reading| reading.remaining), Some(Some(90.0)), "{:?}", seen.readings);
 }
 
 #[test]

@@ -235,6 +235,9 @@ pub struct Unread {
     pub taken: Vec<String>,
 }
 
+/// What begins the names of APISIX's own limiter, which end with the name of one of its instances.
+const APISIX: &str = "x-ai-ratelimit-";
+
 /// Which of a head's headers no rule takes, when it is read by this dialect.
 #[must_use]
 pub fn unread(dialect: Dialect, head: &Head<'_>) -> Unread {
@@ -250,7 +253,8 @@ pub fn unread(dialect: Dialect, head: &Head<'_>) -> Unread {
         }
         // LiteLLM puts this before the headers that it passes on.
         let passed_on = name.strip_prefix("llm_provider-").unwrap_or(name);
-        let foreign = Dialect::ALL.into_iter().any(|other| takes(table::row(other), passed_on));
+        let foreign =
+            name.starts_with(APISIX) || Dialect::ALL.into_iter().any(|other| takes(table::row(other), passed_on));
         if foreign {
             unread.foreign.push(Missing { header: name.into(), reason: Reason::Foreign });
         } else {

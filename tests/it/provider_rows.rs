@@ -664,11 +664,13 @@ fn a_gateways_own_limiter_is_not_taken_for_the_providers() {
         ("x-ratelimit-limit", "100"),
         ("x-ratelimit-reset", "1769759896"),
         ("llm_provider-x-ratelimit-limit-requests", "5000"),
+        ("x-ai-ratelimit-remaining-east", "99"),
         ("acme-ratelimit-left", "7"),
     ];
     assert_eq!(detected(&pairs), Some(Dialect::OpenAi));
     let left = unread(Dialect::OpenAi, &Head { status: 200, headers: &map(&pairs) });
     let foreign: Vec<&str> = left.foreign.iter().map(|missing| missing.header.as_str()).collect();
-    assert_eq!(foreign, ["x-ratelimit-limit", "x-ratelimit-reset", "llm_provider-x-ratelimit-limit-requests"]);
+    let between = ["llm_provider-x-ratelimit-limit-requests", "x-ai-ratelimit-remaining-east"];
+    assert_eq!(foreign, [&["x-ratelimit-limit", "x-ratelimit-reset"][..], &between].concat());
     assert_eq!(left.unknown, ["acme-ratelimit-left"]);
 }

@@ -79,3 +79,16 @@ fn a_batch_request_that_had_to_step_out_of_the_parents_line_comes_back_to_its_pl
     assert!(matches!(ask(&small, &mut later, s(34)), Answer::Wait(_)));
     assert!(matches!(ask(&large, &mut batch, s(34)), Answer::Admitted(..)));
 }
+
+/// Few tokens are counted in 32 bits beside the level, and carried over when they are many.
+#[test]
+fn no_token_is_lost_or_counted_twice_where_many_are_reserved() {
+    let wide = Swap::new(PoolWide::new(MemberState::Active));
+    let gate = gate(None);
+    let costs = [3_000_000_000, 2_000_000_000, 5_000_000_000, 7].map(|tokens| Cost::request(tokens, 1));
+    for cost in costs.iter().chain(&[Cost { requests: 3, ..ONE }]) {
+        assert!(matches!(gate.decide(cost, Priority::Interactive, &wide, s(0)), Some(Ok(_))));
+    }
+    let reserved = gate.traffic().counters.reserved;
+    assert_eq!((reserved.input_tokens, reserved.output_tokens, reserved.requests), (10_000_000_007, 4, 7));
+}

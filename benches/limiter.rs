@@ -339,7 +339,7 @@ fn memory(goals: &mut Goals) {
         drop(pool.try_admit(id, COST).expect("ample"));
     }
     let used = each(ALLOCATED.current_usage());
-    // A hundred thousand are to fit into 64 MiB. One that has been idle for a while is no more than declared again.
+    // A hundred thousand are to fit into 64 MiB. One that has been idle for a while is declared again, with what was stored.
     goals.at_most("limiter_bytes_per_idle_tenant", "B", declared, 64.0 * 1_048_576.0 / TENANTS as f64);
     println!("limiter_bytes_per_tenant_in_use ours={used:.0}B");
     runtime.block_on(client.close());

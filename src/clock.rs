@@ -61,8 +61,8 @@ impl MonoTime {
     #[inline]
     #[allow(clippy::cast_precision_loss, reason = "exact below 104 days, and to a part in 2^53 beyond")]
     pub fn nanos_since(self, earlier: Self) -> f64 {
-        // By way of a signed number, which the machine converts in one step.
-        i64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(i64::MAX) as f64
+        // By way of a signed number, which the machine converts in one step: no two instants are 292 years apart.
+        self.0.wrapping_sub(earlier.0).cast_signed().max(0) as f64
     }
 
     /// The instant `span` before this one, not before the clock's start.

@@ -370,12 +370,13 @@ impl Cost {
     #[must_use]
     #[inline]
     pub fn of(&self, unit: Unit) -> f64 {
-        // A decision asks this of each meter. Without a branch on the unit, which the machine would have to guess.
-        let counts = |part: u64, by: [Unit; 2]| if by.contains(&unit) { part } else { 0 };
-        let input = counts(self.input_tokens, [Unit::Tokens, Unit::InputTokens]);
-        let output = counts(self.output_tokens, [Unit::Tokens, Unit::OutputTokens]);
-        let requests = if unit == Unit::Requests { self.requests.into() } else { 0 };
-        precise(input.saturating_add(output).saturating_add(requests))
+        // A decision asks this of each meter.
+        if unit == Unit::Requests {
+            return self.requests.into();
+        }
+        let input = if unit == Unit::OutputTokens { 0 } else { self.input_tokens };
+        let output = if unit == Unit::InputTokens { 0 } else { self.output_tokens };
+        precise(input.saturating_add(output))
     }
 }
 

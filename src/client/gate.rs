@@ -7,12 +7,9 @@
 //!
 //! *Order of locks*: a gate's, then its parent's.
 
-mod few;
 mod passing;
 
 use std::fmt;
-
-use few::FewTokens;
 
 use super::cells::{Cells, Lock, Native};
 use super::swap::{PoolWide, Swap};
@@ -121,11 +118,12 @@ struct State<W> {
     /// Which version of what holds for the pool the limiter knows.
     version: u64,
     asked_at: MonoTime,
-    few: FewTokens,
+    /// It enforces, is not closed, and nobody waits.
+    open: bool,
     closed: bool,
     mode: Mode,
-    /// Somebody waits.
-    queued: bool,
+    /// What was reserved.
+    reserved: UnitCounts,
     limiter: Limiter,
     aside: Aside<W>,
 }
@@ -134,12 +132,10 @@ struct State<W> {
 #[derive(Debug)]
 struct Aside<W> {
     line: Line<W>,
-    /// All that is counted, but the admissions, which the limiter counts, and what was reserved since the last count.
+    /// All that is counted, but the admissions, which the limiter counts, and what was reserved.
     counters: Counters,
     /// Requests that asked and are not admitted. Below zero when they asked at a gate that this one replaced.
     unadmitted: i64,
-    /// How many admissions there were when what is reserved was last counted.
-    counted_at: u64,
     would_wait: u64,
     would_refuse: u64,
 }
@@ -148,7 +144,7 @@ struct Aside<W> {
 impl<W> Default for Aside<W> {
     fn default() -> Self {
         let (line, counters) = (Line::default(), Counters::default());
-        Self { line, counters, unadmitted: 0, counted_at: 0, would_wait: 0, would_refuse: 0 }
+        Self { line, counters, unadmitted: 0, would_wait: 0, would_refuse: 0 }
     }
 }
 
@@ -196,9 +192,9 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     /// A gate with this limiter.
     #[must_use]
     pub fn new(limiter: Limiter, now: MonoTime) -> Self {
-        let (few, aside) = (FewTokens::default(), Aside::default());
+        let (reserved, aside) = (UnitCounts::default(), Aside::default());
         let (version, mode) = (0, Mode::Enforce);
-        let state = State { version, asked_at: now, few, closed: false, mode, queued: false, limiter, aside };
+        let state = State { version, asked_at: now, open: true, closed: false, mode, reserved, limiter, aside };
         Self { state: C::Lock::new(state) }
     }
 
@@ -210,12 +206,12 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         // No closure: one that is used in several places is called.
         let mut state = self.state.lock();
         state.catch_up(wide, now);
-        if !state.is_plain() || !state.has_turn(None, priority, now) {
+        if !state.open && !state.is_next(priority, now) {
             return None;
         }
         match state.limiter.decide(cost, now) {
             Ok(reservation) => {
-                state.reserve(cost);
+                state.reserved.add(cost);
                 Some(Ok(reservation))
             }
             Err(denial) => Some(Err(state.refused_at_once(denial, cost, now))),
@@ -266,11 +262,11 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     ) -> Option<Reservation> {
         let mut state = self.state.lock();
         state.catch_up(wide, now);
-        if !state.is_plain() || !state.has_turn(None, priority, now) {
+        if !state.open && !state.is_next(priority, now) {
             return None;
         }
         let reservation = state.limiter.decide(cost, now).ok()?;
-        state.reserve(cost);
+        state.reserved.add(cost);
         Some(reservation)
     }
 
@@ -303,6 +299,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         self.state.with(|state| {
             state.limiter.retune(limits, now);
             state.closed = false;
+            state.judge_open();
             state.wake_head();
         });
     }
@@ -322,6 +319,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         self.state.with(|state| {
             state.limiter.halt(now);
             state.closed = true;
+            state.judge_open();
             state.aside.line.all().for_each(Wake::wake);
         });
     }
@@ -329,15 +327,14 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     /// Ends a request in flight; the head of the line may have its place.
     pub fn settle(&self, reservation: Reservation, charged: Option<Cost>, used: &Cost, now: MonoTime) {
         self.state.with(|state| {
-            let counters = &mut state.aside.counters;
             // As it was counted when it was admitted, whatever the mode is now: what is given back was taken.
             if let Some(charged) = charged.filter(|_| reservation.is_counted()) {
                 let reserved = reservation.cost();
-                counters.reserved.add(&charged.minus(&reserved));
-                counters.returned.add(&reserved.minus(&charged));
+                state.reserved.add(&charged.minus(&reserved));
+                state.aside.counters.returned.add(&reserved.minus(&charged));
             }
             if state.mode != Mode::Off {
-                counters.settled.add(used);
+                state.aside.counters.settled.add(used);
             }
             state.limiter.settle(reservation, charged, now);
             state.wake_head();
@@ -419,39 +416,11 @@ impl<W: Wake> State<W> {
         }
     }
 
-    /// Counts what the last admission reserved.
-    #[inline]
-    fn reserve(&mut self, cost: &Cost) {
-        if !self.few.add(cost) {
-            self.reserve_much(cost);
-        }
-    }
-
-    #[cold]
-    fn reserve_much(&mut self, cost: &Cost) {
-        let admitted = self.limiter.admitted();
-        let before = self.reserved_since(admitted - 1);
-        let aside = &mut self.aside;
-        aside.counters.reserved.plus(&before);
-        aside.counters.reserved.add(cost);
-        aside.counted_at = admitted;
-        self.few = FewTokens::default();
-    }
-
-    /// What was reserved since the last count, when so many were admitted.
-    fn reserved_since(&self, admitted: u64) -> UnitCounts {
-        UnitCounts {
-            requests: admitted - self.aside.counted_at,
-            input_tokens: self.few.input.into(),
-            output_tokens: self.few.output.into(),
-        }
-    }
-
     fn counters(&self) -> Counters {
         let mut counters = self.aside.counters.clone();
         counters.admitted = self.limiter.admitted();
         counters.attempts = counters.admitted.saturating_add_signed(self.aside.unadmitted);
-        counters.reserved.plus(&self.reserved_since(counters.admitted));
+        counters.reserved = self.reserved;
         counters
     }
 
@@ -471,6 +440,17 @@ impl<W: Wake> State<W> {
         self.limiter.hold(&wide.all_holds(), now);
         self.mode = wide.mode;
         self.version = version;
+        self.judge_open();
+    }
+
+    fn judge_open(&mut self) {
+        self.open = self.is_plain() && self.aside.line.is_empty();
+    }
+
+    /// Whether one who asks now goes before all others, and what is decided here holds.
+    #[cold]
+    fn is_next(&self, priority: Priority, now: MonoTime) -> bool {
+        self.is_plain() && self.has_turn(None, priority, now)
     }
 
     fn wake_head(&self) {
@@ -480,12 +460,7 @@ impl<W: Wake> State<W> {
     }
 
     /// Whether it is his turn: nobody waits who goes before him.
-    #[inline]
     fn has_turn(&self, ticket: Option<Ticket>, priority: Priority, now: MonoTime) -> bool {
-        !self.queued || self.goes_first(ticket, priority, now)
-    }
-
-    fn goes_first(&self, ticket: Option<Ticket>, priority: Priority, now: MonoTime) -> bool {
         match ticket {
             Some(ticket) => self.aside.line.head().is_none_or(|(head, _)| ticket <= head),
             None => self.aside.line.newcomer_is_head(priority, now),
@@ -539,7 +514,7 @@ impl<W: Wake> State<W> {
         match decided {
             Ok((mine, theirs)) => {
                 parent.leave_as_child(asker);
-                parent.reserve(&asker.cost);
+                parent.reserved.add(&asker.cost);
                 self.admitted(asker);
                 Answer::Admitted(mine, Some(theirs))
             }
@@ -563,7 +538,7 @@ impl<W: Wake> State<W> {
             Some(ticket) if !self.aside.line.contains(ticket) => self.aside.line.rejoin(ticket, asker.cost, wake),
             Some(_) => {}
         }
-        self.queued = true;
+        self.judge_open();
     }
 
     /// What the parent says to a child's request whose turn it is not: no turn makes too large a request fit.
@@ -645,7 +620,7 @@ impl<W: Wake> State<W> {
             let displaced = self.aside.line.head().map(|(_, wake)| wake.clone());
             let ticket = self.aside.line.join(asker.cost, asker.priority, now, asker.waker());
             asker.ticket = Some(ticket);
-            self.queued = true;
+            self.judge_open();
             // Who is no longer the first must leave the parent's line.
             if let Some(displaced) = displaced.filter(|_| self.aside.line.is_head(ticket)) {
                 displaced.wake();
@@ -670,7 +645,7 @@ impl<W: Wake> State<W> {
     fn give_up(&mut self, ticket: Ticket) {
         let was_head = self.aside.line.is_head(ticket);
         self.aside.line.leave(ticket);
-        self.queued = !self.aside.line.is_empty();
+        self.judge_open();
         if was_head {
             self.wake_head();
         }

@@ -88,13 +88,14 @@ impl Bucket {
         self.level = self.level.min(left.max(kept));
     }
 
-    /// Takes `units` if they are no more than the burst and there at `now`, to the billionth of a unit.
-    #[inline]
+    /// Takes `units` if they are there at `now`, to the billionth of a unit; so no more than the burst.
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "see `Gate::decide`")]
     pub(super) fn take_if_there(&mut self, units: f64, now: MonoTime) -> bool {
-        let level = self.level_at(now);
-        let there = units <= self.burst && units - level <= EPSILON;
+        let left = self.level_at(now) - units;
+        let there = left >= -EPSILON;
         if there {
-            self.level = level - units;
+            self.level = left;
             self.updated = self.updated.max(Updated::at(now));
         }
         there

@@ -22,9 +22,8 @@ pub(super) struct Slice(u32);
 pub(super) struct Concurrency {
     most: u32,
     taken: u32,
-    /// The current slice, and how many were taken in it.
+    /// The current slice. What was taken in no slice before was taken in it.
     current: u32,
-    taken_in_current: u32,
     slice_ms: u32,
     current_until: MonoTime,
     /// Made when a slice ends before the calls that began in it.
@@ -48,7 +47,7 @@ impl Concurrency {
         let slice_ms = call_max.as_nanos().div_ceil(u128::from(SLICES) * 1_000_000);
         let slice_ms = u32::try_from(slice_ms).unwrap_or(u32::MAX).max(1);
         let (most, current_until) = (Self::UNLIMITED, MonoTime::default());
-        let mut new = Self { most, taken: 0, current: 0, taken_in_current: 0, slice_ms, current_until, past: None };
+        let mut new = Self { most, taken: 0, current: 0, slice_ms, current_until, past: None };
         new.advance(now);
         new
     }
@@ -91,7 +90,7 @@ impl Concurrency {
         let slice = u32::try_from(now.0 / slice_ns).unwrap_or(u32::MAX);
         if self.taken > 0 {
             let past = self.past.get_or_insert_default();
-            past.taken[ring(self.current)] = std::mem::take(&mut self.taken_in_current);
+            past.taken[ring(self.current)] = self.taken - past.taken.iter().sum::<u32>();
             // A slice is over for good when every call of it has lasted longer than a call may.
             let known = self.current.saturating_sub(SLICES)..=self.current;
             for over in known.take_while(|begun| begun.saturating_add(SLICES) < slice) {
@@ -113,7 +112,6 @@ impl Concurrency {
     pub(super) fn take(&mut self, now: MonoTime) -> Slice {
         self.advance(now);
         self.taken += 1;
-        self.taken_in_current += 1;
         Slice(self.current)
     }
 
@@ -122,9 +120,7 @@ impl Concurrency {
     pub(super) fn give_back(&mut self, slice: Slice) {
         if self.lives(slice) {
             self.taken -= 1;
-            if slice.0 == self.current {
-                self.taken_in_current -= 1;
-            } else if let Some(past) = &mut self.past {
+            if let Some(past) = self.past.as_mut().filter(|_| slice.0 != self.current) {
                 past.taken[ring(slice.0)] -= 1;
             }
         } else if let Some(past) = &mut self.past {

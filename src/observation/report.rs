@@ -244,6 +244,7 @@ impl ThrottleKind {
 
 impl UnitCounts {
     /// Adds a request's cost.
+    #[inline]
     pub fn add(&mut self, cost: &Cost) {
         self.requests = self.requests.saturating_add(u64::from(cost.requests));
         self.input_tokens = self.input_tokens.saturating_add(cost.input_tokens);

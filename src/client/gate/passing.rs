@@ -13,9 +13,8 @@ use crate::quota::Cost;
 
 impl<W: Wake> State<W> {
     /// Whether it decides for itself, and what it decides holds.
-    #[inline]
     pub(super) fn is_plain(&self) -> bool {
-        !self.closed & self.mode.enforces()
+        !self.closed && self.mode.enforces()
     }
 
     /// Admits one whom nothing holds back: units are taken of one who could have gone in time, and of nobody else.
@@ -76,7 +75,7 @@ impl<W: Wake> State<W> {
     /// Counts what the last admission reserved, unless nothing is counted.
     pub(super) fn reserve_unless_off(&mut self, cost: &Cost) {
         if self.mode != Mode::Off {
-            self.reserve(cost);
+            self.reserved.add(cost);
         }
     }
 }

@@ -122,8 +122,9 @@ struct State<W> {
     open: bool,
     closed: bool,
     mode: Mode,
-    /// What was reserved.
-    reserved: UnitCounts,
+    /// Reserved, as is what [`Aside::requests`] tells.
+    input_tokens: u64,
+    output_tokens: u64,
     limiter: Limiter,
     aside: Aside<W>,
 }
@@ -134,6 +135,8 @@ struct Aside<W> {
     line: Line<W>,
     /// All that is counted, but the admissions, which the limiter counts, and what was reserved.
     counters: Counters,
+    /// Requests reserved, beyond one of each admission.
+    requests: i64,
     /// Requests that asked and are not admitted. Below zero when they asked at a gate that this one replaced.
     unadmitted: i64,
     would_wait: u64,
@@ -144,7 +147,7 @@ struct Aside<W> {
 impl<W> Default for Aside<W> {
     fn default() -> Self {
         let (line, counters) = (Line::default(), Counters::default());
-        Self { line, counters, unadmitted: 0, would_wait: 0, would_refuse: 0 }
+        Self { line, counters, requests: 0, unadmitted: 0, would_wait: 0, would_refuse: 0 }
     }
 }
 
@@ -192,9 +195,17 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     /// A gate with this limiter.
     #[must_use]
     pub fn new(limiter: Limiter, now: MonoTime) -> Self {
-        let (reserved, aside) = (UnitCounts::default(), Aside::default());
-        let (version, mode) = (0, Mode::Enforce);
-        let state = State { version, asked_at: now, open: true, closed: false, mode, reserved, limiter, aside };
+        let state = State {
+            version: 0,
+            asked_at: now,
+            open: true,
+            closed: false,
+            mode: Mode::Enforce,
+            input_tokens: 0,
+            output_tokens: 0,
+            limiter,
+            aside: Aside::default(),
+        };
         Self { state: C::Lock::new(state) }
     }
 
@@ -211,7 +222,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         }
         match state.limiter.decide(cost, now) {
             Ok(reservation) => {
-                state.reserved.add(cost);
+                state.reserve(cost);
                 Some(Ok(reservation))
             }
             Err(denial) => Some(Err(state.refused_at_once(denial, cost, now))),
@@ -266,7 +277,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
             return None;
         }
         let reservation = state.limiter.decide(cost, now).ok()?;
-        state.reserved.add(cost);
+        state.reserve(cost);
         Some(reservation)
     }
 
@@ -330,7 +341,9 @@ impl<W: Wake, C: Cells> Gate<W, C> {
             // As it was counted when it was admitted, whatever the mode is now: what is given back was taken.
             if let Some(charged) = charged.filter(|_| reservation.is_counted()) {
                 let reserved = reservation.cost();
-                state.reserved.add(&charged.minus(&reserved));
+                let more = charged.minus(&reserved);
+                state.reserve_tokens(&more);
+                state.aside.requests += i64::from(more.requests);
                 state.aside.counters.returned.add(&reserved.minus(&charged));
             }
             if state.mode != Mode::Off {
@@ -416,11 +429,30 @@ impl<W: Wake> State<W> {
         }
     }
 
+    /// Counts what an admission reserves.
+    #[inline]
+    fn reserve(&mut self, cost: &Cost) {
+        self.reserve_tokens(cost);
+        if cost.requests != 1 {
+            self.aside.requests += i64::from(cost.requests) - 1;
+        }
+    }
+
+    #[inline]
+    fn reserve_tokens(&mut self, cost: &Cost) {
+        self.input_tokens = self.input_tokens.saturating_add(cost.input_tokens);
+        self.output_tokens = self.output_tokens.saturating_add(cost.output_tokens);
+    }
+
     fn counters(&self) -> Counters {
         let mut counters = self.aside.counters.clone();
         counters.admitted = self.limiter.admitted();
         counters.attempts = counters.admitted.saturating_add_signed(self.aside.unadmitted);
-        counters.reserved = self.reserved;
+        counters.reserved = UnitCounts {
+            requests: counters.admitted.saturating_add_signed(self.aside.requests),
+            input_tokens: self.input_tokens,
+            output_tokens: self.output_tokens,
+        };
         counters
     }
 
@@ -454,7 +486,8 @@ impl<W: Wake> State<W> {
     }
 
     fn wake_head(&self) {
-        if let Some((_, wake)) = self.aside.line.head() {
+        // Nobody waits at an open gate: the line, far off in memory, is not looked at.
+        if let Some((_, wake)) = (!self.open).then(|| self.aside.line.head()).flatten() {
             wake.wake();
         }
     }
@@ -514,7 +547,7 @@ impl<W: Wake> State<W> {
         match decided {
             Ok((mine, theirs)) => {
                 parent.leave_as_child(asker);
-                parent.reserved.add(&asker.cost);
+                parent.reserve(&asker.cost);
                 self.admitted(asker);
                 Answer::Admitted(mine, Some(theirs))
             }

@@ -75,7 +75,7 @@ impl<W: Wake> State<W> {
     /// Counts what the last admission reserved, unless nothing is counted.
     pub(super) fn reserve_unless_off(&mut self, cost: &Cost) {
         if self.mode != Mode::Off {
-            self.reserved.add(cost);
+            self.reserve(cost);
         }
     }
 }

@@ -42,6 +42,21 @@ fn unit(text: &str) -> Option<(usize, u64)> {
     })
 }
 
+/// A Go duration of few digits and one unit, as most are: `6ms`, `0s`. `None` where there may be more to it.
+#[inline]
+pub(super) fn plain_go_duration(text: &[u8]) -> Option<Duration> {
+    let (digits, unit_ns) = match text {
+        [digits @ .., b'm', b's'] => (digits, 1_000_000),
+        [digits @ .., b's'] => (digits, 1_000_000_000),
+        _ => return None,
+    };
+    if !(1..=6).contains(&digits.len()) {
+        return None;
+    }
+    let next = |n: u64, byte: &u8| byte.is_ascii_digit().then(|| n * 10 + u64::from(byte - b'0'));
+    Some(Duration::from_nanos(digits.iter().try_fold(0, next)? * unit_ns))
+}
+
 /// Reads a Go duration; `None` for anything that Go would not print, and for spans above 400 days.
 #[must_use]
 pub fn parse_go_duration(text: &str) -> Option<Duration> {

@@ -12,7 +12,7 @@ use smol_str::SmolStr;
 
 use super::head::Head;
 use super::level::Frame;
-use super::lines::Subject;
+use super::lines::{Other, Subject};
 use super::missing::{Missing, Reason};
 use super::print::Shown;
 use super::table::Row;
@@ -175,9 +175,9 @@ impl<'a> Item<'a> {
         let window = self.param("w").and_then(|text| text.parse().ok()).and_then(Window::from_seconds);
         let subject = match self.param("qu") {
             None | Some("requests") => Subject::Unit(Unit::Requests),
-            Some("content-bytes" | "bytes") => Subject::Other("content_bytes"),
-            Some("concurrent-requests") => Subject::Other("concurrent_requests"),
-            Some(_) => Subject::Other("units"),
+            Some("content-bytes" | "bytes") => Subject::Other(Other::ContentBytes),
+            Some("concurrent-requests") => Subject::Other(Other::ConcurrentRequests),
+            Some(_) => Subject::Other(Other::Units),
         };
         Policy { name: self.name, quota: quota.filter(|quota| *quota > 0.0), window, subject }
     }
@@ -296,7 +296,7 @@ fn push(
     let semantics = &row.semantics;
     let frame = Frame {
         windows: window.as_ref().map_or(semantics.windows, std::slice::from_ref),
-        default: window.unwrap_or(semantics.default_request_window),
+        default: window.as_ref().unwrap_or(&semantics.default_request_window),
         grain: 1.0,
         reset_grain: semantics.reset_grain,
     };
@@ -304,14 +304,14 @@ fn push(
     let State { limit, remaining, .. } = told;
     match subject {
         Subject::Unit(unit) => {
-            let meter = Meter { unit, window: place.window };
+            let meter = Meter { unit, window: *place.window };
             let sent_at = received_at.sent_at;
             seen.add_tightest(MeterReading { meter, sent_at, limit, remaining, level: remaining, reset: place.reset });
         }
         Subject::Other(what) => {
             seen.others.push(OtherReading {
-                what,
-                window: window.map(|_| place.window),
+                what: what.as_str(),
+                window: window.map(|_| *place.window),
                 limit,
                 remaining,
                 reset: place.reset,

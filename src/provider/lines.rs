@@ -18,7 +18,49 @@ pub(super) enum Subject {
     /// What one of our meters counts.
     Unit(Unit),
     /// What none does: images, audio, a project's own bucket.
-    Other(&'static str),
+    Other(Other),
+}
+
+/// What a provider counts and no meter of ours does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Other {
+    InputImages,
+    ProjectTokens,
+    ProjectRequests,
+    UsageBasedTokens,
+    CacheAdjustedPromptTokens,
+    AudioSeconds,
+    OcrPages,
+    InputCharacters,
+    DynamicRequests,
+    DynamicTokens,
+    PriorityInputTokens,
+    PriorityOutputTokens,
+    ContentBytes,
+    ConcurrentRequests,
+    Units,
+}
+
+impl Other {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::InputImages => "input_images",
+            Self::ProjectTokens => "project_tokens",
+            Self::ProjectRequests => "project_requests",
+            Self::UsageBasedTokens => "usage_based_tokens",
+            Self::CacheAdjustedPromptTokens => "cache_adjusted_prompt_tokens",
+            Self::AudioSeconds => "audio_seconds",
+            Self::OcrPages => "ocr_pages",
+            Self::InputCharacters => "input_characters",
+            Self::DynamicRequests => "dynamic_requests",
+            Self::DynamicTokens => "dynamic_tokens",
+            Self::PriorityInputTokens => "priority_input_tokens",
+            Self::PriorityOutputTokens => "priority_output_tokens",
+            Self::ContentBytes => "content_bytes",
+            Self::ConcurrentRequests => "concurrent_requests",
+            Self::Units => "units",
+        }
+    }
 }
 
 /// What a header tells of a bucket.
@@ -55,10 +97,44 @@ pub(super) struct Slot {
 /// Names that are built from words.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Family {
-    pub(super) prefix: &'static str,
+    pub(super) prefix: Prefix,
     pub(super) order: Order,
     /// What is counted when no word says.
     pub(super) bare: Option<Subject>,
+}
+
+/// How names begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Prefix {
+    /// `x-ratelimit-`.
+    RateLimit,
+    /// `anthropic-ratelimit-`.
+    Anthropic,
+    Other(&'static str),
+}
+
+impl Prefix {
+    const RATE_LIMIT: &str = "x-ratelimit-";
+    const ANTHROPIC: &str = "anthropic-ratelimit-";
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::RateLimit => Self::RATE_LIMIT,
+            Self::Anthropic => Self::ANTHROPIC,
+            Self::Other(prefix) => prefix,
+        }
+    }
+
+    /// What follows in a name that begins so. Nearly all that do begin with a constant: it is compared as a few machine
+    /// words, without a call.
+    #[inline]
+    fn strip(self, name: &str) -> Option<&str> {
+        match self {
+            Self::RateLimit => name.strip_prefix(Self::RATE_LIMIT),
+            Self::Anthropic => name.strip_prefix(Self::ANTHROPIC),
+            Self::Other(prefix) => name.strip_prefix(prefix),
+        }
+    }
 }
 
 /// The order of words after the prefix.
@@ -93,14 +169,14 @@ fn subject(word: &str) -> Option<Subject> {
         "tokens" => unit(Unit::Tokens),
         "input-tokens" | "tokens-prompt" => unit(Unit::InputTokens),
         "output-tokens" | "tokens-generated" => unit(Unit::OutputTokens),
-        "input-images" => Subject::Other("input_images"),
-        "project-tokens" => Subject::Other("project_tokens"),
-        "project-requests" => Subject::Other("project_requests"),
-        "tokens_usage_based" | "tokens-usage-based" => Subject::Other("usage_based_tokens"),
-        "tokens-cache-adjusted-prompt" => Subject::Other("cache_adjusted_prompt_tokens"),
-        "audio-seconds" => Subject::Other("audio_seconds"),
-        "ocr-pages" => Subject::Other("ocr_pages"),
-        "input-characters" => Subject::Other("input_characters"),
+        "input-images" => Subject::Other(Other::InputImages),
+        "project-tokens" => Subject::Other(Other::ProjectTokens),
+        "project-requests" => Subject::Other(Other::ProjectRequests),
+        "tokens_usage_based" | "tokens-usage-based" => Subject::Other(Other::UsageBasedTokens),
+        "tokens-cache-adjusted-prompt" => Subject::Other(Other::CacheAdjustedPromptTokens),
+        "audio-seconds" => Subject::Other(Other::AudioSeconds),
+        "ocr-pages" => Subject::Other(Other::OcrPages),
+        "input-characters" => Subject::Other(Other::InputCharacters),
         _ => return None,
     })
 }
@@ -174,9 +250,10 @@ fn part_last(words: &str) -> Option<(Part, &str)> {
 
 impl Family {
     /// What the header of this name is, if it is one of the family's.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "handed over in memory, a slot is slow to be read: measured")]
     pub(super) fn slot(&self, name: &str) -> Option<Slot> {
-        let words = name.strip_prefix(self.prefix)?;
+        let words = self.prefix.strip(name)?;
         let (part, words) = match self.order {
             Order::PartFirst => part_first(words)?,
             Order::SubjectFirst => part_last(words)?,
@@ -193,7 +270,7 @@ impl Family {
 
     /// The name of a part of the bucket that these words mean.
     pub(super) fn name(&self, part: Part, words: &str) -> String {
-        let (prefix, part) = (self.prefix, part.word());
+        let (prefix, part) = (self.prefix.as_str(), part.word());
         match self.order {
             _ if words.is_empty() => format!("{prefix}{part}"),
             Order::PartFirst => format!("{prefix}{part}-{words}"),
@@ -211,10 +288,14 @@ pub(super) struct Cell<'a> {
 }
 
 impl<'a> Cell<'a> {
+    const fn new(name: &'a str, value: &'a [u8]) -> Self {
+        Self { name, value, unanimous: true }
+    }
+
     fn add(cell: &mut Option<Self>, name: &'a str, value: &'a [u8]) {
         match cell {
             Some(cell) => cell.unanimous &= cell.value == value,
-            None => *cell = Some(Self { name, value, unanimous: true }),
+            None => *cell = Some(Self::new(name, value)),
         }
     }
 
@@ -230,22 +311,26 @@ impl<'a> Cell<'a> {
         })
     }
 
+    /// The value as it came, if all its lines agree.
+    #[inline]
+    pub(super) fn bytes(&self) -> Option<&'a [u8]> {
+        self.unanimous.then_some(self.value)
+    }
+
     /// The number, where the value is plain digits: most are, and need not be looked at as text.
     #[inline]
-    pub(super) fn digits(&self) -> Option<u64> {
+    #[allow(clippy::cast_precision_loss, reason = "15 digits are below 2^53")]
+    pub(super) fn digits(&self) -> Option<f64> {
         const PLACES_MAX: usize = 15;
         if !self.unanimous || self.value.is_empty() || self.value.len() > PLACES_MAX {
             return None;
         }
-        self.value.iter().try_fold(0_u64, |n, byte| {
+        // A signed number: the machine makes a float of it in one step.
+        let n = self.value.iter().try_fold(0_i64, |n, byte| {
             let digit = byte.wrapping_sub(b'0');
-            (digit < 10).then(|| n * 10 + u64::from(digit))
-        })
-    }
-
-    /// Whether it has the same value as another.
-    pub(super) fn equals(&self, other: &Self) -> bool {
-        self.unanimous && other.unanimous && self.value == other.value
+            (digit < 10).then(|| n * 10 + i64::from(digit))
+        });
+        n.map(|n| n as f64)
     }
 
     /// What `parse` takes from the value; what it does not take is noted.
@@ -278,6 +363,20 @@ pub(super) struct Bucket<'a> {
     pub(super) remaining: Option<Cell<'a>>,
     pub(super) reset: Option<Cell<'a>>,
     pub(super) period: Option<Cell<'a>>,
+}
+
+impl<'a> Bucket<'a> {
+    const EMPTY: Self =
+        Self { subject: unit(Unit::Requests), window: None, limit: None, remaining: None, reset: None, period: None };
+
+    fn cell(&mut self, part: Part) -> &mut Option<Cell<'a>> {
+        match part {
+            Part::Limit => &mut self.limit,
+            Part::Remaining => &mut self.remaining,
+            Part::Reset => &mut self.reset,
+            Part::Period => &mut self.period,
+        }
+    }
 }
 
 /// Headers that are not of a bucket.
@@ -344,21 +443,20 @@ impl<'a> Lines<'a> {
         });
     }
 
+    #[inline]
     fn add(&mut self, slot: Slot, name: &'a str, value: &'a [u8]) {
-        let Slot { subject, window, .. } = slot;
-        let same = |bucket: &Bucket<'_>| bucket.subject == subject && bucket.window == window;
-        let at = self.buckets.iter().position(same).unwrap_or(self.buckets.len());
-        if at == self.buckets.len() {
-            self.buckets.push(Bucket { subject, window, limit: None, remaining: None, reset: None, period: None });
+        let Slot { subject, window, part } = slot;
+        // From the end: most heads tell one bucket after another.
+        let mut known = self.buckets.iter_mut().rev();
+        if let Some(bucket) = known.find(|bucket| bucket.subject == subject && bucket.window == window) {
+            return Cell::add(bucket.cell(part), name, value);
         }
-        let bucket = &mut self.buckets[at];
-        let cell = match slot.part {
-            Part::Limit => &mut bucket.limit,
-            Part::Remaining => &mut bucket.remaining,
-            Part::Reset => &mut bucket.reset,
-            Part::Period => &mut bucket.period,
-        };
-        Cell::add(cell, name, value);
+        // Copied from a constant: what was just put together is slow to be copied.
+        self.buckets.push(Bucket::EMPTY);
+        if let Some(bucket) = self.buckets.last_mut() {
+            (bucket.subject, bucket.window) = (subject, window);
+            *bucket.cell(part) = Some(Cell::new(name, value));
+        }
     }
 
     pub(super) fn single(&self, single: Single) -> Option<&Cell<'a>> {

@@ -179,6 +179,7 @@ impl Seen<'_> {
     }
 
     /// Two names of one meter are read once: the first stands.
+    #[inline]
     fn add(&mut self, reading: MeterReading) {
         if self.readings.iter().all(|known| known.meter != reading.meter) {
             self.readings.push(reading);

@@ -10,7 +10,7 @@ use super::lines::{Bucket, Cell, Lines, Single, Subject};
 use super::missing::{Missing, Reason};
 use super::semantics::ResetMeaning;
 use super::table::{Resets, Row};
-use super::value::{Number, http_date, number};
+use super::value::{Minute, Number, fixdate, http_date, number};
 use super::{OtherReading, ReceivedAt, Seen};
 use crate::observation::MeterReading;
 use crate::quota::{Meter, Unit, Window};
@@ -21,14 +21,14 @@ const LIMIT_MIN: f64 = 1e-9;
 /// The time by the provider's own clock, where a time of day must be measured: the response's `Date`, or else when it
 /// was received by ours. Read once, and only when it is needed.
 pub(super) struct Now<'a> {
-    date: Option<&'a str>,
+    date: Option<Cell<'a>>,
     received_at: ReceivedAt,
     read: OnceCell<Option<Timestamp>>,
 }
 
 impl<'a> Now<'a> {
     pub(super) fn new(lines: &Lines<'a>, received_at: ReceivedAt) -> Self {
-        Self { date: lines.text(Single::Date), received_at, read: OnceCell::new() }
+        Self { date: lines.single(Single::Date).copied(), received_at, read: OnceCell::new() }
     }
 
     pub(super) fn get(&self) -> Option<Timestamp> {
@@ -37,17 +37,17 @@ impl<'a> Now<'a> {
                 let ms = i64::try_from(self.received_at.wall?.0).ok()?;
                 Timestamp::from_millisecond(ms).ok()
             };
-            self.date.and_then(http_date).or_else(ours)
+            let plain = self.date.and_then(|date| fixdate(date.bytes()?));
+            plain.or_else(|| http_date(self.date?.text().ok()?)).or_else(ours)
         })
     }
 }
 
 /// What all the buckets tell.
 pub(super) fn read<'a>(row: &Row, lines: &Lines<'a>, now: &Now<'a>, seen: &mut Seen<'_>) {
-    // Several resets of a head are often the same instant.
-    let mut last: Option<(Cell<'_>, Duration)> = None;
+    let mut minute = Minute::default();
     for bucket in &lines.buckets {
-        read_bucket(row, lines, bucket, &mut last, now, seen);
+        read_bucket(row, lines, bucket, &mut minute, now, seen);
     }
 }
 
@@ -55,7 +55,7 @@ fn read_bucket<'a>(
     row: &Row,
     lines: &Lines<'a>,
     bucket: &Bucket<'a>,
-    last: &mut Option<(Cell<'a>, Duration)>,
+    minute: &mut Minute,
     now: &Now<'a>,
     seen: &mut Seen<'_>,
 ) {
@@ -69,15 +69,11 @@ fn read_bucket<'a>(
     let remaining = bucket.remaining.and_then(|cell| number_of(&cell, row.number, missing, Ok));
     let period = bucket.period.and_then(|cell| cell.read(missing, seconds));
     let reset = bucket.reset.and_then(|cell| match row.resets {
-        Resets::Form(form) => match last {
-            Some((known, reset)) if known.equals(&cell) => Some(*reset),
-            _ => {
-                let date = if form.is_instant() { now.get() } else { None };
-                let reset = cell.read(missing, |text| form.read(text, date))?;
-                *last = Some((cell, reset));
-                Some(reset)
-            }
-        },
+        Resets::Form(form) => {
+            let date = if form.is_instant() { now.get() } else { None };
+            let plain = cell.bytes().and_then(|value| form.read_plain(value, date, minute));
+            plain.or_else(|| cell.read(missing, |text| form.read(text, date)))
+        }
         Resets::Azure => {
             let by_seconds = lines.single(Single::LimitKey).is_some();
             cell.read(missing, |text| azure(text, limit, remaining, period, by_seconds))
@@ -89,7 +85,8 @@ fn read_bucket<'a>(
         read.into_iter().flatten().for_each(|cell| cell.miss(missing, Reason::NoLimit));
         return;
     }
-    let named = bucket.window.or_else(|| period.and_then(Window::from_seconds));
+    let by_period = period.and_then(Window::from_seconds);
+    let named = bucket.window.as_ref().or(by_period.as_ref());
     let unit = if let Subject::Unit(unit) = bucket.subject { Some(unit) } else { None };
     let place = place(row, unit.unwrap_or(Unit::Requests), named, (limit, remaining), reset);
     if let (Some(cell), Some(_), None) = (bucket.reset, reset, place.reset) {
@@ -98,27 +95,28 @@ fn read_bucket<'a>(
     let level = remaining.map(|_| place.level);
     match bucket.subject {
         Subject::Unit(unit) => {
-            let meter = Meter { unit, window: place.window };
+            let meter = Meter { unit, window: *place.window };
             let sent_at = now.received_at.sent_at;
             seen.add(MeterReading { meter, sent_at, limit, remaining, level, reset: place.reset });
         }
         Subject::Other(what) => {
-            let window = Some(place.window);
+            let window = Some(*place.window);
+            let what = what.as_str();
             seen.others.push(OtherReading { what, window, limit, remaining, reset: place.reset });
         }
     }
 }
 
-fn place(
-    row: &Row,
+fn place<'a>(
+    row: &'a Row,
     unit: Unit,
-    named: Option<Window>,
+    named: Option<&'a Window>,
     (limit, remaining): (Option<f64>, Option<f64>),
     reset: Option<Duration>,
-) -> Place {
+) -> Place<'a> {
     let semantics = &row.semantics;
     let default = named.unwrap_or_else(|| semantics.default_window(unit));
-    let windows = named.as_ref().map_or(semantics.windows, std::slice::from_ref);
+    let windows = named.map_or(semantics.windows, std::slice::from_ref);
     let frame = Frame { windows, default, grain: semantics.remaining_grain(unit), reset_grain: semantics.reset_grain };
     let as_told = Place { window: default, level: remaining.unwrap_or(0.0), reset };
     // An instant is of the moment of admission, and in whole seconds: no measure of the level.
@@ -133,14 +131,13 @@ fn place(
 
 /// A cell's number, if `accept` takes it.
 #[inline]
-#[allow(clippy::cast_precision_loss, reason = "15 digits are below 2^53")]
 fn number_of(
     cell: &Cell<'_>,
     form: Number,
     missing: &mut Vec<Missing>,
     accept: impl Fn(f64) -> Result<f64, Reason>,
 ) -> Option<f64> {
-    match cell.digits().map(|n| accept(n as f64)) {
+    match cell.digits().map(&accept) {
         Some(Ok(n)) => Some(n),
         _ => cell.read(missing, |text| number(text, form).and_then(&accept)),
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::dialect::Dialect;
-use super::lines::{Family, Listed, Order, Part, Slot, Subject};
+use super::lines::{Family, Listed, Order, Other, Part, Prefix, Slot, Subject};
 use super::semantics::{LimitOf, Refill, RemainingCounts, ResetMeaning, Semantics, TokenCharge, ToldWait};
 use super::value::{Number, ResetForm};
 use crate::observation::ThrottleKind;
@@ -114,10 +114,10 @@ pub(super) const PLAIN: Row = Row {
 };
 
 /// `x-ratelimit-limit-requests`.
-const OPENAI_NAMES: Family = Family { prefix: "x-ratelimit-", order: Order::PartFirst, bare: None };
+const OPENAI_NAMES: Family = Family { prefix: Prefix::RateLimit, order: Order::PartFirst, bare: None };
 /// `x-ratelimit-limit`, and with a unit or a window too.
 const BARE_NAMES: Family =
-    Family { prefix: "x-ratelimit-", order: Order::PartFirst, bare: Some(Subject::Unit(Unit::Requests)) };
+    Family { prefix: Prefix::RateLimit, order: Order::PartFirst, bare: Some(Subject::Unit(Unit::Requests)) };
 
 const ALL_THREE: &[Part] = &[Part::Limit, Part::Remaining, Part::Reset];
 const WITHOUT_RESET: &[Part] = &[Part::Limit, Part::Remaining];
@@ -199,7 +199,7 @@ static ANTHROPIC: Row = Row {
         token_charge: TokenCharge::Corrected,
         ..CONTINUOUS
     },
-    families: &[Family { prefix: "anthropic-ratelimit-", order: Order::SubjectFirst, bare: None }],
+    families: &[Family { prefix: Prefix::Anthropic, order: Order::SubjectFirst, bare: None }],
     written: &[
         written("requests", ALL_THREE),
         written("tokens", ALL_THREE),
@@ -215,15 +215,15 @@ static ANTHROPIC: Row = Row {
 
 /// The bucket of another service tier.
 static PRIORITY: [Listed; 6] = [
-    other("anthropic-priority-input-tokens-limit", "priority_input_tokens", Part::Limit),
-    other("anthropic-priority-input-tokens-remaining", "priority_input_tokens", Part::Remaining),
-    other("anthropic-priority-input-tokens-reset", "priority_input_tokens", Part::Reset),
-    other("anthropic-priority-output-tokens-limit", "priority_output_tokens", Part::Limit),
-    other("anthropic-priority-output-tokens-remaining", "priority_output_tokens", Part::Remaining),
-    other("anthropic-priority-output-tokens-reset", "priority_output_tokens", Part::Reset),
+    other("anthropic-priority-input-tokens-limit", Other::PriorityInputTokens, Part::Limit),
+    other("anthropic-priority-input-tokens-remaining", Other::PriorityInputTokens, Part::Remaining),
+    other("anthropic-priority-input-tokens-reset", Other::PriorityInputTokens, Part::Reset),
+    other("anthropic-priority-output-tokens-limit", Other::PriorityOutputTokens, Part::Limit),
+    other("anthropic-priority-output-tokens-remaining", Other::PriorityOutputTokens, Part::Remaining),
+    other("anthropic-priority-output-tokens-reset", Other::PriorityOutputTokens, Part::Reset),
 ];
 
-const fn other(name: &'static str, what: &'static str, part: Part) -> Listed {
+const fn other(name: &'static str, what: Other, part: Part) -> Listed {
     Listed { name, slot: Slot { subject: Subject::Other(what), window: None, part } }
 }
 
@@ -272,7 +272,11 @@ static MISTRAL: Row = Row {
     },
     families: &[
         OPENAI_NAMES,
-        Family { prefix: "x-ratelimitbysize-", order: Order::PartFirst, bare: Some(Subject::Unit(Unit::Tokens)) },
+        Family {
+            prefix: Prefix::Other("x-ratelimitbysize-"),
+            order: Order::PartFirst,
+            bare: Some(Subject::Unit(Unit::Tokens)),
+        },
     ],
     written: &[
         written("req-minute", WITHOUT_RESET),
@@ -308,7 +312,11 @@ static TOGETHER: Row = Row {
     },
     families: &[
         BARE_NAMES,
-        Family { prefix: "x-tokenlimit-", order: Order::PartFirst, bare: Some(Subject::Unit(Unit::Tokens)) },
+        Family {
+            prefix: Prefix::Other("x-tokenlimit-"),
+            order: Order::PartFirst,
+            bare: Some(Subject::Unit(Unit::Tokens)),
+        },
     ],
     written: &[written("", ALL_THREE), written("tokens", WITHOUT_RESET)],
     listed: &DYNAMIC,
@@ -319,12 +327,12 @@ static TOGETHER: Row = Row {
 
 /// The rates in force just now; a 429 is above them, a 503 at or below them (documented).
 static DYNAMIC: [Listed; 6] = [
-    other("x-ratelimit-limit-dynamic", "dynamic_requests", Part::Limit),
-    other("x-ratelimit-remaining-dynamic", "dynamic_requests", Part::Remaining),
-    other("x-ratelimit-limit-tokens-dynamic", "dynamic_tokens", Part::Limit),
-    other("x-ratelimit-remaining-tokens-dynamic", "dynamic_tokens", Part::Remaining),
-    other("x-tokenlimit-limit-dynamic", "dynamic_tokens", Part::Limit),
-    other("x-tokenlimit-remaining-dynamic", "dynamic_tokens", Part::Remaining),
+    other("x-ratelimit-limit-dynamic", Other::DynamicRequests, Part::Limit),
+    other("x-ratelimit-remaining-dynamic", Other::DynamicRequests, Part::Remaining),
+    other("x-ratelimit-limit-tokens-dynamic", Other::DynamicTokens, Part::Limit),
+    other("x-ratelimit-remaining-tokens-dynamic", Other::DynamicTokens, Part::Remaining),
+    other("x-tokenlimit-limit-dynamic", Other::DynamicTokens, Part::Limit),
+    other("x-tokenlimit-remaining-dynamic", Other::DynamicTokens, Part::Remaining),
 ];
 
 /// Limits per second that grow and shrink with use (documented).
@@ -411,7 +419,7 @@ static DEEPSEEK: Row =
 /// Hub and router: the IETF's fields, windows of five minutes. The router passes upstream's headers on as they are.
 static HUGGING_FACE: Row = Row {
     semantics: FIXED,
-    families: &[Family { prefix: "x-ratelimit-", ..BARE_NAMES }],
+    families: &[Family { prefix: Prefix::RateLimit, ..BARE_NAMES }],
     ietf: true,
     noted: &["x-error-message"],
     ..PLAIN
@@ -470,7 +478,7 @@ static REPLICATE: Row = Row {
         wait_max: DAY,
         ..CONTINUOUS
     },
-    families: &[Family { prefix: "ratelimit-", ..BARE_NAMES }],
+    families: &[Family { prefix: Prefix::Other("ratelimit-"), ..BARE_NAMES }],
     written: &[written("", &[Part::Remaining, Part::Reset])],
     ..PLAIN
 };
@@ -478,7 +486,7 @@ static REPLICATE: Row = Row {
 /// Three bare names, and a retry-after of 0 or 1 on each success (364).
 static BARE: Row = Row {
     semantics: FIXED,
-    families: &[BARE_NAMES, Family { prefix: "x-rate-limit-", ..BARE_NAMES }],
+    families: &[BARE_NAMES, Family { prefix: Prefix::Other("x-rate-limit-"), ..BARE_NAMES }],
     written: &BARE_ALONE,
     number: Number::Fraction,
     resets: Resets::Form(ResetForm::BySize),
@@ -512,7 +520,7 @@ static DIGITALOCEAN: Row = Row {
 /// The drafts' own three fields, dictionary or list; servers that write them often add Kong's names.
 static IETF: Row = Row {
     semantics: FIXED,
-    families: &[BARE_NAMES, Family { prefix: "x-rate-limit-", ..BARE_NAMES }],
+    families: &[BARE_NAMES, Family { prefix: Prefix::Other("x-rate-limit-"), ..BARE_NAMES }],
     ietf: true,
     resets: Resets::Form(ResetForm::BySize),
     ..PLAIN

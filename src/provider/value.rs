@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 use jiff::fmt::strtime;
 
-use super::duration::{SPAN_MAX, go_duration, parse_go_duration};
+use super::duration::{SPAN_MAX, go_duration, parse_go_duration, plain_go_duration};
 use super::missing::Reason;
 use crate::clock::UnixMillis;
 
@@ -77,6 +77,16 @@ impl ResetForm {
     /// Whether it names a moment, not a delay.
     pub(super) const fn is_instant(self) -> bool {
         matches!(self, Self::Rfc3339 | Self::EpochSeconds | Self::EpochMillis | Self::BySize | Self::HttpDate)
+    }
+
+    /// The delay that a value in the form that is nearly always sent means; `None` where it must be looked at as text.
+    #[inline]
+    pub(super) fn read_plain(self, value: &[u8], now: Option<Timestamp>, minute: &mut Minute) -> Option<Duration> {
+        match self {
+            Self::GoDuration => plain_go_duration(value),
+            Self::Rfc3339 => until(minute.rfc3339(value)?, now).ok(),
+            _ => None,
+        }
     }
 
     /// The delay that `text` means. A time of day is measured from `now`, the response's own `Date` where it has one; one
@@ -211,52 +221,80 @@ pub(super) fn until(at: Timestamp, now: Option<Timestamp>) -> Result<Duration, R
 
 /// A time of day (RFC 3339).
 fn rfc3339(text: &str) -> Option<Timestamp> {
-    // Of the one form that is really sent, 24,144 of 24,144, the digits stand where they stand.
-    let stand = |byte: u8, places: &[usize]| places.iter().all(|at| text.as_bytes().get(*at) == Some(&byte));
-    let plain = text.len() == 20 && stand(b'-', &[4, 7]) && stand(b'T', &[10]) && stand(b':', &[13, 16]);
-    let plain = (plain && stand(b'Z', &[19])).then(|| {
-        let two = |at| two_digits(text.as_bytes(), at);
-        moment([two(0)? * 100 + two(2)?, two(5)?, two(8)?], [two(11)?, two(14)?, two(17)?])
-    });
-    plain.flatten().or_else(|| text.parse().ok())
+    text.parse().ok()
+}
+
+/// The minute in which an instant was read last. The resets of a head are mostly of one: it is read once.
+#[derive(Debug, Default)]
+pub(super) struct Minute {
+    text: [u8; 17],
+    /// In seconds since 1970.
+    begins: i64,
+}
+
+impl Minute {
+    /// `2025-10-09T21:49:43Z`, the one form that is really sent, 24,144 of 24,144: the digits stand where they stand.
+    #[inline]
+    fn rfc3339(&mut self, text: &[u8]) -> Option<Timestamp> {
+        let text: &[u8; 20] = text.try_into().ok()?;
+        if text[..17] != self.text {
+            self.begin(text)?;
+        }
+        let second = two_digits(text, 17).filter(|second| *second < 60 && text[19] == b'Z')?;
+        Timestamp::from_second(self.begins + i64::from(second)).ok()
+    }
+
+    fn begin(&mut self, text: &[u8; 20]) -> Option<()> {
+        let two = |at| two_digits(text, at);
+        if [text[4], text[7], text[10], text[13], text[16]] != *b"--T::" {
+            return None;
+        }
+        self.begins = unix_s([two(0)? * 100 + two(2)?, two(5)?, two(8)?], [two(11)?, two(14)?, 0])?;
+        self.text.copy_from_slice(&text[..17]);
+        Some(())
+    }
 }
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT`, the form that everybody sends. Which day of the week it was is not checked.
-fn fixdate(text: &[u8]) -> Option<Timestamp> {
+pub(super) fn fixdate(text: &[u8]) -> Option<Timestamp> {
     const MONTHS: [&[u8; 3]; 12] =
         [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
-    let stand = |byte: u8, places: &[usize]| places.iter().all(|at| text.get(*at) == Some(&byte));
-    let form = text.len() == 29 && stand(b',', &[3]) && stand(b' ', &[4, 7, 11, 16]) && stand(b':', &[19, 22]);
-    if !form || !text.ends_with(b" GMT") {
+    let text: &[u8; 29] = text.try_into().ok()?;
+    let form =
+        [text[3], text[4], text[7], text[11], text[16], text[19], text[22]] == *b",    ::" && text[25..] == *b" GMT";
+    if !form {
         return None;
     }
-    let month = (1_i64..).zip(MONTHS).find(|(_, name)| text.get(8..11) == Some(name.as_slice()))?.0;
+    let month = (1..).zip(MONTHS).find(|(_, name)| [text[8], text[9], text[10]] == **name)?.0;
     let two = |at| two_digits(text, at);
-    moment([two(12)? * 100 + two(14)?, month, two(5)?], [two(17)?, two(20)?, two(23)?])
+    let at = unix_s([two(12)? * 100 + two(14)?, month, two(5)?], [two(17)?, two(20)?, two(23)?])?;
+    Timestamp::from_second(at).ok()
 }
 
-fn two_digits(text: &[u8], at: usize) -> Option<i64> {
-    let [tens, ones] = [*text.get(at)?, *text.get(at + 1)?].map(|byte| byte.wrapping_sub(b'0'));
-    (tens < 10 && ones < 10).then_some(i64::from(tens * 10 + ones))
+#[inline]
+fn two_digits<const N: usize>(text: &[u8; N], at: usize) -> Option<u32> {
+    let [tens, ones] = [text[at], text[at + 1]].map(|byte| byte.wrapping_sub(b'0'));
+    (tens < 10 && ones < 10).then_some(u32::from(tens * 10 + ones))
 }
 
-/// The moment in UTC of a year, month and day, at an hour, minute and second.
-fn moment([year, month, day]: [i64; 3], [hour, minute, second]: [i64; 3]) -> Option<Timestamp> {
+/// Seconds from 1970 to a year, month and day, at an hour, minute and second, in UTC.
+#[inline]
+fn unix_s([year, month, day]: [u32; 3], [hour, minute, second]: [u32; 3]) -> Option<i64> {
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let month_days = match month {
         4 | 6 | 9 | 11 => 30,
-        2 => 28 + i64::from(leap),
+        2 => 28 + u32::from(leap),
         _ => 31,
     };
     let valid = (1..=12).contains(&month) && (1..=month_days).contains(&day) && hour < 24 && minute < 60 && second < 60;
     if !valid {
         return None;
     }
-    // Years that begin in March end with the day that is not always there.
-    let (years, months) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let leap_days = years.div_euclid(4) - years.div_euclid(100) + years.div_euclid(400);
-    let days = 365 * years + leap_days + (153 * months + 2) / 5 + day - 719_469;
-    Timestamp::from_second(((days * 24 + hour) * 60 + minute) * 60 + second).ok()
+    // Years that begin in March end with the day that is not always there. From the year -400 on, as the calendar repeats.
+    let (years, months) = if month > 2 { (year + 400, month - 3) } else { (year + 399, month + 9) };
+    let days = 365 * years + years / 4 - years / 100 + years / 400 + (153 * months + 2) / 5 + day;
+    let days = i64::from(days) - 719_469 - 146_097;
+    Some(days * 86_400 + i64::from((hour * 60 + minute) * 60 + second))
 }
 
 /// An HTTP date (RFC 9110 §5.6.7) in any of its three forms, and with UTC for GMT, as one gateway writes it.

@@ -52,7 +52,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let http = reqwest::Client::builder().no_proxy().build()?;
     let limited = Limited::new(client.pool("large")?, "acme".parse()?);
     let ours = ClientBuilder::new(http.clone()).with(limited.clone().with_fallbacks(fallbacks)).build();
-    for prompt in ["hello", "hello", "good day", "good night"] {
+    let ask = async |prompt: &str| {
         let body = format!(r#"{{"model":"large","user":"acme","messages":[{{"role":"user","content":"{prompt}"}}]}}"#);
         let call = ours.post(format!("{provider}/v1/chat/completions")).header("content-type", "application/json");
         // Requests with this key have the same answer.
@@ -63,10 +63,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let text = answer.text().await?;
         let model = ["large", "small"].into_iter().find(|name| text.contains(&format!(r#""model":"{name}""#)));
         println!("{prompt}: {status} by {by}, {}", model.unwrap_or("not answered yet"));
+        Ok::<(), reqwest_middleware::Error>(())
+    };
+    for prompt in ["hello", "hello", "good day", "good night"] {
+        ask(prompt).await?;
     }
 
     // Whoever reads the queue waits as long as it was told, and then in line: two clocks may differ by a moment. Its answers
-    // are kept for those who ask again.
+    // are kept for those who ask again, once they have been read.
     let worker = ClientBuilder::new(http).with(limited.with_fallbacks(Fallbacks::new().cached(&cache))).build();
     while let Ok(Requeued { request, tenant, cost, cache_key, refusal }) = later.try_recv() {
         if let tidegate::client::Refusal::WaitUntil { after, .. } = refusal {
@@ -78,8 +82,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             Some(key) => call.with_extension(key),
             None => call,
         };
-        println!("from the queue: {}", call.send().await?.status());
+        let answer = call.send().await?;
+        println!("from the queue: {}", answer.status());
+        answer.bytes().await?;
     }
+    ask("good night").await?;
     client.close().await;
     Ok(())
 }

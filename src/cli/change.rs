@@ -46,7 +46,8 @@ pub(super) struct Author {
 impl AuthorArgs {
     /// Asks for what was not given. `otherwise` is the reason when none is.
     pub(super) fn settle(&self, otherwise: Option<String>) -> Result<Author, Failure> {
-        let by = self.by.clone().or_else(|| std::env::var("USER").ok()).unwrap_or_default();
+        let by = self.by.clone().or_else(|| std::env::var("USER").ok().filter(|user| !user.is_empty()));
+        let by = by.ok_or_else(|| Failure::Usage("--by is missing, and USER is not set".into()))?;
         let reason = match self.reason.clone().or(otherwise) {
             Some(reason) => reason,
             None => ask("Reason: ")?

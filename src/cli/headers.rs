@@ -10,7 +10,9 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::recording::{Finding, Response, for_each_row, plain, read_all};
 use super::{Failure, print};
+use crate::config::Config;
 use crate::provider::{Dialect, LimitOf, Refill, RemainingCounts, Semantics};
+use crate::quota::PoolId;
 
 #[derive(Debug, Args)]
 pub(super) struct HeadersArgs {
@@ -26,6 +28,23 @@ pub(super) struct HeadersArgs {
     /// Read it as this dialect, whatever it looks like.
     #[arg(long, value_name = "NAME", value_parser = dialects())]
     dialect: Option<Dialect>,
+    /// Read it as a pool of this controller's configuration does, whose dialect may be one that the file teaches.
+    #[arg(long, value_name = "FILE", requires = "pool", conflicts_with = "dialect")]
+    config: Option<PathBuf>,
+    /// Which pool of --config.
+    #[arg(long, value_name = "POOL", requires = "config")]
+    pool: Option<PoolId>,
+}
+
+impl HeadersArgs {
+    /// The dialect that was named, by itself or by a pool.
+    fn named(&self) -> Result<Option<Dialect>, Failure> {
+        let (Some(file), Some(id)) = (&self.config, &self.pool) else { return Ok(self.dialect) };
+        let config = Config::load(file).map_err(|mistakes| Failure::Usage(mistakes.to_string()))?;
+        let pool = config.controller.pools.iter().find(|pool| pool.id == *id);
+        let pool = pool.ok_or_else(|| Failure::Usage(format!("{}: has no [pools.{id}]", file.display())))?;
+        Ok(Some(pool.dialect))
+    }
 }
 
 fn dialects() -> impl TypedValueParser<Value = Dialect> {
@@ -33,11 +52,12 @@ fn dialects() -> impl TypedValueParser<Value = Dialect> {
 }
 
 pub(super) fn headers(args: &HeadersArgs) -> Result<(), Failure> {
+    let dialect = args.named()?;
     if let Some(path) = &args.jsonl {
         let mut out = BufWriter::new(io::stdout().lock());
         let mut open = true;
         let rows = for_each_row(path, |row| {
-            let finding = Response::from(row).read(args.dialect).shown();
+            let finding = Response::from(row).read(dialect).shown();
             let line = serde_json::to_string(&finding).map_err(|error| Failure::Run(error.to_string()))?;
             open = !written(writeln!(out, "{line}"))?;
             Ok(if open { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
@@ -46,7 +66,7 @@ pub(super) fn headers(args: &HeadersArgs) -> Result<(), Failure> {
     }
     let text = read_all(&args.file)?;
     let response = Response::parse(&text).map_err(Failure::Usage)?;
-    let finding = response.read(args.dialect);
+    let finding = response.read(dialect);
     if args.json {
         let json = serde_json::to_string(&finding.shown()).map_err(|error| Failure::Run(error.to_string()))?;
         return print(&format!("{json}\n"));

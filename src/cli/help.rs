@@ -129,13 +129,15 @@ pub(super) const HEADERS_ABOUT: &str = "\
 Read a response's head as a member would, and tell what it says of the provider's limits.
 
 It takes what `curl -i` prints: the status line, the headers, and after an empty line the body, which
-matters for errors. The dialect is the one that the headers look like, or the one named. Each header
-about limits is printed with what became of it; one that told nothing, with the reason.";
+matters for errors. The dialect is the one that the headers look like, or the one named; one that a
+configuration teaches is named by its pool. Each header about limits is printed with what became of it;
+one that told nothing, with the reason.";
 
 pub(super) const HEADERS: &str = "\
 Examples:
   curl -si https://api.openai.com/v1/chat/completions -d @request.json | tidegate headers
   tidegate headers head.txt --dialect azure
+  tidegate headers head.txt --config tidegate.toml --pool newai
   tidegate headers --json head.txt | jq .hold_s
   tidegate headers --jsonl recording.jsonl | jq -c 'select(.class == \"throttled\")'
 

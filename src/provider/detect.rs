@@ -231,7 +231,7 @@ pub struct Unread {
     pub foreign: Vec<Missing>,
     /// They look like limits, and no dialect knows them.
     pub unknown: Vec<String>,
-    /// The others that look like limits: rules take them.
+    /// The others that look like limits, or that the dialect lists: rules take them.
     pub taken: Vec<String>,
 }
 
@@ -244,7 +244,9 @@ pub fn unread(dialect: Dialect, head: &Head<'_>) -> Unread {
     let mut unread = Unread::default();
     let own = table::row(dialect);
     head.headers.for_each(&mut |name, _| {
-        if !looks_like_a_limit(name) {
+        // A dialect's own list, above all a taught one's, has names that look like anything.
+        let listed = own.listed.iter().any(|listed| listed.name == name);
+        if !listed && !looks_like_a_limit(name) {
             return;
         }
         if takes(own, name) {

@@ -341,6 +341,41 @@ fn a_pasted_head_is_told_line_by_line() {
     }
 }
 
+#[test]
+fn a_head_is_read_as_the_dialect_that_a_configuration_teaches() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("t.toml");
+    let taught = r#"
+        [pools.newai]
+        capacity = { "requests/minute" = 60 }
+        [pools.newai.dialect]
+        name = "newai"
+        headers = { "requests/minute" = { limit = "newai-limit", remaining = "newai-left", reset = "newai-again" } }
+    "#;
+    fs::write(&file, taught).expect("written");
+    let path = file.to_str().expect("text");
+    let head = "HTTP/1.1 200 OK\nnewai-limit: 60\nnewai-left: 7\nnewai-again: 30\n\n";
+    let told = stdout(&headers_of(head, &["--config", path, "--pool", "newai"]));
+    assert!(
+        told.starts_with("newai-limit: 60\n    read\n")
+            && told.contains("\ndialect  newai\nstatus   200: ok\nmeter    requests/minute: limit 60, remaining 7, "),
+        "{told}"
+    );
+    // Nothing of it is known without the file.
+    assert!(stdout(&headers_of(head, &[])).starts_with("dialect  not told by anything\n"));
+    fs::write(folder.path().join("r.jsonl"), "{\"headers\":{\"newai-left\":\"7\"}}\n").expect("written");
+    let rows = folder.path().join("r.jsonl");
+    let rows = headers_of("", &["--config", path, "--pool", "newai", "--jsonl", rows.to_str().expect("text")]);
+    assert!(stdout(&rows).starts_with("{\"dialect\":\"newai\","), "{rows:?}");
+    let output = headers_of(head, &["--config", path, "--pool", "oldai"]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(2), format!("tidegate: {path}: has no [pools.oldai]\n")));
+    for alone in
+        [&["--config", path][..], &["--pool", "newai"], &["--config", path, "--pool", "newai", "--dialect", "azure"]]
+    {
+        assert_eq!(headers_of(head, alone).status.code(), Some(2), "{alone:?}");
+    }
+}
+
 /// Rows as recordings have them: a request that never fits, a wait that a success asks for, and placeholders.
 const RECORDING: &str = r#"{"host":"a","status":429,"headers":{"x-ratelimit-limit-tokens":"7000"},"error_body":"{\"error\":{\"message\":\"Limit 7000, Used 0, Requested ~12903\"}}"}
 

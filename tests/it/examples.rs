@@ -87,6 +87,7 @@ async fn the_fallback_example_answers_from_its_cache_from_another_pool_and_from_
         "good day: 200 OK by a provider, small",
         "good night: 202 Accepted by requeued, not answered yet",
         "from the queue: 200 OK",
+        "good night: 200 OK by cached, large",
     ];
     assert_eq!(lines, expected);
     assert_eq!(counted(&state), (vec![("acme", 3)], 0));

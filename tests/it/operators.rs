@@ -244,6 +244,10 @@ fn wrong_input_is_told_in_a_line_and_nothing_is_asked_of_etcd() {
         let said = Said::of(&command.output().expect("it runs"));
         assert!(said.code == 2 && said.out.is_empty() && said.err.contains(part), "{args:?}: {said:?}");
     }
+    // Where nobody is logged in, as in a container.
+    let mut command = tidegate(&["override", "clear", POOL, "acme", "--reason", "r"]);
+    let said = Said::of(&command.env_remove("USER").stdin(Stdio::null()).output().expect("it runs"));
+    assert_eq!((said.code, said.err.as_str()), (2, "tidegate: --by is missing, and USER is not set\n"));
     let mut command = tidegate(&["override", "list"]);
     let said = Said::of(&command.env("TIDEGATE_ETCD", "http://127.0.0.1:1").output().expect("it runs"));
     assert_eq!((said.code, said.out.as_str()), (1, ""));

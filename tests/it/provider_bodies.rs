@@ -428,8 +428,8 @@ fn a_taught_dialect_reads_levels_as_the_others_do() {
     let seen = read(taught, 200, &[("acme-limit", "6000"), ("acme-left", "5989"), ("acme-again", "105ms")]);
     let reading = seen.readings[0];
     assert_eq!((reading.meter, reading.level, reading.reset), (TPM, Some(5_989.5), wait(0.105)));
-    let left = unread(taught, &Head { status: 200, headers: &map(&[("x-ratelimit-left", "7")]) });
-    assert_eq!(left.unknown, ["x-ratelimit-left"]);
+    let left = unread(taught, &Head { status: 200, headers: &map(&[("x-ratelimit-left", "7"), ("acme-left", "7")]) });
+    assert_eq!((left.unknown, left.taken), (vec!["x-ratelimit-left".to_owned()], vec!["acme-left".to_owned()]));
     // Two lessons are two dialects.
     let again = Dialect::Taught(acme(Refill::Continuous, ResetForm::GoDuration).teach().expect("good"));
     assert!(taught != again && taught.as_str() == again.as_str());

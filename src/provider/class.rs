@@ -133,7 +133,7 @@ fn named(lines: &Lines<'_>, row: &Row, readings: &[MeterReading]) -> Option<Name
     // The head tells the window of a unit, where it shows that unit at all.
     let shown = |unit: Unit| {
         let reading = readings.iter().find(|reading| reading.meter.unit == unit);
-        (unit, reading.map_or(*row.semantics.default_window(unit), |reading| reading.meter.window))
+        (unit, reading.map_or(row.semantics.default_window(unit), |reading| reading.meter.window))
     };
     let (unit, window) = match text {
         "Tokens" => shown(Unit::Tokens),

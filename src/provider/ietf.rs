@@ -296,7 +296,7 @@ fn push(
     let semantics = &row.semantics;
     let frame = Frame {
         windows: window.as_ref().map_or(semantics.windows, std::slice::from_ref),
-        default: window.as_ref().unwrap_or(&semantics.default_request_window),
+        default: window.unwrap_or(semantics.default_request_window),
         grain: 1.0,
         reset_grain: semantics.reset_grain,
     };
@@ -304,14 +304,14 @@ fn push(
     let State { limit, remaining, .. } = told;
     match subject {
         Subject::Unit(unit) => {
-            let meter = Meter { unit, window: *place.window };
+            let meter = Meter { unit, window: place.window };
             let sent_at = received_at.sent_at;
             seen.add_tightest(MeterReading { meter, sent_at, limit, remaining, level: remaining, reset: place.reset });
         }
         Subject::Other(what) => {
             seen.others.push(OtherReading {
                 what: what.as_str(),
-                window: window.map(|_| *place.window),
+                window: window.map(|_| place.window),
                 limit,
                 remaining,
                 reset: place.reset,

@@ -20,7 +20,7 @@ pub(super) struct Frame<'a> {
     /// What it may count over, shortest first.
     pub(super) windows: &'a [Window],
     /// What it counts over when the numbers do not tell.
-    pub(super) default: &'a Window,
+    pub(super) default: Window,
     /// Remaining is a multiple of this.
     pub(super) grain: f64,
     /// Reset is within this of the truth.
@@ -29,16 +29,16 @@ pub(super) struct Frame<'a> {
 
 /// A meter's window and level.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place<'a> {
-    pub(super) window: &'a Window,
+pub(super) struct Place {
+    pub(super) window: Window,
     pub(super) level: f64,
     /// The reset, unless it contradicts the rest.
     pub(super) reset: Option<Duration>,
 }
 
-impl<'a> Frame<'a> {
+impl Frame<'_> {
     /// Of a bucket that refills all the time; a reset that fits no window is left out, and the level is then what remains.
-    pub(super) fn continuous(&self, limit: f64, remaining: f64, reset: Option<Duration>) -> Place<'a> {
+    pub(super) fn continuous(&self, limit: f64, remaining: f64, reset: Option<Duration>) -> Place {
         let unknown = Place { window: self.default, level: remaining, reset: None };
         let Some(reset) = reset else { return unknown };
         if remaining >= limit {
@@ -53,17 +53,17 @@ impl<'a> Frame<'a> {
 
     /// Of a bucket that is filled when a window begins: no window ends later than it lasts. A reset that lies further
     /// ahead than any of the windows is left out.
-    pub(super) fn fixed(&self, remaining: f64, reset: Option<Duration>) -> Place<'a> {
+    pub(super) fn fixed(&self, remaining: f64, reset: Option<Duration>) -> Place {
         let lasts = |window: Window| Duration::try_from_secs_f64(window.seconds()).unwrap_or(Duration::MAX);
-        let holds = |window: &&Window| reset.is_none_or(|reset| reset <= lasts(**window) + WINDOW_SLACK);
-        let longer = |window: &&Window| lasts(**window) >= lasts(*self.default);
+        let holds = |window: &Window| reset.is_none_or(|reset| reset <= lasts(*window) + WINDOW_SLACK);
+        let longer = |window: &&Window| lasts(**window) >= lasts(self.default);
         let window = Some(self.default).filter(holds);
-        let window = window.or_else(|| self.windows.iter().filter(longer).find(holds));
+        let window = window.or_else(|| self.windows.iter().filter(longer).copied().find(holds));
         let reset = reset.filter(|_| window.is_some());
         Place { window: window.unwrap_or(self.default), level: remaining, reset }
     }
 
-    fn window(&self, limit: f64, remaining: f64, reset: Duration) -> Option<&'a Window> {
+    fn window(&self, limit: f64, remaining: f64, reset: Duration) -> Option<Window> {
         // "1m0s" with nearly all left: a fixed window, of one organisation in autumn 2025. Tells nothing of the level.
         if reset.as_secs_f64() == self.default.seconds() && remaining > limit / 2.0 {
             return None;
@@ -78,6 +78,6 @@ impl<'a> Frame<'a> {
         let seen = reset * limit / spent;
         let fits = |window: &&Window| (shortest..=longest).contains(&window.seconds());
         let close = |window: &&Window| (seen / window.seconds() - 1.0).abs() <= WINDOW_TOLERANCE;
-        self.windows.iter().find(fits).or_else(|| self.windows.iter().find(close))
+        self.windows.iter().find(fits).or_else(|| self.windows.iter().find(close)).copied()
     }
 }

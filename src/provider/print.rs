@@ -77,7 +77,7 @@ impl Row {
 
     /// Whether names that have no window can be meant to be of this meter's.
     fn tells_window(&self, written: &Written, meter: Meter) -> bool {
-        let default = *self.semantics.default_window(meter.unit);
+        let default = self.semantics.default_window(meter.unit);
         let by_reset = match self.semantics.reset {
             ResetMeaning::ToFull => !matches!(self.resets, Resets::Form(form) if form.is_instant()),
             // Of one that lasts longer than is usual, a reset can lie further ahead.

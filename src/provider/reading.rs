@@ -85,8 +85,7 @@ fn read_bucket<'a>(
         read.into_iter().flatten().for_each(|cell| cell.miss(missing, Reason::NoLimit));
         return;
     }
-    let by_period = period.and_then(Window::from_seconds);
-    let named = bucket.window.as_ref().or(by_period.as_ref());
+    let named = bucket.window.or_else(|| period.and_then(Window::from_seconds));
     let unit = if let Subject::Unit(unit) = bucket.subject { Some(unit) } else { None };
     let place = place(row, unit.unwrap_or(Unit::Requests), named, (limit, remaining), reset);
     if let (Some(cell), Some(_), None) = (bucket.reset, reset, place.reset) {
@@ -95,28 +94,28 @@ fn read_bucket<'a>(
     let level = remaining.map(|_| place.level);
     match bucket.subject {
         Subject::Unit(unit) => {
-            let meter = Meter { unit, window: *place.window };
+            let meter = Meter { unit, window: place.window };
             let sent_at = now.received_at.sent_at;
             seen.add(MeterReading { meter, sent_at, limit, remaining, level, reset: place.reset });
         }
         Subject::Other(what) => {
-            let window = Some(*place.window);
+            let window = Some(place.window);
             let what = what.as_str();
             seen.others.push(OtherReading { what, window, limit, remaining, reset: place.reset });
         }
     }
 }
 
-fn place<'a>(
-    row: &'a Row,
+fn place(
+    row: &Row,
     unit: Unit,
-    named: Option<&'a Window>,
+    named: Option<Window>,
     (limit, remaining): (Option<f64>, Option<f64>),
     reset: Option<Duration>,
-) -> Place<'a> {
+) -> Place {
     let semantics = &row.semantics;
     let default = named.unwrap_or_else(|| semantics.default_window(unit));
-    let windows = named.map_or(semantics.windows, std::slice::from_ref);
+    let windows = named.as_ref().map_or(semantics.windows, std::slice::from_ref);
     let frame = Frame { windows, default, grain: semantics.remaining_grain(unit), reset_grain: semantics.reset_grain };
     let as_told = Place { window: default, level: remaining.unwrap_or(0.0), reset };
     // An instant is of the moment of admission, and in whole seconds: no measure of the level.

@@ -326,7 +326,7 @@ fn meters(semantics: &Semantics, seen: &Observation, unit: Unit, window: Option<
         return vec![Meter { unit, window }];
     }
     let shown: Vec<Meter> = seen.readings.iter().map(|r| r.meter).filter(|meter| meter.unit == unit).collect();
-    if shown.is_empty() { vec![Meter { unit, window: *semantics.default_window(unit) }] } else { shown }
+    if shown.is_empty() { vec![Meter { unit, window: semantics.default_window(unit) }] } else { shown }
 }
 
 fn by_google(

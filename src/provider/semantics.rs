@@ -111,10 +111,10 @@ pub struct Semantics {
 impl Semantics {
     /// The window of a unit when a response does not tell.
     #[must_use]
-    pub const fn default_window(&self, unit: Unit) -> &Window {
+    pub const fn default_window(&self, unit: Unit) -> Window {
         match unit {
-            Unit::Requests => &self.default_request_window,
-            Unit::Tokens | Unit::InputTokens | Unit::OutputTokens => &self.default_window,
+            Unit::Requests => self.default_request_window,
+            Unit::Tokens | Unit::InputTokens | Unit::OutputTokens => self.default_window,
         }
     }
 

@@ -36,11 +36,14 @@ fn says_nothing_of_limits(dialect: Dialect, seen: &Observation) {
     assert!(reaction.holds.is_empty() && reaction.overload.is_none() && reaction.long.is_none(), "{reaction:?}");
 }
 
-fn left(limit: f64, remaining: f64) -> (Option<f64>, Option<f64>) {
+/// Limit and remaining.
+type Left = (Option<f64>, Option<f64>);
+
+const fn left(limit: f64, remaining: f64) -> Left {
     (Some(limit), Some(remaining))
 }
 
-fn levels(seen: &Observation) -> Vec<(Meter, (Option<f64>, Option<f64>))> {
+fn levels(seen: &Observation) -> Vec<(Meter, Left)> {
     seen.readings.iter().map(|reading| (reading.meter, (reading.limit, reading.remaining))).collect()
 }
 

@@ -39,6 +39,7 @@
 //! ```
 
 mod anthropic;
+mod aws_stream;
 mod class;
 mod detect;
 mod dialect;

@@ -61,6 +61,14 @@ const NAMES: [(&str, Meaning); 18] = [
     ("UNAVAILABLE", Meaning::Overloaded),
 ];
 
+/// Whether the `type`, `code` or `status` of an error in the middle of an answer says that there is no room for the rest.
+pub(super) fn breaks_off(name: &str) -> bool {
+    // Of a refusal that comes at once, these say no more than its status does.
+    const BESIDE: [&str; 2] = ["RESOURCE_EXHAUSTED", "429"];
+    let means = |meaning: &Meaning| matches!(meaning, Meaning::Overloaded | Meaning::Throttled);
+    BESIDE.contains(&name) || NAMES.iter().any(|(known, meaning)| *known == name && means(meaning))
+}
+
 /// Of messages, anywhere in them.
 const PHRASES: [(&str, Meaning); 11] = [
     ("Request too large", Meaning::TooLarge),
@@ -78,7 +86,7 @@ const PHRASES: [(&str, Meaning); 11] = [
 ];
 
 /// Abbreviations of meters.
-const ABBREVIATIONS: [(&str, Unit, Window); 10] = [
+const ABBREVIATIONS: [(&str, Unit, Window); 12] = [
     ("(ITPM)", Unit::InputTokens, Window::Minute),
     ("(OTPM)", Unit::OutputTokens, Window::Minute),
     ("(RPM)", Unit::Requests, Window::Minute),
@@ -89,6 +97,9 @@ const ABBREVIATIONS: [(&str, Unit, Window); 10] = [
     ("(QPS)", Unit::Requests, Window::Second),
     ("(QPH)", Unit::Requests, Window::Hour),
     ("limit_rpm/", Unit::Requests, Window::Minute),
+    // Databricks: "Exceeded workspace QPS rate limit".
+    (" QPS rate limit", Unit::Requests, Window::Second),
+    (" QPH rate limit", Unit::Requests, Window::Hour),
 ];
 
 /// Words that name a window. All in lower case.
@@ -198,6 +209,8 @@ impl Told {
         let by_words = || UNITS.iter().find(|(words, _)| sentence.contains(words)).map(|(_, unit)| *unit);
         let by_window = || match () {
             () if window.is_none() => None,
+            () if sentence.contains("input token") => Some(Unit::InputTokens),
+            () if sentence.contains("output token") => Some(Unit::OutputTokens),
             () if sentence.contains("token") => Some(Unit::Tokens),
             () if ["request", "call", "models"].iter().any(|word| sentence.contains(word)) => Some(Unit::Requests),
             () => None,

@@ -8,14 +8,16 @@
 //! |---|---|
 //! | OpenAI, whole or the last chunk | `usage.{prompt_tokens,completion_tokens}` |
 //! | OpenAI Responses, whole or the last event | `usage` or `response.usage`, `{input_tokens,output_tokens}` |
-//! | Gemini, whole or each event | `usageMetadata`: prompt and tool-use prompt are input, candidates and thoughts output |
+//! | Gemini, whole, each event, or each document of an array | `usageMetadata`: prompt and tool-use prompt are input, candidates and thoughts output |
 //! | Anthropic, whole | `usage.{input_tokens,cache_creation_input_tokens,output_tokens}` |
 //! | Anthropic, streamed | the same of `message_start` at `message.usage`, but output of the last `message_delta` at `usage` |
 //!
-//! Event streams: <https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream>.
+//! Event streams: <https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream>. Of AWS's own,
+//! only that an answer broke off is read.
 
-use super::anthropic;
+use super::aws_stream::Messages;
 use super::value::NUMBER_MAX;
+use super::{anthropic, refusal};
 
 /// What the provider says a request really used, as its limits count it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,6 +49,7 @@ enum Form {
         line: Line,
         after_cr: bool,
     },
+    AwsMessages(Messages),
 }
 
 /// Where in a line of an event stream the reader is.
@@ -64,7 +67,7 @@ const DATA: &[u8] = b"data:";
 
 impl UsageReader {
     /// A reader for a body of this content type; of what is neither `application/json` nor `text/event-stream` it reads
-    /// nothing.
+    /// no usage, and nothing at all of what is not `application/vnd.amazon.eventstream` either.
     #[must_use]
     pub fn new(content_type: Option<&str>) -> Self {
         let essence = content_type.and_then(|text| text.split(';').next()).unwrap_or_default().trim();
@@ -73,6 +76,9 @@ impl UsageReader {
                 Form::Events { line: Line::Begun(0), after_cr: false }
             }
             _ if essence.eq_ignore_ascii_case("application/json") => Form::Json,
+            _ if essence.eq_ignore_ascii_case("application/vnd.amazon.eventstream") => {
+                Form::AwsMessages(Messages::default())
+            }
             _ => Form::Other,
         };
         Self { form, document: Document::default() }
@@ -84,6 +90,7 @@ impl UsageReader {
             Form::Other => {}
             Form::Json => self.document.feed(bytes),
             Form::Events { line, after_cr } => events(line, after_cr, &mut self.document, bytes),
+            Form::AwsMessages(messages) => self.document.overloaded |= messages.feed(bytes),
         }
     }
 
@@ -97,7 +104,8 @@ impl UsageReader {
         Some(Usage { input_tokens, output_tokens })
     }
 
-    /// Whether the answer told that the provider is overloaded, be it in the middle of a stream that began well.
+    /// Whether the answer told that the provider is overloaded, be it in the middle of a stream that began well. A stream
+    /// that breaks off because something is throttled counts as one: it had been admitted, and no limit is named.
     #[must_use]
     pub fn overloaded(&self) -> bool {
         self.document.overloaded
@@ -138,7 +146,7 @@ fn events(line: &mut Line, after_cr: &mut bool, document: &mut Document, mut byt
     }
 }
 
-// === one JSON text ===
+// === one JSON text, or an array of them ===
 
 /// An object in which something may stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +170,8 @@ enum Key {
     Response,
     Error,
     Type,
+    Code,
+    Status,
     Input,
     /// Input that is counted beside the prompt: what a cache took, what tools brought. No provider has both.
     InputBeside,
@@ -169,13 +179,15 @@ enum Key {
     Thoughts,
 }
 
-const KEYS: [(&str, Key); 15] = [
+const KEYS: [(&str, Key); 17] = [
     ("usage", Key::Usage),
     ("usageMetadata", Key::Usage),
     ("message", Key::Message),
     ("response", Key::Response),
     ("error", Key::Error),
     ("type", Key::Type),
+    ("code", Key::Code),
+    ("status", Key::Status),
     ("prompt_tokens", Key::Input),
     ("input_tokens", Key::Input),
     ("cache_creation_input_tokens", Key::InputBeside),
@@ -245,7 +257,10 @@ struct Document {
     /// The places from the top to here; as many as `depth` where everything around is one.
     places: [Place; PLACES_MAX],
     places_len: usize,
-    /// How many objects and arrays are open.
+    /// Google's streams that are no event streams are one array, of a document for each part: its bracket is open, and is
+    /// not counted in `depth`.
+    in_array: bool,
+    /// How many objects and arrays are open in this document.
     depth: usize,
     /// Before the colon.
     key_is_next: bool,
@@ -264,6 +279,7 @@ impl Default for Document {
         Self {
             places: [Place::Top; PLACES_MAX],
             places_len: 0,
+            in_array: false,
             depth: 0,
             key_is_next: false,
             key: None,
@@ -340,7 +356,7 @@ impl Document {
             }
             b':' => self.key_is_next = false,
             b' ' | b'\t' | b'\r' | b'\n' => {}
-            _ if self.place() == Some(Place::Usage) || self.place() == Some(Place::FirstUsage) => {
+            _ if matches!(self.place(), Some(Place::Usage | Place::FirstUsage | Place::Error)) => {
                 let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
                 let before = match self.token {
                     Token::Number(digits) => digits,
@@ -354,6 +370,13 @@ impl Document {
     }
 
     fn open(&mut self, object: bool) {
+        if self.depth == 0 {
+            // One document's error says nothing of the next.
+            (self.kind, self.message) = (Word::EMPTY, Word::EMPTY);
+            if !object && !std::mem::replace(&mut self.in_array, true) {
+                return;
+            }
+        }
         let inner = match (self.place(), self.key) {
             (None, _) if self.depth == 0 => Some(Place::Top),
             (Some(Place::Top | Place::Response), Some(Key::Usage)) => Some(Place::Usage),
@@ -374,6 +397,7 @@ impl Document {
     }
 
     fn close(&mut self) {
+        self.in_array &= self.depth > 0;
         self.depth = self.depth.saturating_sub(1);
         self.places_len = self.places_len.min(self.depth);
         (self.key_is_next, self.key) = (false, None);
@@ -389,9 +413,11 @@ impl Document {
         match (place, self.key) {
             (Place::Error, Some(Key::Type)) => self.kind = self.word,
             (Place::Error, Some(Key::Message)) => self.message = self.word,
+            (Place::Error, Some(Key::Code | Key::Status)) => {}
             _ => return,
         }
         self.overloaded |= anthropic::overloaded(self.kind.text(), self.message.text());
+        self.overloaded |= self.key != Some(Key::Message) && refusal::breaks_off(self.word.text());
     }
 
     fn number_ended(&mut self) {
@@ -400,6 +426,11 @@ impl Document {
         let digits = digits.filter(|number| *number <= NUMBER_MAX);
         let (Some(number), Some(key), Some(place)) = (digits, self.key, self.place()) else { return };
         let told = match (key, place) {
+            (Key::Code, Place::Error) => {
+                self.overloaded |= matches!(number, 429 | 503 | 529);
+                return;
+            }
+            (_, Place::Error) => return,
             (Key::Input, _) => &mut self.told.input,
             (Key::InputBeside, _) => &mut self.told.input_beside,
             (Key::Thoughts, _) => &mut self.told.thoughts,

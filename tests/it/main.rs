@@ -52,6 +52,7 @@ mod policy_live;
 mod print;
 mod provider;
 mod provider_bodies;
+mod provider_facts;
 mod provider_quirks;
 mod provider_rows;
 mod records;

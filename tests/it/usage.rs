@@ -6,6 +6,7 @@ use tidegate::provider::{Usage, UsageReader};
 
 const JSON: Option<&str> = Some("application/json");
 const EVENTS: Option<&str> = Some("text/event-stream; charset=utf-8");
+const AWS: Option<&str> = Some("application/vnd.amazon.eventstream");
 
 const OPENAI_STREAM: &str = "data: {\"id\":\"c\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Grüße 🎉\"}}],\"usage\":null}\n\n\
     data: {\"id\":\"c\",\"choices\":[{\"delta\":{\"content\":\"{\\\"usage\\\":{\\\"prompt_tokens\\\":1,\\\"completion_tokens\\\":1}}\"}}]}\n\n\
@@ -21,6 +22,12 @@ const ANTHROPIC_STREAM: &str = "event: message_start\r\ndata: {\"type\":\"messag
     event: message_stop\r\ndata: {\"type\":\"message_stop\"}\r\n\r\n";
 
 const OVERLOADED: &str = "event: error\ndata: {\"type\": \"error\", \"error\": {\"type\": \"overloaded_error\", \"message\": \"Overloaded\"}}\n\n";
+
+/// Gemini without `alt=sse`: an array that is written as it is made.
+const GEMINI_ARRAY: &str = "[{\n  \"candidates\": [{\"content\": {\"parts\": [{\"text\": \"Grüße }],[{ 🎉\"}]}}],\n  \"usageMetadata\": \
+    {\"promptTokenCount\": 9,\"thoughtsTokenCount\": 5,\"promptTokensDetails\": [{\"modality\": \"TEXT\",\"tokenCount\": 9}]}\n}\n,\r\n\
+    {\n  \"candidates\": [{\"finishReason\": \"STOP\"}],\n  \"usageMetadata\": {\"promptTokenCount\": 9,\"candidatesTokenCount\": 4,\
+    \"thoughtsTokenCount\": 8,\"totalTokenCount\": 21}\n}\n]";
 
 fn whole(form: Option<&str>, text: &str) -> UsageReader {
     let mut reader = UsageReader::new(form);
@@ -68,6 +75,21 @@ fn geminis_metadata_counts_cached_thought_and_tool_tokens_once() {
     assert_eq!(usage(EVENTS, stream), Some((9, 12)));
     let (thinking, _) = stream.split_once("\r\n").unwrap();
     assert_eq!(usage(EVENTS, &format!("{thinking}\r\n\r\n")), Some((9, 5)));
+}
+
+#[test]
+fn an_array_of_documents_tells_as_their_events_would() {
+    assert_eq!(usage(JSON, GEMINI_ARRAY), Some((9, 12)));
+    let (first, _) = GEMINI_ARRAY.split_once(",\r\n").unwrap();
+    assert_eq!(usage(JSON, first), Some((9, 5)), "a caller that left early");
+    // An array in it is no document, nor is what stands beside the documents.
+    let inner = r#"[[{"usage":{"input_tokens":7,"output_tokens":7}}],"usage",3,{"usage":{"input_tokens":1,"output_tokens":2}}]"#;
+    assert_eq!(usage(JSON, inner), Some((1, 2)));
+    let unavailable = r#",{"error":{"code":503,"message":"The model is overloaded.","status":"UNAVAILABLE"}}]"#;
+    let reader = whole(JSON, &format!("{first}{unavailable}"));
+    assert_eq!((reader.overloaded(), reader.usage().is_some()), (true, true));
+    // One document's type does not go with another's message.
+    assert!(!whole(JSON, r#"[{"error":{"type":"api_error"}},{"error":{"message":"Overloaded"}}]"#).overloaded());
 }
 
 #[test]
@@ -132,7 +154,7 @@ fn what_is_no_count_is_not_taken_for_one() {
         assert_eq!(usage(JSON, &body), None, "{count}");
     }
     for body in [
-        r#"[{"usage":{"input_tokens":1,"output_tokens":2}}]"#,
+        r#"[[{"usage":{"input_tokens":1,"output_tokens":2}}]]"#,
         r#"{"a":{"usage":{"input_tokens":1,"output_tokens":2}}}"#,
         r#"{"usage":[{"input_tokens":1,"output_tokens":2}]}"#,
         r#"{"usage":{"x":{"input_tokens":1,"output_tokens":2}}}"#,
@@ -159,6 +181,96 @@ fn a_late_overload_is_seen() {
     assert!(!whole(EVENTS, two).overloaded());
     let quoted = r#"data: {"delta":{"text":"{\"error\":{\"type\":\"overloaded_error\"}}"}}"#;
     assert!(!whole(EVENTS, quoted).overloaded());
+}
+
+/// An error that is no answer's beginning says of what kind it is by its type, code or status.
+#[test]
+fn a_late_refusal_is_seen_whatever_names_it() {
+    let told = |error: &str| {
+        whole(EVENTS, &format!("data: {{\"id\":\"c\",\"error\":{error},\"choices\":[]}}\n\n")).overloaded()
+    };
+    for error in [
+        // OpenRouter, as a number, and written anew as a text.
+        r#"{"code":429,"message":"Rate limit exceeded"}"#,
+        r#"{"message":"Provider returned error","code":"429"}"#,
+        r#"{"code":503,"message":"No."}"#,
+        r#"{"code":"temporarily_unavailable"}"#,
+        r#"{"code":"capacity_exhausted","availability":{"retry_after":3}}"#,
+        // Google.
+        r#"{"code":503,"message":"The model is overloaded.","status":"UNAVAILABLE"}"#,
+        r#"{"message":"Resource exhausted.","status":"RESOURCE_EXHAUSTED","details":[{"type":"x"}]}"#,
+    ] {
+        assert!(told(error), "{error}");
+    }
+    for error in [
+        r#"{"code":"server_error","message":"429"}"#,
+        r#"{"code":500,"message":"UNAVAILABLE","status":"INTERNAL"}"#,
+        r#"{"code":4290}"#,
+        r#"{"details":{"code":429,"status":"UNAVAILABLE"}}"#,
+        r#"{"code":402,"message":"Insufficient credits"}"#,
+        r#"{"code":"insufficient_quota"}"#,
+        r#"[{"code":429}]"#,
+        "\"UNAVAILABLE\"",
+        "null",
+    ] {
+        assert!(!told(error), "{error}");
+    }
+    let beside = r#"{"code":429,"status":"UNAVAILABLE","type":"overloaded_error","usage":{"prompt_tokens":1}}"#;
+    assert!(!whole(JSON, beside).overloaded(), "only in an error");
+}
+
+/// A message of AWS's: headers of text, and a payload.
+fn message(headers: &[(&str, &str)], payload: &[u8]) -> Vec<u8> {
+    let header = |(name, value): &(&str, &str)| {
+        let length = (value.len() as u16).to_be_bytes();
+        [&[name.len() as u8][..], name.as_bytes(), &[7], &length, value.as_bytes()].concat()
+    };
+    let headers: Vec<u8> = headers.iter().flat_map(header).collect();
+    let length = (16 + headers.len() + payload.len()) as u32;
+    let numbers = [length.to_be_bytes(), (headers.len() as u32).to_be_bytes(), *b"crc1"].concat();
+    [&numbers[..], &headers, payload, b"crc2"].concat()
+}
+
+fn exception(name: &str) -> Vec<u8> {
+    let headers = [(":exception-type", name), (":content-type", "application/json"), (":message-type", "exception")];
+    message(&headers, br#"{"message":"Too many requests, please wait before trying again."}"#)
+}
+
+fn bedrock_stream() -> Vec<u8> {
+    let event = [(":event-type", "chunk"), (":content-type", "application/json"), (":message-type", "event")];
+    let chunk = message(&event, br#"{"bytes":"e30=","p":":exception-type throttlingException"}"#);
+    [&chunk[..], &message(&[], b""), &chunk].concat()
+}
+
+#[test]
+fn an_exception_in_bedrocks_stream_is_seen() {
+    let told = |name: &str| told_in_parts(AWS, &[&bedrock_stream(), &exception(name)]).1;
+    for name in ["throttlingException", "serviceUnavailableException"] {
+        assert!(told(name), "{name}");
+    }
+    for name in ["modelTimeoutException", "validationException", "throttlingExceptions", "throttlingExceptio", ""] {
+        assert!(!told(name), "{name}");
+    }
+    assert_eq!(told_in_parts(AWS, &[&bedrock_stream()]), (None, false), "text about it is none");
+    // Values of all types stand before it.
+    let mut typed = Vec::new();
+    for (kind, length) in [(0_u8, 0), (1, 0), (2, 1), (3, 2), (4, 4), (5, 8), (8, 8), (9, 16)] {
+        typed.extend([&[1, b'x', kind][..], &vec![7; length]].concat());
+    }
+    typed.extend([1, b'x', 6, 0, 2, 7, 7, 1, b'x', 7, 0, 0]);
+    let named = [&[15][..], b":exception-type", &[7, 0, 19], b"throttlingException"].concat();
+    typed.extend(&named);
+    let with = |headers: &[u8], length: u32| {
+        let numbers = [length.to_be_bytes(), (headers.len() as u32).to_be_bytes(), *b"crc1"].concat();
+        [&numbers[..], headers, b"crc2"].concat()
+    };
+    let good = with(&typed, 16 + typed.len() as u32);
+    assert!(told_in_parts(AWS, &[&good]).1);
+    // What is no such stream is not read on: a message too short for its headers, a type that is none.
+    assert!(!told_in_parts(AWS, &[&with(&typed, 15 + typed.len() as u32), &good]).1);
+    let odd = [&[1, b'x', 10][..], &named].concat();
+    assert!(!told_in_parts(AWS, &[&with(&odd, 16 + odd.len() as u32), &good]).1);
+    assert!(!told_in_parts(AWS, &[&[0xff; 12], &good]).1);
 }
 
 // === whatever comes ===
@@ -191,10 +303,14 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// The slow obvious way.
+/// The slow obvious way: of one document, or of an array of them.
 fn looked_up(body: &Value) -> Option<Usage> {
+    let documents = body.as_array().map_or(std::slice::from_ref(body), Vec::as_slice);
     let count = |place: &str, names: &[&str]| {
-        let told = names.iter().filter_map(|name| body.pointer(&format!("{place}/{name}")).and_then(Value::as_u64));
+        let at = |name: &&str| format!("{place}/{name}");
+        let told = names.iter().flat_map(|name| {
+            documents.iter().filter(|one| one.is_object()).filter_map(move |one| one.pointer(&at(name))?.as_u64())
+        });
         told.filter(|count| *count <= Usage::TOKENS_MAX).max()
     };
     let input = ["/usage", "/response/usage", "/message/usage"]
@@ -226,9 +342,18 @@ proptest! {
     #[test]
     fn however_a_stream_is_cut_it_tells_the_same(at in prop::collection::vec(any::<usize>(), 0..40)) {
         let overloaded = format!("{ANTHROPIC_STREAM}{OVERLOADED}");
-        for text in [OPENAI_STREAM, ANTHROPIC_STREAM, &overloaded] {
-            let parts = cut(text.as_bytes(), at.clone());
-            prop_assert_eq!(told_in_parts(EVENTS, &parts), told_in_parts(EVENTS, &[text.as_bytes()]));
+        let throttled = [bedrock_stream(), exception("throttlingException")].concat();
+        let texts = [
+            (EVENTS, OPENAI_STREAM.as_bytes(), false),
+            (EVENTS, ANTHROPIC_STREAM.as_bytes(), false),
+            (EVENTS, overloaded.as_bytes(), true),
+            (JSON, GEMINI_ARRAY.as_bytes(), false),
+            (AWS, &throttled[..], true),
+        ];
+        for (form, text, broke_off) in texts {
+            let told = told_in_parts(form, &cut(text, at.clone()));
+            prop_assert_eq!(told, told_in_parts(form, &[text]));
+            prop_assert_eq!(told.1, broke_off);
         }
     }
 
@@ -242,14 +367,23 @@ proptest! {
             let bytes = [&bytes[..], b"\n\ndata: ", usage].concat();
             prop_assert_eq!(told_in_parts(form, &cut(&bytes, at.clone())), told_in_parts(form, &[&bytes]));
         }
+        let bytes = [&bedrock_stream()[..], &bytes, &exception("throttlingException")].concat();
+        prop_assert_eq!(told_in_parts(AWS, &cut(&bytes, at)), told_in_parts(AWS, &[&bytes]));
     }
 
     #[test]
-    fn any_json_is_read_as_a_parser_reads_it(body in any_json(), inner in any_json(), pretty in any::<bool>()) {
-        let mut body = body;
-        if let Some(body) = body.as_object_mut() {
-            body.insert("usage".to_owned(), inner);
-        }
+    fn any_json_is_read_as_a_parser_reads_it(
+        bodies in prop::collection::vec((any_json(), any_json()), 1..4),
+        listed in any::<bool>(),
+        pretty in any::<bool>(),
+    ) {
+        let mut documents: Vec<Value> = bodies.into_iter().map(|(mut body, inner)| {
+            if let Some(body) = body.as_object_mut() {
+                body.insert("usage".to_owned(), inner);
+            }
+            body
+        }).collect();
+        let body = if listed { Value::from(documents) } else { documents.swap_remove(0) };
         let text = if pretty { serde_json::to_string_pretty(&body) } else { serde_json::to_string(&body) }.unwrap();
         prop_assert_eq!(whole(JSON, &text).usage(), looked_up(&body), "{}", text);
     }
@@ -257,8 +391,8 @@ proptest! {
 
 #[test]
 fn cut_into_single_bytes_it_tells_the_same() {
-    for text in [OPENAI_STREAM, ANTHROPIC_STREAM] {
+    for (form, text) in [(EVENTS, OPENAI_STREAM), (EVENTS, ANTHROPIC_STREAM), (JSON, GEMINI_ARRAY)] {
         let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
-        assert_eq!(told_in_parts(EVENTS, &bytes), told_in_parts(EVENTS, &[text.as_bytes()]));
+        assert_eq!(told_in_parts(form, &bytes), told_in_parts(form, &[text.as_bytes()]));
     }
 }

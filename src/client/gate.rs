@@ -41,7 +41,8 @@ pub struct Asker<W> {
     ticket: Option<Ticket>,
     /// Its place in the parent's line, which it leaves whenever it is not its turn here, and then comes back to.
     parent_ticket: Option<Ticket>,
-    counted: bool,
+    /// Its gate counts it as neither admitted nor refused.
+    pending: bool,
     waited: bool,
 }
 
@@ -50,7 +51,7 @@ impl<W: Wake> Asker<W> {
     #[must_use]
     pub fn new(cost: Cost, priority: Priority, deadline: MonoTime) -> Self {
         let (wake, ticket, parent_ticket) = (None, None, None);
-        Self { cost, priority, deadline, wake, ticket, parent_ticket, counted: false, waited: false }
+        Self { cost, priority, deadline, wake, ticket, parent_ticket, pending: false, waited: false }
     }
 
     /// How it is told to ask again; `None` while it was not told to wait.
@@ -137,8 +138,8 @@ struct Aside<W> {
     counters: Counters,
     /// Requests reserved, beyond one of each admission.
     requests: i64,
-    /// Requests that asked and are not admitted. Below zero when they asked at a gate that this one replaced.
-    unadmitted: i64,
+    /// Requests that asked and were neither admitted nor refused. Below zero when they asked at a gate that this one replaced.
+    pending: i64,
     would_wait: u64,
     would_refuse: u64,
 }
@@ -147,7 +148,7 @@ struct Aside<W> {
 impl<W> Default for Aside<W> {
     fn default() -> Self {
         let (line, counters) = (Line::default(), Counters::default());
-        Self { line, counters, requests: 0, unadmitted: 0, would_wait: 0, would_refuse: 0 }
+        Self { line, counters, requests: 0, pending: 0, would_wait: 0, would_refuse: 0 }
     }
 }
 
@@ -249,14 +250,14 @@ impl<W: Wake, C: Cells> Gate<W, C> {
                     if parent.closed { Answer::Moved } else { state.ask_both(asker, parent, now) }
                 }),
             };
-            let admitted = matches!(answer, Answer::Admitted(..));
             if state.mode == Mode::Off {
                 return answer;
             }
-            if asker.counted == admitted {
-                state.aside.unadmitted += if admitted { -1 } else { 1 };
+            let pending = matches!(answer, Answer::Wait(_) | Answer::Moved);
+            if asker.pending != pending {
+                state.aside.pending += if pending { 1 } else { -1 };
             }
-            asker.counted = !admitted;
+            asker.pending = pending;
             answer
         })
     }
@@ -419,7 +420,6 @@ impl<W: Wake, C: Cells> Gate<W, C> {
 impl<W: Wake> State<W> {
     /// Counts a request that does not wait, and is told when it could be admitted.
     fn refused_at_once(&mut self, denial: Denial, cost: &Cost, now: MonoTime) -> Denial {
-        self.aside.unadmitted += 1;
         self.aside.counters.refused += 1;
         match denial {
             Denial::WaitUntil(Wait { at: None, by }) => {
@@ -447,7 +447,7 @@ impl<W: Wake> State<W> {
     fn counters(&self) -> Counters {
         let mut counters = self.aside.counters.clone();
         counters.admitted = self.limiter.admitted();
-        counters.attempts = counters.admitted.saturating_add_signed(self.aside.unadmitted);
+        counters.attempts = (counters.admitted + counters.refused).saturating_add_signed(self.aside.pending);
         counters.reserved = UnitCounts {
             requests: counters.admitted.saturating_add_signed(self.aside.requests),
             input_tokens: self.input_tokens,

@@ -7,9 +7,12 @@
 //!
 //! *Order of locks*: a gate's, then its parent's.
 
+mod counting;
 mod passing;
 
 use std::fmt;
+
+pub use counting::{Glance, Traffic};
 
 use super::cells::{Cells, Lock, Native};
 use super::swap::{PoolWide, Swap};
@@ -17,7 +20,7 @@ use crate::clock::MonoTime;
 use crate::limiter::{
     Bound, Decision, Denial, Limiter, Limits, Line, Never, Priority, Reservation, Stored, Ticket, Wait,
 };
-use crate::observation::{Counters, UnitCounts};
+use crate::observation::Counters;
 use crate::plan::Mode;
 use crate::quota::Cost;
 
@@ -123,6 +126,8 @@ struct State<W> {
     open: bool,
     closed: bool,
     mode: Mode,
+    /// Refused, beyond those in [`Aside::counters`].
+    refused: u32,
     /// Reserved, as is what [`Aside::requests`] tells.
     input_tokens: u64,
     output_tokens: u64,
@@ -158,40 +163,6 @@ pub struct Gate<W: Wake, C: Cells = Native> {
     state: C::Lock<State<W>>,
 }
 
-/// What a gate did, and is doing.
-#[derive(Debug, Clone)]
-pub struct Traffic {
-    /// Counted since the gate was made, which an idle tenant's is anew.
-    pub counters: Counters,
-    /// Requests in flight now.
-    pub in_flight: u32,
-    /// Requests that wait for admission now.
-    pub waiting: usize,
-    /// Reservations that nobody settled in time.
-    pub expired: u64,
-    /// Requests admitted at once that would have waited: limits were observed.
-    pub would_wait: u64,
-    /// Requests admitted that would have been refused.
-    pub would_refuse: u64,
-}
-
-/// Some of a gate's [`Traffic`].
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Glance {
-    /// Requests admitted.
-    pub admitted: u64,
-    /// Requests refused here.
-    pub refused: u64,
-    /// Requests that wait now.
-    pub waiting: usize,
-    /// Reservations that nobody settled in time.
-    pub expired: u64,
-    /// Requests admitted at once that would have waited.
-    pub would_wait: u64,
-    /// Requests admitted that would have been refused.
-    pub would_refuse: u64,
-}
-
 impl<W: Wake, C: Cells> Gate<W, C> {
     /// A gate with this limiter.
     #[must_use]
@@ -202,6 +173,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
             open: true,
             closed: false,
             mode: Mode::Enforce,
+            refused: 0,
             input_tokens: 0,
             output_tokens: 0,
             limiter,
@@ -389,7 +361,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     pub fn glance(&self) -> Glance {
         self.state.with(|state| Glance {
             admitted: state.limiter.admitted(),
-            refused: state.aside.counters.refused,
+            refused: state.refusals(),
             waiting: state.aside.line.len(),
             expired: state.limiter.expired(),
             would_wait: state.aside.would_wait,
@@ -420,40 +392,13 @@ impl<W: Wake, C: Cells> Gate<W, C> {
 impl<W: Wake> State<W> {
     /// Counts a request that does not wait, and is told when it could be admitted.
     fn refused_at_once(&mut self, denial: Denial, cost: &Cost, now: MonoTime) -> Denial {
-        self.aside.counters.refused += 1;
+        self.count_one_refused();
         match denial {
             Denial::WaitUntil(Wait { at: None, by }) => {
                 Denial::WaitUntil(Wait { by, ..self.limiter.expected(&Cost::default(), cost, now) })
             }
             denial => denial,
         }
-    }
-
-    /// Counts what an admission reserves.
-    #[inline]
-    fn reserve(&mut self, cost: &Cost) {
-        self.reserve_tokens(cost);
-        if cost.requests != 1 {
-            self.aside.requests += i64::from(cost.requests) - 1;
-        }
-    }
-
-    #[inline]
-    fn reserve_tokens(&mut self, cost: &Cost) {
-        self.input_tokens = self.input_tokens.saturating_add(cost.input_tokens);
-        self.output_tokens = self.output_tokens.saturating_add(cost.output_tokens);
-    }
-
-    fn counters(&self) -> Counters {
-        let mut counters = self.aside.counters.clone();
-        counters.admitted = self.limiter.admitted();
-        counters.attempts = (counters.admitted + counters.refused).saturating_add_signed(self.aside.pending);
-        counters.reserved = UnitCounts {
-            requests: counters.admitted.saturating_add_signed(self.aside.requests),
-            input_tokens: self.input_tokens,
-            output_tokens: self.output_tokens,
-        };
-        counters
     }
 
     /// Learns what holds for all tenants of the pool, if that has changed.

@@ -15,6 +15,7 @@ use super::concurrency::{Concurrency, Slice};
 use super::counter::Counter;
 use super::hold::{Held, Hold};
 use super::limits::Limits;
+use super::reach::slack;
 use crate::clock::MonoTime;
 use crate::quota::{Cost, Meter, Unit};
 
@@ -524,9 +525,9 @@ impl Limiter {
                 continue;
             }
             let burst = counter.burst();
-            let at = if needed > rule.largest_request {
+            let at = if rule.is_exceeded_by(needed) {
                 return Err(Denial::Never(rule.never(needed)));
-            } else if needed <= burst {
+            } else if needed <= burst + slack(needed) {
                 counter.reaches_at(needed, now)
             } else if burst <= 0.0 || oversize_flies(self.rare.as_deref(), &self.flights, rule.meter) {
                 // A bucket that holds nothing is not full, it is no bucket: a member without a share admits nothing.
@@ -559,7 +560,7 @@ impl Limiter {
     /// Whether no wait would help a request of this cost.
     #[must_use]
     pub fn never(&self, cost: &Cost) -> Option<Never> {
-        let too_large = |rule: &&Rule| cost.of(rule.meter.unit) > rule.largest_request;
+        let too_large = |rule: &&Rule| rule.is_exceeded_by(cost.of(rule.meter.unit));
         self.rules.iter().find(too_large).map(|rule| rule.never(cost.of(rule.meter.unit)))
     }
 
@@ -568,7 +569,7 @@ impl Limiter {
         let (serial, slice) = self.place(now);
         for (rule, counter) in self.rules.iter().zip(&mut self.counters) {
             let needed = cost.of(rule.meter.unit);
-            if needed > counter.burst() {
+            if needed > counter.burst() + slack(needed) {
                 let rare = self.rare.get_or_insert_default();
                 rare.oversize.push(Oversize { meter: rule.meter, serial, slice });
             }
@@ -673,6 +674,11 @@ fn give_back(units: &[Unit], counters: &mut [Counter], cost: &Cost, now: MonoTim
 }
 
 impl Rule {
+    /// By more than the last places of a float that was scaled.
+    fn is_exceeded_by(&self, needed: f64) -> bool {
+        needed > self.largest_request + slack(needed)
+    }
+
     fn never(&self, needed: f64) -> Never {
         Never { meter: self.meter, needed, largest_request: self.largest_request }
     }

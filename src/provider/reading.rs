@@ -45,7 +45,7 @@ impl<'a> Now<'a> {
 
 /// What all the buckets tell.
 pub(super) fn read<'a>(row: &Row, lines: &Lines<'a>, now: &Now<'a>, seen: &mut Seen<'_>) {
-    let mut minute = Minute::default();
+    let mut minute = Minute::EPOCH;
     for bucket in &lines.buckets {
         read_bucket(row, lines, bucket, &mut minute, now, seen);
     }

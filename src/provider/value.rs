@@ -225,7 +225,7 @@ fn rfc3339(text: &str) -> Option<Timestamp> {
 }
 
 /// The minute in which an instant was read last. The resets of a head are mostly of one: it is read once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Minute {
     text: [u8; 17],
     /// In seconds since 1970.
@@ -233,6 +233,8 @@ pub(super) struct Minute {
 }
 
 impl Minute {
+    pub(super) const EPOCH: Self = Self { text: *b"1970-01-01T00:00:", begins: 0 };
+
     /// `2025-10-09T21:49:43Z`, the one form that is really sent, 24,144 of 24,144: the digits stand where they stand.
     #[inline]
     fn rfc3339(&mut self, text: &[u8]) -> Option<Timestamp> {
@@ -274,7 +276,7 @@ pub(super) fn fixdate(text: &[u8]) -> Option<Timestamp> {
 #[inline]
 fn two_digits<const N: usize>(text: &[u8; N], at: usize) -> Option<u32> {
     let [tens, ones] = [text[at], text[at + 1]].map(|byte| byte.wrapping_sub(b'0'));
-    (tens < 10 && ones < 10).then_some(u32::from(tens * 10 + ones))
+    (tens < 10 && ones < 10).then(|| u32::from(tens * 10 + ones))
 }
 
 /// Seconds from 1970 to a year, month and day, at an hour, minute and second, in UTC.

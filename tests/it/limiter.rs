@@ -160,6 +160,22 @@ fn never_is_judged_by_the_largest_request_alone() {
     assert_eq!(limiter.level_at(TPM, ms(0)), Some(-90.0));
 }
 
+/// A share of a burst is a float: what it lacks in its last places is not missing, and never changes the answer.
+#[test]
+fn a_burst_a_billionth_short_of_a_request_is_one_for_it() {
+    let short = 99.999_999_999_5;
+    for largest in [short, 1_000.0] {
+        let mut limiter = Limiter::new(&limits(&[(TPM, 1.0, short, largest)]), ms(0));
+        let needed = Cost::request(100, 0);
+        assert_eq!(limiter.never(&needed), None);
+        assert_eq!(wait(&mut limiter, needed, ms(0)), Some(ms(99_000)), "in time, and not never");
+        let reservation = admitted(&mut limiter, needed, ms(99_000));
+        let next = wait(&mut limiter, needed, ms(99_000));
+        assert!(next.is_some_and(|at| at <= ms(199_001)), "and not as one that flies alone: {next:?}");
+        limiter.settle(reservation, None, ms(99_000));
+    }
+}
+
 #[test]
 fn an_oversize_request_needs_a_full_bucket_and_flies_alone() {
     let mut limiter = Limiter::new(&limits(&[(TPM, 10.0, 20.0, 100.0)]), ms(0));

@@ -265,3 +265,31 @@ fn ietf_policies_come_in_any_order_and_what_cannot_be_read_of_a_state_is_noted()
     let seen = read(Dialect::Ietf, 200, &[("ratelimit-limit", "100;w=1"), ("ratelimit-remaining", "7")]);
     assert_eq!(seen.readings[0].meter, meter(Unit::Requests, Window::Second));
 }
+
+#[test]
+fn times_with_a_character_in_a_digits_place_are_none_and_end_nothing() {
+    let reset = |date: &str, reset: &str| {
+        let pairs = [
+            ("date", date),
+            ("anthropic-ratelimit-requests-limit", "50"),
+            ("anthropic-ratelimit-requests-remaining", "49"),
+            ("anthropic-ratelimit-requests-reset", reset),
+        ];
+        // As lines: no HTTP library lets all of these through.
+        let lines = pairs.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).to_vec();
+        let seen = Dialect::Anthropic.read(&Head { status: 200, headers: &lines }, SENT);
+        let told = seen.missing.iter().map(|missing| missing.reason).next();
+        (seen.readings[0].reset.map(|reset| reset.as_secs_f64()), told)
+    };
+    let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+    assert_eq!(reset(date, "1994-11-06T08:49:40Z"), (Some(3.0), None));
+    let times = ["1994-11-06T08:49: 3Z", "1994- 1-06T08:49:03Z", "+994-11-06T08:49:03Z", "xxxx-11-06T08:49:03Z"];
+    // As the memory of a minute that was read might begin: it is none that anybody sent.
+    let zeros = format!("{}43Z", "\0".repeat(17));
+    for odd in times.into_iter().chain([zeros.as_str()]) {
+        assert_eq!(reset(date, odd), (None, Some(Reason::NotATime)), "{odd:?}");
+    }
+    for odd in ["Sun, xx Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:~7 GMT"] {
+        assert_eq!(reset(odd, "1994-11-06T08:49:40Z"), (None, Some(Reason::NoDate)), "{odd:?}");
+    }
+}

@@ -64,18 +64,4 @@ impl<W: Wake> State<W> {
             Wait { at: Some(now), by: Bound::Concurrency }
         }
     }
-
-    /// Counts a refusal, unless nothing is counted.
-    pub(super) fn count_refusal(&mut self) {
-        if self.mode != Mode::Off {
-            self.aside.counters.refused += 1;
-        }
-    }
-
-    /// Counts what the last admission reserved, unless nothing is counted.
-    pub(super) fn reserve_unless_off(&mut self, cost: &Cost) {
-        if self.mode != Mode::Off {
-            self.reserve(cost);
-        }
-    }
 }

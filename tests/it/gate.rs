@@ -92,3 +92,39 @@ fn no_token_is_lost_or_counted_twice_where_many_are_reserved() {
     let reserved = gate.traffic().counters.reserved;
     assert_eq!((reserved.input_tokens, reserved.output_tokens, reserved.requests), (10_000_000_007, 4, 7));
 }
+
+#[test]
+fn a_closed_gate_or_parent_sends_away_until_it_is_retuned() {
+    let wide = Swap::new(PoolWide::new(MemberState::Active));
+    let (child, account) = (gate(None), gate(None));
+    let ask = || child.ask(&mut Asker::new(ONE, Priority::Interactive, s(9)), &wide, Some((&account, &wide)), s(1));
+    for closed in [&child, &account] {
+        closed.close(s(1));
+        assert!(matches!(ask(), Answer::Moved));
+        assert!(closed.decide(&ONE, Priority::Interactive, &wide, s(1)).is_none());
+        closed.retune(&Limits::default(), s(1));
+        assert!(matches!(ask(), Answer::Admitted(..)));
+    }
+}
+
+#[test]
+fn a_request_that_is_refused_at_once_was_an_attempt() {
+    let wide = Swap::new(PoolWide::new(MemberState::Active));
+    let gate = slow_gate();
+    assert!(matches!(gate.decide(&ONE, Priority::Interactive, &wide, s(0)), Some(Ok(_))));
+    assert!(matches!(gate.decide(&ONE, Priority::Interactive, &wide, s(0)), Some(Err(_))));
+    let counters = gate.traffic().counters;
+    assert_eq!((counters.attempts, counters.admitted, counters.refused), (2, 1, 1));
+}
+
+#[test]
+fn a_place_that_is_free_again_is_first_for_one_who_waits() {
+    let wide = Swap::new(PoolWide::new(MemberState::Active));
+    let gate = gate(Some(1));
+    let Some(Ok(first)) = gate.decide(&ONE, Priority::Interactive, &wide, s(0)) else { panic!("there is room") };
+    let mut waiter = Asker::new(ONE, Priority::Interactive, s(9));
+    assert!(matches!(gate.ask(&mut waiter, &wide, None, s(1)), Answer::Wait(_)));
+    gate.settle(first, None, &ONE, s(2));
+    assert!(gate.decide(&ONE, Priority::Interactive, &wide, s(2)).is_none());
+    assert!(matches!(gate.ask(&mut waiter, &wide, None, s(2)), Answer::Admitted(..)));
+}

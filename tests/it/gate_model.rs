@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use loom::sync::Notify;
-use loom::sync::atomic::{AtomicU64, Ordering};
+use loom::sync::atomic::Ordering;
 use loom::thread;
 use tidegate::client::MemberState;
 use tidegate::client::cells::{Cells, Lock, Number, Pointer};
@@ -30,8 +30,10 @@ struct ModelLock<T>(loom::sync::Mutex<T>);
 #[derive(Debug)]
 struct ModelPointer<T>(loom::sync::Mutex<Arc<T>>);
 
+/// Locked, no atomic: of an atomic the checker knows the last access only, and where a writer reads before he writes, it tries
+/// no order in which the write comes before what another has read.
 #[derive(Debug)]
-struct ModelNumber(AtomicU64);
+struct ModelNumber(loom::sync::Mutex<u64>);
 
 impl Cells for Modelled {
     type Lock<T: Send + fmt::Debug> = ModelLock<T>;
@@ -70,15 +72,15 @@ impl<T: fmt::Debug> Pointer<T> for ModelPointer<T> {
 
 impl Number for ModelNumber {
     fn new(value: u64) -> Self {
-        Self(AtomicU64::new(value))
+        Self(loom::sync::Mutex::new(value))
     }
 
     fn get(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
+        *self.0.lock().expect("nobody panicked")
     }
 
     fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Release);
+        *self.0.lock().expect("nobody panicked") = value;
     }
 }
 

@@ -1,6 +1,7 @@
 //! The limiter: exact levels, honest waits, and no way to more units than were promised.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use tidegate::clock::MonoTime;
@@ -440,10 +441,14 @@ fn those_who_wait_for_a_window_are_spread_over_its_beginning_and_hold_up_nobody_
     drop(admitted(&mut limiter, Cost::request(100, 0), ms(62_000)));
 }
 
-fn window_of_600() -> Limiter {
+fn window_limits(units: f64) -> Limits {
     let counting = Counting::FixedWindow(Alignment::EndsAt(ms(60_000)));
-    let limit = MeterLimit { rate: Rate { rate: 600.0, burst: 600.0 }, largest_request: 600.0, counting };
-    Limiter::new(&Limits { meters: BTreeMap::from([(TPM, limit)]), ..Limits::default() }, ms(0))
+    let limit = MeterLimit { rate: Rate { rate: units, burst: units }, largest_request: units, counting };
+    Limits { meters: BTreeMap::from([(TPM, limit)]), ..Limits::default() }
+}
+
+fn window_of_600() -> Limiter {
+    Limiter::new(&window_limits(600.0), ms(0))
 }
 
 /// How many of one token each are admitted from then on, one a millisecond, within `span_ms`.
@@ -464,12 +469,78 @@ fn a_window_after_one_that_was_paced_is_paced_too() {
 
 #[test]
 fn a_hold_that_ends_before_a_window_does_leaves_the_windows_pace_alone() {
+    for asks_again in [true, false] {
+        let mut limiter = window_of_600();
+        drop(admitted(&mut limiter, Cost::request(600, 0), ms(0)));
+        assert!(wait(&mut limiter, Cost::request(1, 0), ms(1_000)).is_some());
+        limiter.hold(&[Hold { meter: TPM, until: ms(22_000) }], ms(20_000));
+        limiter.hold(&[], ms(23_000));
+        assert!(!asks_again || wait(&mut limiter, Cost::request(1, 0), ms(23_000)).is_some());
+        assert!(flown(&mut limiter, 60_000, 600) <= 61, "asks again: {asks_again}");
+    }
+}
+
+#[test]
+fn a_retune_changes_the_pace_that_runs() {
     let mut limiter = window_of_600();
     drop(admitted(&mut limiter, Cost::request(600, 0), ms(0)));
     assert!(wait(&mut limiter, Cost::request(1, 0), ms(1_000)).is_some());
-    limiter.hold(&[Hold { meter: TPM, until: ms(22_000) }], ms(20_000));
-    assert!(wait(&mut limiter, Cost::request(1, 0), ms(23_000)).is_some());
-    assert!(flown(&mut limiter, 60_000, 600) <= 61);
+    // 100 a second, then 1,000.
+    assert!(flown(&mut limiter, 60_000, 100) <= 11);
+    limiter.retune(&window_limits(6_000.0), ms(60_100));
+    assert!(flown(&mut limiter, 60_100, 500) >= 450);
+}
+
+#[test]
+fn what_was_taken_before_a_hold_is_not_given_back_to_the_pace_after_it() {
+    let mut limiter = window_of_600();
+    let before = admitted(&mut limiter, Cost::request(100, 0), ms(0));
+    limiter.hold(&[Hold { meter: TPM, until: ms(10_000) }], ms(1));
+    limiter.settle(before, Some(Cost::request(0, 0)), ms(10_000));
+    assert_eq!(limiter.level_at(TPM, ms(10_000)), Some(600.0));
+    assert!(flown(&mut limiter, 10_000, 30) <= 4, "100 a second");
+}
+
+/// A call may take six seconds, which are six slices.
+fn one_place() -> Limiter {
+    let limits = Limits { concurrency: Some(1), ..Limits::default() };
+    Limiter::with_call_max(&limits, Duration::from_secs(6), ms(0))
+}
+
+#[test]
+fn a_place_is_given_back_once_by_its_call_or_by_time() {
+    // In time, to the last slice.
+    let mut limiter = one_place();
+    let late = admitted(&mut limiter, REQUEST, ms(0));
+    limiter.settle(late, None, ms(6_500));
+    assert_eq!((limiter.in_flight(), limiter.expired()), (0, 0));
+    // Too late; and it takes nothing from the one who has the place now.
+    let gone = admitted(&mut limiter, REQUEST, ms(7_000));
+    let next = admitted(&mut limiter, REQUEST, ms(20_000));
+    limiter.settle(gone, None, ms(20_000));
+    assert_eq!((limiter.in_flight(), limiter.expired()), (1, 1));
+    // Too late, where nothing has looked at the time since.
+    limiter.settle(next, None, ms(40_000));
+    assert_eq!((limiter.in_flight(), limiter.expired()), (0, 2));
+}
+
+#[test]
+fn a_place_that_was_given_back_does_not_expire_in_the_stead_of_another() {
+    let mut limiter = one_place();
+    let first = admitted(&mut limiter, REQUEST, ms(0));
+    limiter.settle(first, None, ms(1_000));
+    let _second = admitted(&mut limiter, REQUEST, ms(1_000));
+    limiter.expire(ms(7_500));
+    assert_eq!((limiter.in_flight(), limiter.expired()), (1, 0));
+    limiter.expire(ms(8_000));
+    assert_eq!((limiter.in_flight(), limiter.expired()), (0, 1));
+}
+
+#[test]
+fn a_bucket_that_is_not_full_is_not_as_good_as_new() {
+    let limiter = Limiter::new(&limits(&[(RPM, 1.0, 10.0, 10.0)]), ms(0));
+    assert!(!limiter.is_fresh_at(ms(8_999)));
+    assert!(limiter.is_fresh_at(ms(9_000)));
 }
 
 /// Holds of others that come more often than its rate gives a request must not keep a tenant out for ever.

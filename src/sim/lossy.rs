@@ -203,6 +203,13 @@ impl LossyStore {
         self.watches.get(&watch).is_none_or(|open| open.stalled || open.lost)
     }
 
+    /// Whether what was sent to a watch in worse weather is still on its way: nothing that is sent now overtakes it.
+    #[must_use]
+    pub fn is_behind(&self, watch: WatchId, now: MonoTime) -> bool {
+        let soon = now + Weather::fair().delay.end;
+        self.watches.get(&watch).is_some_and(|open| open.last_at.iter().any(|at| *at > soon))
+    }
+
     /// Asks; the answer is [`Reached::Answer`], an error after [`CALL_TIMEOUT`] at the latest.
     pub fn ask<E: From<Wire>>(
         &mut self,

@@ -302,11 +302,7 @@ impl World {
             self.outcome.policies += u64::from(matches!(keys.parse(change.key()), Some(Key::Policy(_))));
             if let Some(Key::Override(pool, target)) = keys.parse(change.key()) {
                 self.outcome.overrides += 1;
-                let well = |member: &&Member| {
-                    self.store.reaches(member.of.client())
-                        && self.store.is_fair(member.of.client())
-                        && member.watch.is_some_and(|watch| !self.store.is_stalled(watch))
-                };
+                let well = |member: &&Member| member.watch.is_some_and(|watch| self.hears_at_once(member.of, watch));
                 let watches = self.members.values().filter(well).filter_map(|m| Some((m.of, m.watch?))).collect();
                 let revision = change.mod_revision();
                 self.timeline.after(IN_FORCE_WITHIN, Event::IsInForce { pool, target, revision, watches });
@@ -330,11 +326,20 @@ impl World {
             let Some(member) = self.members.get(&of.who).filter(|m| m.of == *of && m.watch == Some(*watch)) else {
                 continue;
             };
-            if self.store.is_fair(of.client()) && self.store.reaches(of.client()) && !self.store.is_stalled(*watch) {
+            if self.hears_at_once(*of, *watch) {
                 self.truth.has_overrides_of(member, pool, target).map_err(|why| format!("{why}, 100 ms later"))?;
             }
         }
         Ok(())
+    }
+
+    /// Whether nothing keeps from a member what its watch is told.
+    fn hears_at_once(&self, of: Of, watch: WatchId) -> bool {
+        let (client, now) = (of.client(), self.timeline.now());
+        self.store.is_fair(client)
+            && self.store.reaches(client)
+            && !self.store.is_stalled(watch)
+            && !self.store.is_behind(watch, now)
     }
 
     fn on_timer(&mut self, of: Of, timer: Timer) -> Result<(), String> {

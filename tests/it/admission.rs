@@ -662,6 +662,22 @@ async fn a_tenant_changes_gates_with_its_grant_and_so_do_those_who_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_gets_its_grant_back_finds_its_gate_open_and_as_it_was() {
+    let stage = Stage::open(&[("@default", at_a_time(1)), ("acme", at_a_time(1))]).await;
+    let held = stage.now("acme", one()).await.expect("free");
+    stage.hand.delete(&Key::Limits(super::by_hand::pool(), grantee("acme"))).await;
+    eventually("the grant is gone", || !stage.pool.tuning().limits.contains_key(&grantee("acme"))).await;
+    stage.regrant("acme", at_a_time(1)).await;
+    eventually("it is back", || stage.pool.tuning().limits.contains_key(&grantee("acme"))).await;
+
+    let acme = tenant("acme");
+    let next = within("an answer", stage.pool.admit_within(&acme, one(), Duration::from_millis(10))).await;
+    assert!(next.is_err(), "the place that was taken before is taken: {next:?}");
+    drop(held);
+    drop(within("its turn", stage.pool.admit_within(&acme, one(), LONG)).await.expect("the place is free again"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn undeclared_tenants_share_one_bucket() {
     let stage = Stage::open(&[("@default", rates(&[(RPM, 120.0, 3.0)]))]).await;
     let mut admitted = 0;

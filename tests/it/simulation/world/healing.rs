@@ -32,7 +32,10 @@ impl World {
             *self.store.weather(of.client()) = Weather::fair();
         }
         self.roads.clear();
-        self.paused.clear();
+        // What a stopped controller was to do it does when it goes on, and no sooner.
+        if let Some(last) = self.paused.values().max().copied() {
+            self.wait(last.since(self.timeline.now()))?;
+        }
         for who in 0..2 {
             if !self.controllers.contains_key(&who) {
                 self.start_controller(who);

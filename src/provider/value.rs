@@ -308,7 +308,6 @@ pub(super) fn http_date(text: &str) -> Option<Timestamp> {
     };
     fixdate(text.as_bytes())
         .or_else(|| DateTimeParser::new().parse_timestamp(text).ok())
-        .or_else(|| by_format("%a, %d %b %Y %H:%M:%S UTC"))
         .or_else(|| OBSOLETE.into_iter().find_map(by_format))
 }
 

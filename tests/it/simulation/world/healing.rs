@@ -64,7 +64,8 @@ impl World {
         self.wait(Duration::from_secs(10))?;
         let before = self.base("minded", "acme")?;
         self.put_override("acme", &Override::new(Action::Scale(0.5)));
-        self.wait(Duration::from_millis(2_500))?;
+        // One tick or two, and not a third.
+        self.wait(Duration::from_millis(1_900))?;
         let after = self.base("minded", "acme")?;
         // Whoever may send less is soon granted less; but not half within two ticks.
         if after < 0.6 * before {

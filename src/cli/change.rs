@@ -121,8 +121,10 @@ pub(super) async fn write(
     for (n, chunk) in changes.chunks(CHANGES_MAX).enumerate() {
         let (mut txn, mut leases) = (Txn::default(), Vec::new());
         for change in chunk {
+            // As it was shown to whoever decided this: not one word of another operator is written over unseen.
             let create_revision = change.from.as_ref().map_or(0, |entry| entry.create_revision);
-            txn.conditions.push(Condition { key: change.key.clone(), create_revision, value: None });
+            let value = change.from.as_ref().map(|entry| entry.value.clone());
+            txn.conditions.push(Condition { key: change.key.clone(), create_revision, value });
             txn.ops.push(match &change.to {
                 Some((value, end)) => {
                     let lease = match end.and_then(|end| left(end, wall).ok()) {
@@ -144,7 +146,7 @@ pub(super) async fn write(
                 }
                 let written = n * CHANGES_MAX;
                 let done = if written > 0 { format!("{written} were written; ") } else { String::new() };
-                return Err(Failure::Run(format!("{done}somebody else made or removed a record just now: look again")));
+                return Err(Failure::Run(format!("{done}somebody else changed a record just now: look again")));
             }
         }
     }

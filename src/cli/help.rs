@@ -331,7 +331,7 @@ Output of --json:
 
 Exit codes:
   0  written, and accepted or unanswered; or a dry run
-  1  etcd does not answer, the leader rejects the record, or somebody else made or removed it just now
+  1  etcd does not answer, the leader rejects the record, or somebody else changed it just now
   2  wrong arguments, or no reason and no terminal to ask for it
 
 ",
@@ -348,7 +348,7 @@ Output of --json:
 
 Exit codes:
   0  taken away
-  1  there is none, etcd does not answer, or somebody else removed it just now
+  1  there is none, etcd does not answer, or somebody else changed it just now
   2  wrong arguments, or no reason and no terminal to ask for it
 
 ",
@@ -432,7 +432,7 @@ Output of --json:
 
 Exit codes:
   0  written, and accepted or unanswered; or a dry run
-  1  etcd does not answer, the leader rejects the policy, or somebody else made or removed it just now
+  1  etcd does not answer, the leader rejects the policy, or somebody else changed it just now
   2  wrong arguments, mistakes in the policy, or no reason and no terminal to ask for it
 
 ",
@@ -452,7 +452,7 @@ Output of --json:
 
 Exit codes:
   0  taken away
-  1  there is none, etcd does not answer, or somebody else removed it just now
+  1  there is none, etcd does not answer, or somebody else changed it just now
   2  wrong arguments, or no reason and no terminal to ask for it
 
 ",

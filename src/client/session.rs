@@ -278,7 +278,7 @@ impl Session {
                 }
             }
             // Policy is the leader's to judge: what members must know of it is in the pulse.
-            Some(Key::Policy(_) | Key::PolicyStatus(_) | Key::Member(_) | Key::Audit { .. }) => {}
+            Some(Key::Policy(_) | Key::PolicyStatus(_) | Key::Member(_) | Key::State(_) | Key::Audit { .. }) => {}
             None => drop(refuse("key", "names no pool and tenant".into())),
         }
         Order::Newer

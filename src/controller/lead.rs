@@ -12,7 +12,9 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::checkpoint::Checkpoint;
 use super::desk::{Desk, NotLeading, Office};
+use super::lease::{KEEP_ALIVE_EVERY, LEADER_TTL, LEASE_FRESH_FOR};
 use super::outbox::Batch;
 use super::overseer::{Overseer, reject};
 use super::planner::PoolPlanner;
@@ -20,7 +22,7 @@ use super::policies::{Policies, Standing};
 use super::publish::{PublishError, Publisher};
 use super::upkeep::Upkeep;
 use super::{Params, PoolParams};
-use crate::clock::{Clock, MonoTime};
+use crate::clock::{Clock, MonoTime, UnixMillis};
 use crate::observation::Report;
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
 use crate::plan::{Grant, Override, OverrideStatus, PolicyStatus, Pulse, Reply, Target};
@@ -28,12 +30,6 @@ use crate::quota::{Grantee, PoolId};
 use crate::store::{Change, Condition, LeaseId, Op, Outcome, Select, Store, StoreError, TXN_OPS_MAX, Txn, WatchEvent};
 use crate::telemetry::{Metric, Telemetry};
 
-/// The leader's lease.
-pub const LEADER_TTL: Duration = Duration::from_secs(3);
-/// How long after a confirmed keep-alive a leader may write: the TTL less one second for doubt.
-pub(super) const LEASE_FRESH_FOR: Duration = Duration::from_secs(2);
-/// How often a leader keeps its lease alive.
-pub const KEEP_ALIVE_EVERY: Duration = Duration::from_millis(700);
 /// How often a leader plans and publishes.
 pub const TICK_EVERY: Duration = Duration::from_secs(1);
 /// Early ticks are at least this far apart.
@@ -279,8 +275,8 @@ impl Leading {
         self.telemetry.set(Metric::Term, &[], precise(term));
         let ruled = !left.is_empty();
         let planner = |(id, params): (&PoolId, &PoolParams)| {
-            let Left { grants, pulse, .. } = left.remove(id).unwrap_or_default();
-            (id.clone(), PoolPlanner::new(params.clone(), term, grants, pulse.as_ref(), self.clock.now()))
+            let left = left.remove(id).unwrap_or_default();
+            (id.clone(), left.planner(params.clone(), term, self.clock.now(), self.clock.wall()))
         };
         let mut pools: BTreeMap<PoolId, PoolPlanner> = policies.in_force().into_iter().map(planner).collect();
         if ruled {
@@ -332,6 +328,7 @@ impl Leading {
             [
                 Select::Prefix(keys.limits_of(pool)),
                 Select::Key(keys.key(&Key::Pulse(pool.clone()))),
+                Select::Key(keys.key(&Key::State(pool.clone()))),
                 Select::Prefix(keys.override_statuses_of(pool)),
             ]
         };
@@ -345,6 +342,9 @@ impl Leading {
                 Some(Key::Pulse(pool)) => Pulse::parse(&entry.value)
                     .map(|pulse| left.entry(pool).or_default().pulse = Some(pulse))
                     .map_err(|error| ("pulse", error)),
+                Some(Key::State(pool)) => Checkpoint::parse(&entry.value)
+                    .map(|checkpoint| left.entry(pool).or_default().checkpoint = Some(checkpoint))
+                    .map_err(|error| ("checkpoint", error)),
                 Some(Key::OverrideStatus(pool, target)) => {
                     let status: Option<OverrideStatus> = serde_json::from_slice(&entry.value).ok();
                     let applied = status.and_then(|status| status.applied).map(|last_good| (target, last_good));
@@ -535,8 +535,21 @@ struct Deposed;
 pub(super) struct Left {
     pub grants: BTreeMap<Grantee, Grant>,
     pub pulse: Option<Pulse>,
+    pub checkpoint: Option<Checkpoint>,
     /// The last good record of each override that it spoke of.
     pub overrides: BTreeMap<Target, Override>,
+}
+
+impl Left {
+    /// The planner that goes on from it.
+    pub(super) fn planner(self, params: PoolParams, term: u64, now: MonoTime, wall: UnixMillis) -> PoolPlanner {
+        let mut planner = PoolPlanner::new(params, term, self.grants, self.pulse.as_ref(), now);
+        if let Some(checkpoint) = &self.checkpoint {
+            planner.resume(checkpoint, now, wall);
+        }
+        self.overrides.into_iter().for_each(|(target, last)| planner.overrides_mut().restore(target, last));
+        planner
+    }
 }
 
 async fn keep_alive(store: Arc<dyn Store>, desk: Arc<Desk>, clock: Arc<dyn Clock>, lease: LeaseId) {

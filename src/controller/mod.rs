@@ -7,16 +7,19 @@
 //!
 //! `signal` turns reports into rates and readings, `law` estimates what each meter can take, `apportion` divides it,
 //! `shares` splits it over members, `alignment` knows where windows end, `history` remembers what was decided and from what,
-//! `policies` which policy holds, `account` is what is told of it. These and the planner are pure; `lead`, `overseer` (operators' overrides, members'
+//! `checkpoint` is what the next leader is
+//! told of it, `policies` knows which policy holds, `account` is what is told of it. These and the planner are pure; `lead`, `overseer` (operators' overrides, members'
 //! presence), `upkeep` (old audit records, how full the store is), `publish` and `serve` do the I/O.
 
 mod account;
 pub mod alignment;
 pub mod apportion;
+pub mod checkpoint;
 mod desk;
 pub mod history;
 pub mod law;
 mod lead;
+mod lease;
 mod nearest;
 pub mod outbox;
 mod overseer;
@@ -37,7 +40,8 @@ use tokio::task::JoinHandle;
 
 pub use account::{LeaderAccount, MemberAccount, MeterAccount, PoolAccount};
 pub use desk::NotLeading;
-pub use lead::{EARLY_TICK_GAP, Ended, KEEP_ALIVE_EVERY, LEADER_TTL, Leading, Reign, TICK_EVERY, Won};
+pub use lead::{EARLY_TICK_GAP, Ended, Leading, Reign, TICK_EVERY, Won};
+pub use lease::{KEEP_ALIVE_EVERY, LEADER_TTL};
 pub use nearest::nearest;
 pub use params::{Params, PoolParams, ReadPolicy, TenantParams};
 pub use serve::ListenError;

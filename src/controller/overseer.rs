@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::{info, warn};
 
 use super::lead::Leading;
-use super::planner::PoolPlanner;
 use super::policies::{Policies, Standing};
 use super::publish::PublishError;
 use crate::plan::keyspace::{Key, Presence};
@@ -163,13 +162,12 @@ impl Overseer {
             for params in fresh {
                 info!(pool = %params.id, mode = params.mode.as_str(), "a pool by its policy");
                 let (id, left) = (params.id.clone(), left.remove(&params.id).unwrap_or_default());
-                let mut planner = PoolPlanner::new(params, term, left.grants, left.pulse.as_ref(), now);
+                let mut planner = left.planner(params, term, now, leading.clock.wall());
                 if let Some(epoch) = self.epochs.get(&id) {
                     // Members may hold what they were given before it went.
                     planner.outbox_mut().go_on_behind(*epoch);
                     planner.learn(now);
                 }
-                left.overrides.into_iter().for_each(|(target, last)| planner.overrides_mut().restore(target, last));
                 self.leaving.remove(&id);
                 leading.desk.with_office(|office| office.pools.insert(id, planner));
             }
@@ -189,8 +187,10 @@ impl Overseer {
             return Ok(());
         }
         let keys = leading.keys();
-        let of =
-            |pool: &PoolId| [Select::Prefix(keys.limits_of(pool)), Select::Key(keys.key(&Key::Pulse(pool.clone())))];
+        let of = |pool: &PoolId| {
+            let one = [Key::Pulse(pool.clone()), Key::State(pool.clone())].map(|key| Select::Key(keys.key(&key)));
+            one.into_iter().chain([Select::Prefix(keys.limits_of(pool))])
+        };
         let selects: Vec<Select> = self.leaving.iter().flat_map(of).collect();
         let left = leading.store.list(&selects).await?.entries;
         leading.publisher(term).remove(left.into_iter().map(|entry| entry.key).collect()).await?;

@@ -10,9 +10,10 @@ use jiff::tz::TimeZone;
 use super::account::{MemberAccount, MeterAccount, PoolAccount};
 use super::alignment::window_left;
 use super::apportion::{Claim, divide, divide_places};
+use super::checkpoint::{CHECKPOINT_SCHEMA, Checkpoint};
 use super::history::{Decided, DecidedBy, Explained, Granted, History, MeterDecided, ThresholdDecided};
 use super::law::{Inputs, MeterLaw, Mode, Step};
-use super::lead::LEASE_FRESH_FOR;
+use super::lease::LEASE_FRESH_FOR;
 use super::outbox::{Batch, Cut, Outbox};
 use super::params::{PoolParams, TenantParams};
 use super::shares::{SHARE_VALID, Shares, Wish};
@@ -104,6 +105,23 @@ impl PoolPlanner {
             present: 0,
             urgent: false,
         }
+    }
+
+    /// Goes on from what an earlier leader had learned, unless that is too long ago.
+    pub fn resume(&mut self, checkpoint: &Checkpoint, now: MonoTime, wall: UnixMillis) {
+        let Some(age) = checkpoint.age(wall) else { return };
+        for (meter, law) in &mut self.laws {
+            if let Some(state) = checkpoint.meters.get(meter) {
+                law.resume(state, age, now);
+            }
+        }
+    }
+
+    /// What the next leader is to know.
+    #[must_use]
+    pub fn checkpoint(&self, now: MonoTime, wall: UnixMillis) -> Checkpoint {
+        let meters = self.laws.iter().map(|(meter, law)| (*meter, law.state(now)));
+        Checkpoint { schema: CHECKPOINT_SCHEMA, unix_ms: wall, meters: meters.collect() }
     }
 
     /// Members may hold leases that it did not give: nobody gets more than it has until these have run out.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::checkpoint::Checkpoint;
 use super::outbox::Batch;
 use super::policies;
 use crate::plan::keyspace::{Key, Keyspace};
@@ -91,6 +92,15 @@ impl Publisher<'_> {
             }
         };
         self.commit(said.iter().map(op).collect::<Result<_, _>>()?).await
+    }
+
+    /// Writes what the next leader is to know.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub(super) async fn checkpoints(&self, checkpoints: &[(PoolId, Checkpoint)]) -> Result<(), PublishError> {
+        let put = |(pool, checkpoint): &(PoolId, Checkpoint)| self.put(&Key::State(pool.clone()), checkpoint);
+        self.commit(checkpoints.iter().map(put).collect::<Result<_, _>>()?).await
     }
 
     /// Deletes keys.

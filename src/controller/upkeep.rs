@@ -1,9 +1,11 @@
-//! What the leader looks after now and then, behind the tick: old audit records, and how full the store is.
+//! What the leader looks after now and then, behind the tick: what the next one is to know, old audit records, and how full the
+//! store is.
 
 use std::time::Duration;
 
 use tracing::{info, warn};
 
+use super::checkpoint::CHECKPOINT_EVERY;
 use super::lead::{Leading, precise};
 use super::publish::PublishError;
 use crate::clock::{MonoTime, UnixMillis};
@@ -19,6 +21,7 @@ const WEIGH_EVERY: Duration = Duration::from_secs(60);
 /// When what was last looked after.
 #[derive(Default)]
 pub(super) struct Upkeep {
+    checkpointed_at: Option<MonoTime>,
     swept_at: Option<MonoTime>,
     weighed_at: Option<MonoTime>,
     /// What was last said of the store's size.
@@ -40,6 +43,10 @@ impl Upkeep {
     /// Does what is due.
     pub(super) async fn attend(&mut self, leading: &Leading, term: u64, now: MonoTime) -> Result<(), PublishError> {
         let due = |at: Option<MonoTime>, every: Duration| at.is_none_or(|at| now.since(at) >= every);
+        if due(self.checkpointed_at, CHECKPOINT_EVERY) {
+            self.checkpointed_at = Some(now);
+            checkpoint(leading, term, now).await?;
+        }
         if due(self.weighed_at, WEIGH_EVERY) {
             self.weighed_at = Some(now);
             self.weigh(leading).await?;
@@ -79,6 +86,15 @@ impl Upkeep {
         }
         Ok(())
     }
+}
+
+/// Writes what the next leader is to know of each pool.
+async fn checkpoint(leading: &Leading, term: u64, now: MonoTime) -> Result<(), PublishError> {
+    let wall = leading.clock.wall();
+    let checkpoints = leading.desk.with_office(|office| {
+        office.pools.iter().map(|(id, pool)| (id.clone(), pool.checkpoint(now, wall))).collect::<Vec<_>>()
+    });
+    leading.publisher(term).checkpoints(&checkpoints.unwrap_or_default()).await
 }
 
 /// Deletes audit records that are too old.

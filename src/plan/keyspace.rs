@@ -10,6 +10,7 @@
 //! | `policy/<pool>` | a pool's policy: the keys of the file's `[pools.<id>]` as JSON |
 //! | `policy-status/<pool>` | [`PolicyStatus`](super::PolicyStatus) |
 //! | `members/<instance>` | [`Presence`] |
+//! | `state/<pool>` | what a leader tells the next one of a pool |
 //! | `audit/<time>-<id>` | [`Audit`](super::Audit) |
 
 use jiff::Timestamp;
@@ -64,6 +65,8 @@ pub enum Key {
     PolicyStatus(PoolId),
     /// `members/<instance>`.
     Member(String),
+    /// `state/<pool>`.
+    State(PoolId),
     /// `audit/<time>-<id>`: in the order of time.
     Audit {
         /// When something was changed.
@@ -116,6 +119,7 @@ impl Keyspace {
             Key::Policy(pool) => format!("{prefix}/policy/{pool}"),
             Key::PolicyStatus(pool) => format!("{prefix}/policy-status/{pool}"),
             Key::Member(instance) => format!("{prefix}/members/{}", encode_segment(instance)),
+            Key::State(pool) => format!("{prefix}/state/{pool}"),
             Key::Audit { at, id } => format!("{prefix}/audit/{}", audit_segment(*at, *id)),
         }
     }
@@ -196,6 +200,7 @@ impl Keyspace {
             ("policy", Some(pool), None) => Key::Policy(pool.parse().ok()?),
             ("policy-status", Some(pool), None) => Key::PolicyStatus(pool.parse().ok()?),
             ("members", Some(instance), None) if !instance.is_empty() => Key::Member(decode_segment(instance)?),
+            ("state", Some(pool), None) => Key::State(pool.parse().ok()?),
             ("audit", Some(segment), None) => parse_audit(segment)?,
             _ => return None,
         };

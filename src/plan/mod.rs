@@ -85,7 +85,7 @@ impl From<serde_json::Error> for RecordError {
 }
 
 /// Reads a record that carries a `schema`: the schema first, so that a newer format is named as such.
-fn parse_versioned<T: serde::de::DeserializeOwned>(value: &[u8], expected: u32) -> Result<T, RecordError> {
+pub(crate) fn parse_versioned<T: serde::de::DeserializeOwned>(value: &[u8], expected: u32) -> Result<T, RecordError> {
     #[derive(serde::Deserialize)]
     struct Version {
         schema: u32,

@@ -191,6 +191,35 @@ async fn an_override_for_what_is_not_there_warns_with_the_nearest_and_the_leader
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_many_operators_at_once_each_changes_what_it_has_seen_or_nothing() {
+    let office = Office::empty().await;
+    office.etcdctl(&["put", KEY, r#"{"scale":9}"#]);
+    let scales: Vec<String> = (1..=8).map(|n| format!("0.{n}")).collect();
+    let set = |scale: &String| {
+        let mut command =
+            office.command(&["override", "set", POOL, "acme", "--scale", scale, "--reason", "all at once"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs")
+    };
+    let all: Vec<_> = scales.iter().map(set).collect();
+    let said: Vec<Said> = all.into_iter().map(|child| Said::of(&child.wait_with_output().expect("it ends"))).collect();
+    for said in said.iter().filter(|said| said.code != 0) {
+        assert!(said.err.ends_with("somebody else changed a record just now: look again\n"), "{said:?}");
+    }
+    // What each says that it replaced was written by another that has said so, and by one alone.
+    let audit = office.json(&["audit"]);
+    let audit = audit.as_array().expect("a list");
+    assert_eq!(audit.len(), said.iter().filter(|said| said.code == 0).count());
+    let scale = |side: &str| audit.iter().map(|record| record[side]["scale"].to_string()).collect::<Vec<_>>();
+    let (mut from, mut to) = (scale("from"), scale("to"));
+    to.push("9".to_owned());
+    let last = office.record(KEY).expect("a record")["scale"].to_string();
+    to.retain(|scale| *scale != last);
+    from.sort();
+    to.sort();
+    assert_eq!(from, to);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_leader_an_override_is_written_all_the_same() {
     let office = Office::empty().await;
     let said = office.run(&["override", "set", POOL, "*", "--block", "--reason", "key leaked"]);

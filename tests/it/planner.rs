@@ -6,15 +6,20 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use tidegate::clock::{MonoTime, UnixMillis};
-use tidegate::controller::law::Step;
+use tidegate::controller::checkpoint::Checkpoint;
+use tidegate::controller::law::{Mode as LawMode, Step};
 use tidegate::controller::planner::PoolPlanner;
 use tidegate::controller::signal::{PoolSignal, SmoothRate};
 use tidegate::controller::{PoolParams, TenantParams};
 use tidegate::limiter::{Counting, Limiter, Limits, MeterLimit};
 use tidegate::observation::{Counters, MeterReport, PoolReport, Reading, TenantReport, ThrottleKind, UnitCounts};
-use tidegate::plan::{Algorithm, Grant, Mode, OverrideBook, Pulse, Rate, Share, Target, capacity_factor, effective};
+use tidegate::plan::{
+    Algorithm, Grant, Mode, OverrideBook, Pulse, Rate, Share, Stamp, Target, Thresholds, capacity_factor, effective,
+};
 use tidegate::provider::Dialect;
 use tidegate::quota::{Cost, Grantee, Meter, Unit, Window};
+
+use super::by_hand::grant;
 
 const RPM: Meter = Meter::REQUESTS_PER_MINUTE;
 const WALL: UnixMillis = UnixMillis(1_795_464_000_000);
@@ -348,6 +353,117 @@ fn with_headers() -> PoolPlanner {
         tick(&mut planner, s * 1_000);
     }
     planner
+}
+
+/// A provider's bucket of 600 a minute that others take four a second from, and a pool that uses all it is granted.
+struct Bucket {
+    level: f64,
+    own: f64,
+    at_s: u64,
+}
+
+impl Bucket {
+    /// Goes on for so many seconds under this planner; what was the capacity after each, per second.
+    fn under(&mut self, planner: &mut PoolPlanner, seconds: u64) -> Vec<f64> {
+        let second = |_| {
+            self.at_s += 1;
+            let granted = planner.steps().next().map_or(10.0, |(_, step)| step.capacity_per_s);
+            self.own += granted;
+            self.level = (self.level + 10.0 - 4.0 - granted).clamp(0.0, 600.0);
+            let report = report_of(&[("a", counters(self.own as u64)), ("b", counters(0))]);
+            let mut report = with_reading(report, 600.0, self.level.floor(), 0);
+            report.tenants.get_mut(&tenant("a")).unwrap().waiting = 100;
+            planner.report("m", "boot", &report, ms(self.at_s * 1_000));
+            tick(planner, self.at_s * 1_000);
+            step(planner).capacity_per_s
+        };
+        (0..seconds).map(second).collect()
+    }
+}
+
+#[test]
+fn a_new_leader_goes_on_with_what_the_earlier_one_had_learned_of_others() {
+    let run = |age: Option<u64>| {
+        let mut bucket = Bucket { level: 30.0, own: 0.0, at_s: 0 };
+        let mut first = planner(600.0, &["a", "b"]);
+        let before = *bucket.under(&mut first, 120).last().unwrap();
+        assert!((before - 6.0).abs() < 0.3, "ten less the four of others: {before}");
+        let now = ms(bucket.at_s * 1_000);
+        let pulse = first.tick(now, WALL);
+        let left = first.outbox().published().clone();
+        let mut next = PoolPlanner::new(pool(600.0, &["a", "b"]), 8, left, Some(&pulse), now);
+        if let Some(age) = age {
+            let record = serde_json::to_vec(&first.checkpoint(now, WALL)).unwrap();
+            let checkpoint = Checkpoint::parse(&record).unwrap();
+            next.resume(&checkpoint, now, UnixMillis(WALL.0 + age));
+        }
+        tick(&mut next, bucket.at_s * 1_000);
+        let after = bucket.under(&mut next, 30);
+        after.into_iter().map(|capacity| (capacity / before - 1.0).abs()).fold(0.0, f64::max)
+    };
+    let resumed = run(Some(10_000));
+    assert!(resumed < 0.1, "no threshold moves more than in an ordinary step: {resumed}");
+    // It makes the difference; one that is too old makes none.
+    for anew in [run(None), run(Some(61_000))] {
+        assert!(anew > 0.5, "{anew}");
+    }
+}
+
+#[test]
+fn where_no_headers_tell_a_new_leader_does_not_grow_as_if_it_were_the_first() {
+    let grown = |resumed: bool| {
+        let mut first = planner(600.0, &["a"]);
+        let refusals = Counters { throttled: BTreeMap::from([(ThrottleKind::Requests, 20)]), ..counters(100) };
+        first.report("m", "boot", &report_of(&[("a", counters(1))]), ms(0));
+        first.report("m", "boot", &report_of(&[("a", refusals)]), ms(1_000));
+        let pulse = first.tick(ms(1_000), WALL);
+        assert_eq!(step(&first).mode, LawMode::Cut);
+        let thresholds =
+            Thresholds { rates: BTreeMap::from([(RPM, Rate { rate: 300.0, burst: 30.0 })]), concurrency: None };
+        let left = BTreeMap::from([(tenant("a"), grant(Stamp { term: 7, epoch: 1 }, thresholds))]);
+        let mut next = PoolPlanner::new(pool(600.0, &["a"]), 8, left, Some(&pulse), ms(1_000));
+        if resumed {
+            next.resume(&first.checkpoint(ms(1_000), WALL), ms(1_000), WALL);
+        }
+        for s in 2..12_u64 {
+            // All that is granted is used, and more is wanted.
+            let mut report = report_of(&[("a", counters(100 + s * 12))]);
+            report.tenants.get_mut(&tenant("a")).unwrap().waiting = 200;
+            next.report("m", "boot", &report, ms(s * 1_000));
+            tick(&mut next, s * 1_000);
+        }
+        step(&next).capacity_per_s / 5.0
+    };
+    let (anew, resumed) = (grown(false), grown(true));
+    assert!(anew > 2.0, "slow start: {anew}");
+    assert!((1.05..1.5).contains(&resumed), "2 % of the nominal ten a second: {resumed}");
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_is_named_and_none_is_read_beyond_its_size() {
+    let with = |learned: &str| format!(r#"{{"schema":1,"unix_ms":0,"meters":{{"requests/minute":{learned}}}}}"#);
+    let cases = [
+        ("[]".to_owned(), "not valid: invalid length 0"),
+        (r#"{"schema":2,"unix_ms":0,"meters":{}}"#.to_owned(), "schema 2: this version reads 1"),
+        (
+            with(r#"{"learned":{"limit_per_s":-1,"others_per_s":0,"burst":0}}"#),
+            "limit_per_s and burst: expected finite",
+        ),
+        (with(r#"{"learned":{"limit_per_s":1,"others_per_s":1e999,"burst":0}}"#), "not valid: number out of range"),
+        (" ".repeat(65_537), "65537 bytes: expected at most 65536"),
+    ];
+    for (record, part) in cases {
+        let error = Checkpoint::parse(record.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    let plain = Checkpoint::parse(with("{}").as_bytes()).unwrap();
+    let ages = [(0, Some(0)), (60_000, Some(60)), (60_001, None)];
+    for (wall, age) in ages {
+        assert_eq!(plain.age(UnixMillis(wall)), age.map(Duration::from_secs));
+    }
+    let ahead = Checkpoint { unix_ms: UnixMillis(100_000), ..plain };
+    assert_eq!(ahead.age(UnixMillis(70_000)), Some(Duration::ZERO), "another machine's clock");
+    assert_eq!(ahead.age(UnixMillis(1)), None);
 }
 
 #[test]

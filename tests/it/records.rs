@@ -405,6 +405,7 @@ fn every_kind_of_key_is_parsed_back() {
         (Key::OverrideStatus(pool(), Target::Capacity), "overrides-status/openai-gpt4o/@capacity"),
         (Key::Policy("openai-gpt4o".parse().unwrap()), "policy/openai-gpt4o"),
         (Key::PolicyStatus("openai-gpt4o".parse().unwrap()), "policy-status/openai-gpt4o"),
+        (Key::State(pool()), "state/openai-gpt4o"),
         (Key::Member("checkout-1".into()), "members/checkout-1"),
         (Key::Member("host:80/a b".into()), "members/host%3A80%2Fa%20b"),
         (Key::Audit { at: UnixMillis(1_795_478_400_125), id: 10 }, "audit/2026-11-24T00:00:00.125Z-0000000a"),
@@ -496,7 +497,7 @@ fn keys_that_were_not_written_here_are_none() {
         "/tidegate/v1/policy/",
         "/tidegate/v1/policy/A",
         "/tidegate/v1/policy/a/b",
-        "/tidegate/v1/state/p",
+        "/tidegate/v1/state/p/t",
         // A target that a grant cannot have.
         "/tidegate/v1/limits/p/*",
         "/tidegate/v1/limits/p/@capacity",

@@ -70,6 +70,11 @@ impl Aimd {
         self.decreased_at
     }
 
+    /// An earlier leader decreased then: whoever knows of no congestion grows as if there had never been any.
+    pub fn resume(&mut self, decreased_at: MonoTime) {
+        self.decreased_at = Some(decreased_at);
+    }
+
     /// Follows a better source, so that losing it moves nothing.
     pub fn follow(&mut self, rate_per_s: f64) {
         self.rate_per_s = rate_per_s.max(FLOOR_PER_S);

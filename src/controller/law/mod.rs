@@ -16,7 +16,8 @@ mod observer;
 use std::time::Duration;
 
 pub use aimd::{Aimd, Traffic};
-pub use observer::{Observer, Sample};
+use observer::is_news;
+pub use observer::{Learned, Observer, Sample};
 
 use serde::{Deserialize, Serialize};
 
@@ -89,15 +90,55 @@ struct Distrust {
 #[derive(Debug, Clone)]
 pub struct MeterLaw {
     observer: Option<Observer>,
+    /// What an earlier leader had learned, until a first sample.
+    learned: Option<Learned>,
     aimd: Aimd,
     distrust: Option<Distrust>,
+}
+
+/// What the law of one meter tells the next leader: times as they are left, no clock is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LawState {
+    /// How long ago the last decrease was; absent when there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decreased_ms_ago: Option<u64>,
+    /// What headers have taught.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learned: Option<Learned>,
+    /// How long the headers are not believed yet; absent when they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distrusted_ms: Option<u64>,
 }
 
 impl MeterLaw {
     /// A law that begins at `start_per_s`: the static capacity, or what an earlier leader had granted.
     #[must_use]
     pub fn new(start_per_s: f64) -> Self {
-        Self { observer: None, aimd: Aimd::new(start_per_s), distrust: None }
+        Self { observer: None, learned: None, aimd: Aimd::new(start_per_s), distrust: None }
+    }
+
+    /// Goes on from what an earlier leader's law was `age` ago.
+    pub fn resume(&mut self, state: &LawState, age: Duration, now: MonoTime) {
+        if let Some(ms) = state.decreased_ms_ago {
+            self.aimd.resume(now.before(Duration::from_millis(ms).saturating_add(age)));
+        }
+        self.learned = state.learned;
+        self.distrust = state.distrusted_ms.zip(state.learned).map(|(ms, learned)| Distrust {
+            until: now + Duration::from_millis(ms).min(DISTRUST).saturating_sub(age),
+            limit_per_s: learned.limit_per_s,
+        });
+    }
+
+    /// What is worth telling the next leader.
+    #[must_use]
+    pub fn state(&self, now: MonoTime) -> LawState {
+        let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let distrust = self.distrust.filter(|distrust| now < distrust.until);
+        LawState {
+            decreased_ms_ago: self.decreased_at().map(|at| ms(now.since(at))),
+            learned: self.learned(),
+            distrusted_ms: distrust.map(|distrust| ms(distrust.until.since(now))),
+        }
     }
 
     /// Begins again at another static capacity, where no headers tell what holds; where they do, nothing moves.
@@ -111,13 +152,21 @@ impl MeterLaw {
         self.aimd.decreased_at()
     }
 
+    fn learned(&self) -> Option<Learned> {
+        self.observer.as_ref().map(Observer::learned).or(self.learned)
+    }
+
     /// One tick.
     pub fn step(&mut self, inputs: &Inputs) -> Step {
         let nominal = inputs.nominal_per_s;
         if let Some(sample) = inputs.sample.fresh() {
             match &mut self.observer {
                 Some(observer) => observer.update(&sample),
-                None => self.observer = Some(Observer::new(&sample)),
+                None => {
+                    let learned = self.learned.take();
+                    let observer = learned.map_or_else(|| Observer::new(&sample), |l| Observer::resumed(&sample, &l));
+                    self.observer = Some(observer);
+                }
             }
             let believed = self.believes(inputs);
             if let Some(observer) = self.observer.as_ref().filter(|_| believed) {
@@ -134,8 +183,8 @@ impl MeterLaw {
             }
         }
         let mode = self.aimd.step(inputs.now, nominal.rate, &inputs.traffic);
-        if let Some(observer) = &self.observer {
-            self.aimd.cap(observer.limit_per_s());
+        if let Some(limit_per_s) = self.learned().map(|learned| learned.limit_per_s) {
+            self.aimd.cap(limit_per_s);
         }
         Step {
             mode,
@@ -143,7 +192,7 @@ impl MeterLaw {
             limit_per_s: None,
             others_per_s: None,
             level: None,
-            burst: self.observer.as_ref().map_or(nominal.burst, Observer::burst),
+            burst: self.learned().map_or(nominal.burst, |learned| learned.burst),
         }
     }
 
@@ -156,7 +205,7 @@ impl MeterLaw {
             self.distrust = Some(Distrust { until: inputs.now + DISTRUST, limit_per_s });
         }
         // Another limit is news, believed until it is contradicted too.
-        self.distrust = self.distrust.filter(|d| inputs.now < d.until && d.limit_per_s == limit_per_s);
+        self.distrust = self.distrust.filter(|d| inputs.now < d.until && !is_news(d.limit_per_s, limit_per_s));
         self.distrust.is_none()
     }
 }

@@ -20,6 +20,8 @@
 //! *What it ignores.* Cached headers and lying limits (a later issue's trust and quality gates).
 //! Source: CONTROL §2.3, §2.14.
 
+use serde::{Deserialize, Serialize};
+
 use crate::clock::MonoTime;
 
 /// α of the g–h filter, per second. Sweep 0.4–0.7 was flat.
@@ -55,6 +57,22 @@ pub struct Sample {
     pub own: f64,
 }
 
+/// Whether a limit is another one, and not the same as it was told a while ago.
+pub(super) fn is_news(from_per_s: f64, to_per_s: f64) -> bool {
+    (to_per_s - from_per_s).abs() > LIMIT_STEP * from_per_s
+}
+
+/// What took time to learn of a meter.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Learned {
+    /// The limit that it was learned under, in units per second.
+    pub limit_per_s: f64,
+    /// What others take, in units per second.
+    pub others_per_s: f64,
+    /// The depth seen so far, in units.
+    pub burst: f64,
+}
+
 /// How much a reading counts: all, or less where its slack is not small against a second of refill.
 fn sharpness(sample: &Sample) -> f64 {
     if sample.slack > 0.0 { sample.limit_per_s / (sample.limit_per_s + sample.slack) } else { 1.0 }
@@ -77,11 +95,28 @@ impl Observer {
         Self { last: *sample, level: sample.level, others_per_s: 0.0, burst }
     }
 
+    /// Goes on from what an earlier leader had learned, at the level that a first sample tells: what was sent between the two
+    /// nobody has counted. Under another limit what was learned of others says nothing.
+    #[must_use]
+    pub fn resumed(sample: &Sample, learned: &Learned) -> Self {
+        let limit_per_s = sample.limit_per_s;
+        if is_news(learned.limit_per_s, limit_per_s) {
+            return Self::new(sample);
+        }
+        let others_per_s = learned.others_per_s.clamp(-limit_per_s, limit_per_s);
+        Self { others_per_s, burst: learned.burst.max(sample.level), ..Self::new(sample) }
+    }
+
+    /// What is worth telling the next leader.
+    #[must_use]
+    pub fn learned(&self) -> Learned {
+        Learned { limit_per_s: self.last.limit_per_s, others_per_s: self.others_per_s, burst: self.burst }
+    }
+
     /// Takes a newer-sent sample; an older one, or one too close, changes nothing but the limit.
     pub fn update(&mut self, sample: &Sample) {
         let limit_per_s = sample.limit_per_s;
-        let moved = (limit_per_s - self.last.limit_per_s).abs() > LIMIT_STEP * self.last.limit_per_s;
-        if sample.sent_at > self.last.sent_at && moved {
+        if sample.sent_at > self.last.sent_at && is_news(self.last.limit_per_s, limit_per_s) {
             // From a limit of nothing no depth follows.
             let ratio = if self.last.limit_per_s > 0.0 { limit_per_s / self.last.limit_per_s } else { 0.0 };
             self.burst = (self.burst * ratio).max(sample.level).max(limit_per_s);

@@ -340,7 +340,8 @@ fn what_is_left_of_a_pool_that_is_gone_is_taken_away_by_the_next_leader() {
     let (_, reign) = court.win(&old);
     court.turn(&old, &mut Some(reign)).expect("leads");
     let left = |court: &Court| court.keys().iter().filter(|key| key.contains("/guest")).count();
-    assert_eq!(left(&court), 4, "{:?}", court.keys());
+    // Policy and what is said of it, pulse, grant, and what the next leader is told.
+    assert_eq!(left(&court), 5, "{:?}", court.keys());
 
     court.kv.commit(Txn::delete(policy), Duration::ZERO).expect("deletes");
     court.revoke_leader();

@@ -4,14 +4,15 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidegate::client::MemberState;
+use tidegate::client::{MemberState, Refusal, Why};
 use tidegate::plan::Stamp;
 use tidegate::plan::keyspace::{Key, Keyspace};
+use tidegate::quota::Cost;
 use tidegate::sim::Etcd;
 use tidegate::store::{Store, Txn};
 use tokio::time::Instant;
 
-use super::by_hand::{pool, target};
+use super::by_hand::{pool, target, tenant};
 use super::stand::{
     BRAKES_AFTER, CAPACITY, Controllers, LAPSES_AFTER, LOOKS_EVERY, Member, Offers, Proxy, TAKEOVER, Weather, Witness,
     Written, in_time, store,
@@ -147,23 +148,23 @@ async fn without_any_controller_members_brake_and_lapse_and_operators_are_obeyed
     let store = store(&endpoint).await;
     let key = Keyspace::default().key(&Key::Override(pool(), target("acme")));
     let mut obeyed = Vec::new();
-    for (state, rates) in [(MemberState::Braking, [6_000, 3_000, 1_500]), (MemberState::Lapsed, [6_600, 3_300, 1_800])]
-    {
+    let blocked = || {
+        let answer = member.pool.try_admit(&tenant("acme"), Cost::request(0, 0));
+        matches!(answer, Err(Refusal::WaitUntil { why: Why::Blocked, .. }))
+    };
+    for state in [MemberState::Braking, MemberState::Lapsed] {
         member.is(state).await;
-        for rate in rates {
+        for _ in 0..3 {
             let put_at = Instant::now();
-            let record = format!(r#"{{"set":{{"requests/minute":{rate}}},"by":"mori","reason":"incident"}}"#);
-            store.commit(Txn::put(key.clone(), record.into_bytes())).await.expect("etcd is there");
-            // Its share, or a part of it: it moves from none of the others there.
-            let whole = f64::from(rate);
-            eventually("the override is enforced", async || {
-                let part = member.rate() / whole;
-                ((part - 1.0).abs() < 0.01 || (part - 0.5).abs() < 0.01).then_some(())
-            })
-            .await;
+            store
+                .commit(Txn::put(key.clone(), br#"{"block":true,"by":"mori"}"#.to_vec()))
+                .await
+                .expect("etcd is there");
+            eventually("nobody is let through", async || blocked().then_some(())).await;
             obeyed.push(put_at.elapsed());
+            store.commit(Txn::delete(key.clone())).await.expect("etcd is there");
+            eventually("all is as before", async || (!blocked()).then_some(())).await;
         }
-        store.commit(Txn::delete(key.clone())).await.expect("etcd is there");
         offers.admit_more("it goes on").await;
     }
     let heard = offers.heard_before(killed_at + Duration::from_secs(2));

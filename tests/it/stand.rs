@@ -287,7 +287,8 @@ async fn offer(pool: Pool, account: Arc<Mutex<Account>>, sightings: Arc<Mutex<Ve
             admitted += 1.0;
         }
         let (now, tuning) = (Instant::now(), pool.tuning());
-        let rate = tuning.limits_of(&acme).map_or(0.0, |limits| limits.meters[&RPM].rate.rate);
+        let limits = tuning.limits_of(&acme).filter(|limits| !limits.blocked);
+        let rate = limits.map_or(0.0, |limits| limits.meters[&RPM].rate.rate);
         // The larger of before and after: a retune may come between.
         let allowed = rate.max(before) / 60.0 * now.duration_since(then).as_secs_f64();
         account.lock().add(admitted, allowed);

@@ -195,16 +195,20 @@ async fn members_together_enforce_no_more_than_the_threshold_while_the_leader_ch
     let (_next, _) = controllers.start("second", etcd.endpoint()).await;
     let witness = Witness::of(etcd.endpoint()).await;
     let [one, two] = [Member::on(&endpoint).await, Member::on(&endpoint).await];
-    let full = Offers::begin(&one.pool);
-    one.holds_most().await;
+    let (first, second) = (Offers::begin(&one.pool), Offers::begin(&two.pool));
     let part = |members: &[&Member]| members.iter().map(|member| member.rate()).sum::<f64>() / witness.threshold();
-    // Who has not asked yet has a tenth; without a share it would be a sixth.
-    eventually("both hold shares", async || (part(&[&two]) < 0.12).then_some(())).await;
-    let other = Offers::begin(&two.pool);
+    // A member that has never asked for anything has no share, and joins when it does.
+    eventually("both hold shares", async || {
+        let (one, two) = (part(&[&one]), part(&[&two]));
+        (one > 0.4 && two > 0.4 && one + two <= 1.001).then_some(())
+    })
+    .await;
+    let said = first.hold();
+    drop(first);
     let (mut most, mut most_joining) = (0.0_f64, 0.0_f64);
     eventually("shares move", async || {
         most = most.max(part(&[&one, &two]));
-        (part(&[&two]) > 0.2).then_some(())
+        (part(&[&two]) > 0.6).then_some(())
     })
     .await;
 
@@ -231,8 +235,8 @@ async fn members_together_enforce_no_more_than_the_threshold_while_the_leader_ch
          joins {:+.2} %; {}; {}; {}",
         (most - 1.0) * 100.0,
         (most_joining - 1.0) * 100.0,
-        full.hold(),
-        other.hold(),
+        said,
+        second.hold(),
         last.hold()
     );
     witness.hold();

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use tidegate::client::MemberState;
 use tidegate::plan::Stamp;
+use tidegate::plan::keyspace::{Key, Keyspace};
 use tidegate::sim::Etcd;
+use tidegate::store::{Select, Source};
 use tidegate::telemetry::Metric;
 use tokio::time::Instant;
 
-use super::stand::{CAPACITY, Member, Offers, Proxy, TAKEOVER, Weather, Witness, controller, in_time};
+use super::stand::{CAPACITY, Member, Offers, Proxy, TAKEOVER, Weather, Witness, controller, in_time, store};
 use super::world::eventually;
 
 /// 0.2 to 1 s each way.
@@ -62,6 +64,13 @@ async fn a_controllers_slow_and_broken_way_to_etcd_lets_it_write_nothing_past_it
         way.snap().await;
     }
     way.is(Weather::Held);
+    // Its lease has run out: until then it may go on in the same term.
+    let (etcds, leader) =
+        (store(&[etcd.endpoint().to_owned()]).await, [Select::Key(Keyspace::default().key(&Key::Leader))]);
+    eventually("nobody leads", async || {
+        etcds.list(&leader).await.expect("etcd is there").entries.is_empty().then_some(())
+    })
+    .await;
     offers.admit_more("it goes on").await;
     way.is(Weather::Clear);
     let clear_at = Instant::now();

@@ -217,10 +217,15 @@ async fn members_together_enforce_no_more_than_the_threshold_while_the_leader_ch
     let killed_at = Instant::now();
     eventually("another leads", async || {
         most = most.max(part(&[&one, &two]));
-        (one.stamp() > next_term(seen) && two.stamp() > next_term(seen)).then_some(())
+        (one.stamp() > next_term(seen)).then_some(())
     })
     .await;
     let takeover = killed_at.elapsed();
+    eventually("both have reported to it", async || {
+        most = most.max(part(&[&one, &two]));
+        (one.stamp().epoch >= 3).then_some(())
+    })
+    .await;
     let joiner = Member::start(&endpoint).await;
     let last = Offers::begin(&joiner.pool);
     // Longer than the old leader's shares live on.

@@ -35,7 +35,7 @@ const OFFER_EVERY: Duration = Duration::from_millis(1);
 /// How much later than documented anything may happen on a machine that is busy with other tests: half as late again.
 pub const NOISE: f64 = 1.5;
 /// A member that has heard no leader for so long brakes, and then lapses; it looks at its clock every quarter of a second.
-pub const BRAKES_AFTER: Duration = Duration::from_millis(3_000);
+pub const BRAKES_AFTER: Duration = Duration::from_secs(3);
 pub const LAPSES_AFTER: Duration = Duration::from_secs(15);
 pub const LOOKS_EVERY: Duration = Duration::from_millis(250);
 /// How long a leader's lease lives without it, and a second to notice and to be elected.

@@ -14,7 +14,7 @@ use crate::plan::Reply;
 use crate::store::{LeaseId, Op, Store, StoreError, Txn, WatchEvent};
 use crate::telemetry::Metric;
 
-/// How often brake, lapse and expiries are looked at.
+/// How often brake, lapse and expiries are looked at, at least.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(250);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A process that closes does not wait for a leader that is slow.
@@ -83,11 +83,10 @@ async fn follow(
 
 /// Looks after what time alone changes.
 pub(super) async fn housekeeping(core: Arc<Core>) {
-    let mut every = interval(HOUSEKEEPING_EVERY);
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        every.tick().await;
-        core.keep_house();
+        // A share is not enforced any longer than it holds, which matters most where nobody leads who would wait for its end.
+        let share_ends = core.keep_house().unwrap_or(HOUSEKEEPING_EVERY);
+        sleep(share_ends.min(HOUSEKEEPING_EVERY)).await;
     }
 }
 

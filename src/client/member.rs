@@ -448,9 +448,10 @@ impl PoolView {
         self.leases.get(grantee).filter(|lease| lease.until > now).map(|lease| lease.share)
     }
 
-    /// The tenants of which a share is in force.
-    pub fn leased(&self, now: MonoTime) -> impl Iterator<Item = &Grantee> {
-        self.leases.iter().filter(move |(_, lease)| lease.until > now).map(|(grantee, _)| grantee)
+    /// The shares in force, and until when each is.
+    pub fn leases(&self, now: MonoTime) -> impl Iterator<Item = (&Grantee, Share, MonoTime)> {
+        let valid = self.leases.iter().filter(move |(_, lease)| lease.until > now);
+        valid.map(|(grantee, lease)| (grantee, lease.share, lease.until))
     }
 
     /// What is enforced for the tenants that this process has shares of, and for `@default`: what is worth remembering. Empty
@@ -460,7 +461,7 @@ impl PoolView {
         if self.state(now) != MemberState::Active {
             return BTreeMap::new();
         }
-        let used = self.leased(now).chain([&Grantee::Default]);
+        let used = self.leases(now).map(|(grantee, ..)| grantee).chain([&Grantee::Default]);
         let enforced = |grantee: &Grantee| {
             let Limits { meters, concurrency, blocked } = self.limits_of(grantee, now, wall)?;
             // A block is remembered as a rate of nothing.

@@ -153,14 +153,16 @@ impl Core {
         self.note(notices);
     }
 
-    /// Moves brake and lapse, ends shares and overrides whose time is over.
-    pub fn keep_house(&self) {
+    /// Moves brake and lapse, ends shares and overrides whose time is over. Returns in how long the next share ends, if any is in
+    /// force.
+    pub fn keep_house(&self) -> Option<Duration> {
         let now = self.clock.now();
         let mut views = self.views.lock();
         for view in views.values_mut() {
             view.brake(now);
         }
         self.retune(&mut views, now);
+        let ends = views.values().flat_map(|view| view.leases(now)).map(|(.., until)| until).min();
         drop(views);
         if let Some(silence) = self.session.lock().silence(now) {
             self.telemetry.set(Metric::WatchSilence, &[], silence.as_secs_f64());
@@ -168,6 +170,7 @@ impl Core {
         for gates in self.pools() {
             self.look_after(gates, now);
         }
+        ends.map(|ends| ends.since(self.clock.now()))
     }
 
     /// What to tell the leader, and when that is: to be handed to [`Core::on_reply`] with its reply.

@@ -66,11 +66,10 @@ fn pool_report(gates: &Gates, view: Option<&PoolView>, now: MonoTime) -> PoolRep
         })
         .collect();
     // Every lease is echoed, of tenants without traffic here too: what is not echoed counts as given back.
-    for grantee in view.into_iter().flat_map(|view| view.leased(now)) {
-        let share = view.and_then(|view| view.share_at(grantee, now));
+    for (grantee, share, _) in view.into_iter().flat_map(|view| view.leases(now)) {
         let tenant = tenants.entry(grantee.clone()).or_default();
-        tenant.share = share.map(|share| share.share);
-        tenant.concurrency = share.and_then(|share| share.concurrency);
+        tenant.share = Some(share.share);
+        tenant.concurrency = share.concurrency;
     }
     PoolReport { sequence: 0, meters, hold_ms, tenants }
 }

@@ -425,8 +425,7 @@ impl Truth {
             let own_now = member.clock.now();
             member.core.with_views(|views| {
                 for (id, view) in views {
-                    for grantee in view.leased(own_now) {
-                        let Some(share) = view.share_at(grantee, own_now) else { continue };
+                    for (grantee, share, _) in view.leases(own_now) {
                         let sum = sums.entry((id.clone(), grantee.clone())).or_default();
                         sum.0 += share.share;
                         sum.1 += share.concurrency.unwrap_or(0);

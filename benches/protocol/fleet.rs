@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate::client::{Client, ClientParams, PoolParams};
+use tidegate::client::{Client, ClientParams, Permit, PoolParams};
 use tidegate::controller::Controller;
 use tidegate::provider::{Dialect, Head, Usage};
 use tidegate::quota::Cost;
@@ -32,11 +32,14 @@ fn pulse_age(member: &Client, pool: usize) -> Option<Duration> {
     member.status().pools.get(pool_name(pool).as_str())?.pulse_age
 }
 
-/// A call that is refused.
-async fn refused(member: &Client, pool: usize) {
-    let pool = member.pool(&pool_name(pool)).expect("named");
-    let permit = pool.admit(&tenant(0), Cost::request(0, 0)).await;
-    let mut permit = permit.expect("there is room");
+/// Leave for a call.
+async fn admitted(member: &Client, pool: usize) -> Permit {
+    let handle = member.pool(&pool_name(pool)).expect("named");
+    handle.admit(&tenant(pool), Cost::request(0, 0)).await.expect("there is room")
+}
+
+/// The call is refused.
+fn refused(mut permit: Permit) {
     let headers = vec![("retry-after".to_owned(), b"2".to_vec())];
     let observation = permit.observe(&Head { status: 429, headers: &headers });
     permit.conclude(&observation);
@@ -56,10 +59,12 @@ async fn round(members: &[Client], round: usize) -> Vec<f64> {
     ordinary_tick(members).await;
     // Members report four times a second: at another moment of that each time.
     sleep(Duration::from_millis(fastrand::u64(20..270))).await;
-    let begun = Instant::now();
+    let mut permits = Vec::with_capacity(POOLS);
     for pool in 0..POOLS {
-        refused(&members[(pool + round) % MEMBERS], pool).await;
+        permits.push(admitted(&members[(pool + round) % MEMBERS], pool).await);
     }
+    let begun = Instant::now();
+    permits.into_iter().for_each(refused);
     let mut last = [Duration::ZERO; POOLS];
     let mut open: Vec<(usize, &Client)> =
         (0..POOLS).flat_map(|pool| members.iter().map(move |member| (pool, member))).collect();
@@ -71,7 +76,8 @@ async fn round(members: &[Client], round: usize) -> Vec<f64> {
             last[*pool] = last[*pool].max(came.unwrap_or_default());
             came.is_none()
         });
-        assert!(begun.elapsed() < ROUND, "no pulse within {ROUND:?}");
+        let names = || open.iter().map(|(pool, member)| (*pool, member.status().pools[pool_name(*pool).as_str()].pulse_age));
+        assert!(begun.elapsed() < ROUND, "no pulse within {ROUND:?}: {:?}", names().collect::<Vec<_>>());
     }
     sleep(ROUND.saturating_sub(begun.elapsed())).await;
     last.map(|took| took.as_secs_f64() * 1e3).to_vec()

@@ -39,7 +39,7 @@ pub const TICK_EVERY: Duration = Duration::from_secs(1);
 /// Early ticks are at least this far apart.
 pub const EARLY_TICK_GAP: Duration = Duration::from_millis(100);
 /// Grants are written at most this fast, so that a large pool does not keep the store busy.
-const GRANTS_PER_TICK: usize = 2_000;
+const GRANTS_PER_TICK: usize = 4_000;
 /// A cut to less than this is said at the ordinary log level.
 const NEWSWORTHY_CUT: f64 = 0.8;
 /// A store that stays away is spoken of this often.

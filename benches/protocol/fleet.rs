@@ -76,8 +76,7 @@ async fn round(members: &[Client], round: usize) -> Vec<f64> {
             last[*pool] = last[*pool].max(came.unwrap_or_default());
             came.is_none()
         });
-        let names = || open.iter().map(|(pool, member)| (*pool, member.status().pools[pool_name(*pool).as_str()].pulse_age));
-        assert!(begun.elapsed() < ROUND, "no pulse within {ROUND:?}: {:?}", names().collect::<Vec<_>>());
+        assert!(begun.elapsed() < ROUND, "no pulse within {ROUND:?} for {} of pools and members", open.len());
     }
     sleep(ROUND.saturating_sub(begun.elapsed())).await;
     last.map(|took| took.as_secs_f64() * 1e3).to_vec()

@@ -28,7 +28,8 @@ const WIDE: Rate = Rate { rate: 6e10, burst: 1e6 };
 const PATIENCE: Duration = Duration::from_secs(3_600);
 
 fn value(epoch: u64, rate: Rate) -> Vec<u8> {
-    let rates = |rate| BTreeMap::from([Meter::REQUESTS_PER_MINUTE, Meter::TOKENS_PER_MINUTE].map(|meter| (meter, rate)));
+    let rates =
+        |rate| BTreeMap::from([Meter::REQUESTS_PER_MINUTE, Meter::TOKENS_PER_MINUTE].map(|meter| (meter, rate)));
     let thresholds = Thresholds { rates: rates(rate), concurrency: None };
     let grant = Grant {
         schema: GRANT_SCHEMA,
@@ -37,7 +38,10 @@ fn value(epoch: u64, rate: Rate) -> Vec<u8> {
         thresholds,
         algorithms: BTreeMap::new(),
         members: 1,
-        reason: Reason { code: "headers_capacity".into(), text: "provider limit 600 requests/minute, others use 0 %".into() },
+        reason: Reason {
+            code: "headers_capacity".into(),
+            text: "provider limit 600 requests/minute, others use 0 %".into(),
+        },
     };
     serde_json::to_vec(&grant).expect("serialises")
 }

@@ -90,7 +90,8 @@ async fn peer(endpoint: String, key: String, watching: UnboundedSender<()>, hear
     let mut client = etcd_client::Client::connect([endpoint], None).await.expect("etcd is there");
     let mut watch = client.watch(key, Some(WatchOptions::new())).await.expect("a watch");
     let _ = watching.send(());
-    while let Some(answer) = watch.message().await.expect("a watch") {
+    // Until etcd ends.
+    while let Ok(Some(answer)) = watch.message().await {
         let at = Instant::now();
         let puts = answer.events().iter().filter(|event| event.event_type() == EventType::Put);
         if puts.map(|_| heard.send(at)).any(|sent| sent.is_err()) {

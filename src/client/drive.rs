@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
 use super::process::{Core, REPORT_GAP_MIN};
@@ -100,8 +100,6 @@ pub(super) async fn reporting(core: Arc<Core>, report_url: Option<String>) {
     let mut next = Duration::ZERO;
     // Said once per outage: a member that cannot report has no share, and somebody should know.
     let mut complained = false;
-    // As if each report took its time: when all that were sent are over.
-    let mut over_at = Instant::now();
     loop {
         tokio::select! {
             () = sleep(next) => {}
@@ -133,12 +131,8 @@ pub(super) async fn reporting(core: Arc<Core>, report_url: Option<String>) {
                 redirected = None;
             }
         }
-        // A refusal just behind an ordinary report does not wait for the gap, only those behind it do.
-        let now = Instant::now();
-        let waits = over_at.saturating_duration_since(now);
-        over_at = now + waits + REPORT_GAP_MIN;
-        sleep(waits).await;
-        next = next.saturating_sub(waits);
+        sleep(REPORT_GAP_MIN).await;
+        next = next.saturating_sub(REPORT_GAP_MIN);
     }
 }
 

@@ -8,13 +8,20 @@ use std::process::ExitCode;
 /// How often each side is measured.
 pub(crate) const ROUNDS: usize = 15;
 
-/// What a goal is measured in.
+/// What a figure is to be at most.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
-    /// A ratio that is aimed at.
+    /// What is aimed at.
     pub(crate) goal: f64,
-    /// A ratio above which the benchmark fails.
+    /// Above which the benchmark fails.
     pub(crate) must: f64,
+}
+
+/// One bound for both.
+impl From<f64> for Bounds {
+    fn from(most: f64) -> Self {
+        Self { goal: most, must: most }
+    }
 }
 
 /// The goals of one benchmark, and whether each was kept.
@@ -49,6 +56,11 @@ impl Goals {
             }
             rounds.push((mine, theirs));
         }
+        self.tell(name, unit, bounds, &rounds)
+    }
+
+    /// Prints the line of what was measured already: of each round ours and the peer's. Ours is returned, at the median.
+    pub(crate) fn tell(&mut self, name: &str, unit: &str, bounds: Option<Bounds>, rounds: &[(f64, f64)]) -> f64 {
         let median = |of: &dyn Fn(&(f64, f64)) -> f64| median(rounds.iter().map(of).collect());
         let (mine, theirs) = (median(&|round| round.0), median(&|round| round.1));
         let ratio = median(&|round| round.0 / round.1);
@@ -63,10 +75,12 @@ impl Goals {
         mine
     }
 
-    /// Prints a figure that has a bound of its own and no peer.
-    pub(crate) fn at_most(&mut self, name: &str, unit: &str, ours: f64, most: f64) {
-        println!("{name} ours={ours:.1}{unit} goal<={most}{unit}");
-        self.keep(name, ours, Bounds { goal: most, must: most });
+    /// Prints a figure that has bounds of its own and no peer.
+    pub(crate) fn at_most(&mut self, name: &str, unit: &str, ours: f64, bounds: impl Into<Bounds>) {
+        let bounds = bounds.into();
+        let must = (bounds.must > bounds.goal).then(|| format!(" must<={}{unit}", bounds.must));
+        println!("{name} ours={ours:.1}{unit} goal<={}{unit}{}", bounds.goal, must.unwrap_or_default());
+        self.keep(name, ours, bounds);
     }
 
     fn keep(&mut self, name: &str, figure: f64, bounds: Bounds) {

@@ -139,7 +139,7 @@ pub type Granted = Box<[(Meter, ThresholdDecided)]>;
 #[derive(Debug)]
 struct Publication {
     decided: Decided,
-    /// By grantee.
+    /// In the order in which they were written; of a tenant's the last one counts.
     granted: Vec<(Grantee, Granted)>,
 }
 
@@ -179,20 +179,15 @@ pub struct Explained {
 impl History {
     /// Remembers a publication and its grants; one that changed nothing is not worth it. Grants that go with a pulse which is
     /// remembered already join it.
-    pub fn push(&mut self, decided: Decided, mut granted: Vec<(Grantee, Granted)>) {
+    pub fn push(&mut self, decided: Decided, granted: Vec<(Grantee, Granted)>) {
         if granted.is_empty() && decided.scale.is_empty() {
             return;
         }
-        let joins = self.publications.back().is_some_and(|last| last.decided.stamp == decided.stamp);
-        if let Some(last) = joins.then(|| self.publications.pop_back()).flatten() {
-            self.grants -= last.granted.len();
-            // The later one first: of a tenant's grants it is what counts.
-            granted.extend(last.granted);
-        }
-        granted.sort_by(|a, b| a.0.cmp(&b.0));
-        granted.dedup_by(|a, b| a.0 == b.0);
         self.grants += granted.len();
-        self.publications.push_back(Publication { decided, granted });
+        match self.publications.back_mut().filter(|last| last.decided.stamp == decided.stamp) {
+            Some(last) => last.granted.extend(granted),
+            None => self.publications.push_back(Publication { decided, granted }),
+        }
         while self.publications.len() > PUBLICATIONS_MAX || (self.grants > GRANTS_MAX && self.publications.len() > 1) {
             let Some(oldest) = self.publications.pop_front() else { return };
             self.grants -= oldest.granted.len();
@@ -203,8 +198,7 @@ impl History {
     #[must_use]
     pub fn of(&self, grantee: &Grantee) -> Vec<StepTold> {
         let told = |publication: &Publication| {
-            let at = publication.granted.binary_search_by(|(known, _)| known.cmp(grantee));
-            let own = at.ok().and_then(|at| publication.granted.get(at)).map(|(_, granted)| granted);
+            let own = publication.granted.iter().rfind(|(known, _)| known == grantee).map(|(_, granted)| granted);
             let concerns = own.is_some() || !publication.decided.scale.is_empty();
             let thresholds = own.into_iter().flat_map(|granted| granted.iter().copied()).collect();
             concerns.then(|| StepTold { decided: publication.decided.clone(), thresholds })

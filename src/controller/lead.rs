@@ -19,7 +19,7 @@ use super::outbox::Batch;
 use super::overseer::{Overseer, reject};
 use super::planner::PoolPlanner;
 use super::policies::{Policies, Standing};
-use super::publish::{PublishError, Publisher};
+use super::publish::{GRANTS_AT_A_TIME, PublishError, Publisher};
 use super::upkeep::Upkeep;
 use super::{Params, PoolParams};
 use crate::clock::{Clock, MonoTime, UnixMillis};
@@ -27,15 +27,15 @@ use crate::observation::Report;
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
 use crate::plan::{Grant, Override, OverrideStatus, PolicyStatus, Pulse, Reply, Target};
 use crate::quota::{Grantee, PoolId};
-use crate::store::{Change, Condition, LeaseId, Op, Outcome, Select, Store, StoreError, TXN_OPS_MAX, Txn, WatchEvent};
+use crate::store::{Change, Condition, LeaseId, Op, Outcome, Select, Store, StoreError, Txn, WatchEvent};
 use crate::telemetry::{Metric, Telemetry};
 
 /// How often a leader plans and publishes.
 pub const TICK_EVERY: Duration = Duration::from_secs(1);
 /// Early ticks are at least this far apart.
 pub const EARLY_TICK_GAP: Duration = Duration::from_millis(100);
-/// Grants are written at most this fast, so that a large pool does not keep the store busy.
-const GRANTS_PER_TICK: usize = 2_000;
+/// A tick writes grants for at most this long: the next pulse is not to wait for them, and the store has others to serve.
+const GRANTS_FOR: Duration = Duration::from_millis(500);
 /// A cut to less than this is said at the ordinary log level.
 const NEWSWORTHY_CUT: f64 = 0.8;
 /// A store that stays away is spoken of this often.
@@ -436,14 +436,16 @@ impl Leading {
             Err(error) => return self.cannot_publish(&error),
         }
         // A pool's part at a time, so that one with ten thousand changes does not hold up the others.
-        let mut left = GRANTS_PER_TICK;
+        let until = self.clock.now() + GRANTS_FOR;
         let mut open: Vec<&PoolId> = pulses.keys().collect();
-        while left > 0 && !open.is_empty() {
+        'writing: while !open.is_empty() {
             let mut still_open = Vec::with_capacity(open.len());
             for id in open {
-                let batch = self.with_pool(id, |pool| pool.outbox_mut().take(left.min(TXN_OPS_MAX)));
+                if self.clock.now() >= until {
+                    break 'writing;
+                }
+                let batch = self.with_pool(id, |pool| pool.outbox_mut().take(GRANTS_AT_A_TIME));
                 let Some(batch) = batch.filter(|batch| !batch.is_empty()) else { continue };
-                left -= batch.len();
                 match publisher.grants(id, &batch).await {
                     Ok(()) => self.record_grants(id, &batch),
                     Err(error) => return self.cannot_publish(&error),
@@ -517,8 +519,8 @@ impl Leading {
     }
 
     fn record_grants(&self, id: &PoolId, batch: &Batch) {
+        self.telemetry.add(Metric::Publishes, &[id.as_str(), "grant"], precise(batch.len() as u64));
         for (grantee, grant) in batch {
-            self.telemetry.add(Metric::Publishes, &[id.as_str(), "grant"], 1.0);
             let tenant = grantee.to_string();
             for (meter, rate) in grant.iter().flat_map(|grant| &grant.thresholds.rates) {
                 self.telemetry.set(Metric::Threshold, &[id.as_str(), &tenant, &meter.to_string()], rate.rate);

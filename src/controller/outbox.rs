@@ -102,10 +102,10 @@ impl Outbox {
     pub fn plan(&mut self, planned: BTreeMap<Grantee, Grant>, now: MonoTime) -> (Stamp, Cut) {
         let stamp = self.next_stamp();
         // None if none is needed, the one that is under way if that will do, else a new one, which is over all of them.
-        let cuts = [None, self.cut, Some(stamp)].map(|cut| (cut, self.factors(&planned, cut)));
+        let with = |cut| (cut, self.factors(&planned, cut));
         let enough = |(cut, scale): &(Option<Stamp>, BTreeMap<Meter, f64>)| self.is_within(&planned, *cut, scale);
-        let [none, old, new] = cuts;
-        (self.cut, self.scale) = [none, old].into_iter().find(enough).unwrap_or(new);
+        let known = [None, self.cut].into_iter().map(with).find(enough);
+        (self.cut, self.scale) = known.unwrap_or_else(|| with(Some(stamp)));
         self.falls.clear();
         self.raises.clear();
         if self.grants_at.is_none_or(|at| now.since(at) >= GRANTS_EVERY) {

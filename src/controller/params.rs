@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 use crate::plan::keyspace::Keyspace;
 use crate::plan::{Algorithm, Mode, Rate};
 use crate::provider::Dialect;
-use crate::quota::{Meter, PoolId, TenantId};
+use crate::quota::{Grantee, Meter, PoolId, TenantId};
 
 /// The controller's parameters.
 #[derive(Debug, Clone)]
@@ -53,6 +53,17 @@ pub struct PoolParams {
     pub tenants: BTreeMap<TenantId, TenantParams>,
     /// The undeclared tenants together.
     pub default_tenant: TenantParams,
+}
+
+impl PoolParams {
+    /// What is told of a tenant, or of the undeclared ones; `None` of one that is not declared.
+    #[must_use]
+    pub(super) fn of(&self, grantee: &Grantee) -> Option<&TenantParams> {
+        match grantee {
+            Grantee::Default => Some(&self.default_tenant),
+            Grantee::Tenant(id) => self.tenants.get(id),
+        }
+    }
 }
 
 /// One tenant of a pool.

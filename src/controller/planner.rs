@@ -154,11 +154,7 @@ impl PoolPlanner {
                 law.restart_without_headers(start_per_s);
             }
         }
-        let known = |grantee: &Grantee| match grantee {
-            Grantee::Default => true,
-            Grantee::Tenant(id) => self.params.tenants.contains_key(id),
-        };
-        self.shares.retain(|grantee, _| known(grantee));
+        self.shares.retain(|grantee, _| self.params.of(grantee).is_some());
     }
 
     /// How many members of this pool the store knows to be alive.
@@ -199,22 +195,22 @@ impl PoolPlanner {
         // Two processes under one name are two members, and so is one that restarted: its old lease still counts.
         let member = format!("{instance}/{boot}");
         let urgency = self.signal.ingest(&member, report, now);
-        let answered = self
-            .grantees()
-            .into_iter()
-            .filter_map(|(grantee, _)| {
-                // A member without a tenant's traffic needs no part of its threshold.
-                let tenant = report.tenants.get(&grantee)?;
+        // A member without a tenant's traffic needs no part of its threshold.
+        let answered = report
+            .tenants
+            .iter()
+            .filter(|(grantee, _)| self.params.of(grantee).is_some())
+            .filter_map(|(grantee, tenant)| {
                 let wish = Wish {
-                    demand: self.signal.member_demand(&member, &grantee),
+                    demand: self.signal.member_demand(&member, grantee),
                     echoed: tenant.share,
                     echoed_concurrency: tenant.concurrency,
                     waiting: tenant.waiting > 0,
                 };
-                let places = self.outbox.published().get(&grantee).and_then(|grant| grant.thresholds.concurrency);
+                let places = self.outbox.published().get(grantee).and_then(|grant| grant.thresholds.concurrency);
                 let shares = self.shares.entry(grantee.clone()).or_default();
                 let share = shares.answer(&member, wish, places, now, self.learning_until)?;
-                Some((grantee, share))
+                Some((grantee.clone(), share))
             })
             .collect();
         self.urgent |= urgency.throttled;
@@ -297,10 +293,7 @@ impl PoolPlanner {
         let none = self.overrides.targets().next().is_none();
         let (star, own) = if none { (None, None) } else { self.overrides.for_tenant(grantee, wall) };
         let used = star.or(own).map(|_| effective(base, star, own));
-        let policy = match grantee {
-            Grantee::Default => Some(&self.params.default_tenant),
-            Grantee::Tenant(id) => self.params.tenants.get(id),
-        };
+        let policy = self.params.of(grantee);
         let at_bound = |meter: &Meter, rate: f64| {
             let bounds = policy.into_iter().flat_map(|policy| [policy.floor.get(meter), policy.ceiling.get(meter)]);
             bounds.flatten().any(|bound| round(*bound) == rate)

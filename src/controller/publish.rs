@@ -26,6 +26,9 @@ pub(super) enum PublishError {
     Record(#[from] serde_json::Error),
 }
 
+/// Grants that are best written at a time: those of the transactions that are under way together.
+pub(super) const GRANTS_AT_A_TIME: usize = 2 * TXN_OPS_MAX;
+
 /// Writes a term's records.
 pub(super) struct Publisher<'a> {
     pub store: &'a dyn Store,
@@ -46,7 +49,7 @@ impl Publisher<'_> {
         self.commit(pulses.iter().map(put).collect::<Result<_, _>>()?).await
     }
 
-    /// Writes grants of one pool, in one transaction if they are no more than one takes.
+    /// Writes grants of one pool.
     ///
     /// # Errors
     /// [`PublishError`]; what is not acknowledged is sent again.
@@ -115,16 +118,29 @@ impl Publisher<'_> {
         Ok(Op::Put { key: self.keys.key(key), value: serde_json::to_vec(record)?, lease: None })
     }
 
+    /// Commits two transactions at a time: etcd writes both to its disk at once. What comes of the second when the first fails
+    /// is not known, as when an answer is lost.
     async fn commit(&self, mut ops: Vec<Op>) -> Result<(), PublishError> {
         while !ops.is_empty() {
-            let rest = ops.split_off(ops.len().min(TXN_OPS_MAX));
-            let value = Some(self.leader.clone());
-            let fence = Condition { key: self.keys.key(&Key::Leader), create_revision: self.term, value };
-            match self.store.commit(Txn { conditions: vec![fence], ops }).await? {
-                Outcome::Committed { .. } => ops = rest,
-                Outcome::Refused { .. } => return Err(PublishError::Deposed),
-            }
+            let mut next = || {
+                let rest = ops.split_off(ops.len().min(TXN_OPS_MAX));
+                std::mem::replace(&mut ops, rest)
+            };
+            let (first, second) = (next(), next());
+            tokio::try_join!(self.commit_one(first), self.commit_one(second))?;
         }
         Ok(())
+    }
+
+    async fn commit_one(&self, ops: Vec<Op>) -> Result<(), PublishError> {
+        if ops.is_empty() {
+            return Ok(());
+        }
+        let value = Some(self.leader.clone());
+        let fence = Condition { key: self.keys.key(&Key::Leader), create_revision: self.term, value };
+        match self.store.commit(Txn { conditions: vec![fence], ops }).await? {
+            Outcome::Committed { .. } => Ok(()),
+            Outcome::Refused { .. } => Err(PublishError::Deposed),
+        }
     }
 }

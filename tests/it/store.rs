@@ -2,8 +2,15 @@
 //! hang, die and come back.
 
 use std::future::Future;
+use std::slice;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tidegate::client::{Client, ClientParams, Pool, PoolParams};
+use tidegate::plan::keyspace::{Key, Keyspace};
+use tidegate::plan::{Grant, Reason};
+use tidegate::provider::Dialect;
+use tidegate::quota::Grantee;
 use tidegate::sim::Etcd;
 use tidegate::sim::process::free_port;
 use tidegate::store::{
@@ -11,6 +18,8 @@ use tidegate::store::{
     Txn, Watch, WatchEvent,
 };
 use tokio::time::{Instant, sleep, timeout};
+
+use super::by_hand::{POOL, RPM, grant, grantee, pool, rates, stamp};
 
 /// Longer than anything here takes; reaching it is a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -355,6 +364,84 @@ async fn a_watch_from_before_etcds_compaction_is_compacted() {
     let mut watch = store.watch(&[key("/a"), key("/b")], first).await.expect("a watch");
     assert_eq!(end(&mut watch).await, StoreError::Compacted { revision: last });
     assert_eq!(watch.next().await, Err(StoreError::Over));
+}
+
+// ---- as many grants as one etcd is to carry ----
+
+const GRANTS: usize = 10_000;
+/// The largest message that a store takes.
+const MESSAGE_MAX: usize = 64 << 20;
+
+fn granted() -> Vec<Grantee> {
+    (0..GRANTS).map(|n| grantee(&format!("tenant-{n:05}"))).collect()
+}
+
+fn grant_keys() -> Vec<String> {
+    granted().into_iter().map(|grantee| Keyspace::default().key(&Key::Limits(pool(), grantee))).collect()
+}
+
+/// What all tenants may store, by the epoch of their grants.
+fn burst(epoch: u64) -> f64 {
+    [0.0, 100.0, 200.0][usize::try_from(epoch).expect("small")]
+}
+
+/// Puts everyone's grant, in transactions as large as etcd takes them.
+async fn grant_all(store: &EtcdStore, epoch: u64) {
+    // A long word of explanation: all together are more than goes into one message.
+    let reason = Reason { code: "test".to_owned(), text: "x".repeat(7_000) };
+    let grant = Grant { reason, ..grant(stamp(1, epoch), rates(&[(RPM, 600.0, burst(epoch))])) };
+    let value = serde_json::to_string(&grant).expect("serialises");
+    assert!(value.len() * GRANTS > MESSAGE_MAX);
+    for keys in grant_keys().chunks(TXN_OPS_MAX) {
+        write(store, keys.iter().map(|key| put(key, &value)).collect::<Vec<_>>()).await;
+    }
+}
+
+/// Waits until a member has everyone's grant of this epoch.
+async fn has_all(member: &Pool, epoch: u64) {
+    // Without a pulse that tells of more, the largest request is the tenant's whole burst.
+    let whole = |limits: &tidegate::limiter::Limits| limits.meters[&RPM].largest_request;
+    in_time("everyone's grant", async {
+        loop {
+            let limits = member.tuning().limits;
+            if granted().iter().all(|tenant| limits.get(tenant).map(whole) == Some(burst(epoch))) {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
+/// Waits until a watch has told of every grant; of each once, in the order in which they were put.
+async fn tells_of_all(watch: &mut Watch) {
+    let seen: Vec<String> = changes(watch, GRANTS).await.into_iter().map(|(_, key, _)| key).collect();
+    assert_eq!(seen.len(), GRANTS);
+    assert_eq!(seen, grant_keys());
+}
+
+/// Ten thousand grants are some megabytes, and more than one message of any size some day: pages and fragments carry them.
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_grants_are_listed_in_pages_and_followed_in_fragments() {
+    let etcd = start_etcd().await;
+    let store = store_on(&etcd).await;
+    grant_all(&store, 1).await;
+    let all = prefix(&Keyspace::default().limits_of(&pool()));
+    let listed = store.list(slice::from_ref(&all)).await.expect("a listing");
+    assert_eq!(listed.entries.into_iter().map(|entry| entry.key).collect::<Vec<_>>(), grant_keys());
+
+    let params = ClientParams::new(vec![PoolParams::new(pool(), Dialect::OpenAi)]);
+    let client = Client::start(params, Arc::new(store.clone()), Arc::default()).await;
+    let member = client.pool(POOL).expect("named");
+    has_all(&member, 1).await;
+    let mut open = store.watch(slice::from_ref(&all), listed.revision + 1).await.expect("a watch");
+    tokio::join!(grant_all(&store, 2), tells_of_all(&mut open));
+    has_all(&member, 2).await;
+
+    // One that begins where the list ended is told of all of it at once.
+    let mut late = store.watch(&[all], listed.revision + 1).await.expect("a watch");
+    tells_of_all(&mut late).await;
+    client.close().await;
 }
 
 // ---- etcd away, hung, dead and back ----

@@ -1,6 +1,6 @@
 //! What is known of one pool from its members' reports.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::SmoothRate;
@@ -41,7 +41,8 @@ struct TenantSignal {
 #[derive(Debug)]
 struct Member {
     seen_at: MonoTime,
-    tenants: BTreeMap<Grantee, TenantSignal>,
+    /// Whose traffic it has told of.
+    tenants: BTreeSet<Grantee>,
     /// Cumulative units taken and not given back, over time. Below zero when more came back than was taken since it was
     /// first heard of.
     history: VecDeque<(MonoTime, Units)>,
@@ -70,6 +71,9 @@ struct NewestReading {
 #[derive(Debug, Default)]
 pub struct PoolSignal {
     members: BTreeMap<String, Member>,
+    /// Of each tenant, what each member has told of it. By tenant first: a tick asks for every tenant's, and few of the members
+    /// may have any.
+    tenants: BTreeMap<Grantee, BTreeMap<String, TenantSignal>>,
     readings: BTreeMap<Meter, NewestReading>,
     endings: VecDeque<Ended>,
     holds: BTreeMap<Meter, MonoTime>,
@@ -89,16 +93,11 @@ impl PoolSignal {
     pub fn ingest(&mut self, member: &str, report: &PoolReport, now: MonoTime) -> Urgency {
         self.forget_silent(now);
         self.take_readings(report, now);
-        let member = self.members.entry(member.to_owned()).or_insert_with(|| Member {
+        let name = member;
+        let unheard = !self.members.contains_key(name);
+        let member = self.members.entry(name.to_owned()).or_insert_with(|| Member {
             seen_at: now,
-            // What it counted before it was first heard of (by this leader) is where counting begins, not news.
-            tenants: report
-                .tenants
-                .iter()
-                .map(|(grantee, tenant)| {
-                    (grantee.clone(), TenantSignal { counters: tenant.counters.clone(), ..TenantSignal::default() })
-                })
-                .collect(),
+            tenants: BTreeSet::new(),
             history: VecDeque::from([(now, Units::default())]),
             sequence: report.sequence,
         });
@@ -112,7 +111,12 @@ impl PoolSignal {
         let mut ended = Ended { at: now, resolved: 0, refused: [0; Unit::ALL.len()] };
         let mut total = member.history.back().map_or_else(Units::default, |(_, units)| *units);
         for (grantee, tenant) in &report.tenants {
-            let known = member.tenants.entry(grantee.clone()).or_default();
+            let known = self.tenants.entry(grantee.clone()).or_default().entry(name.to_owned()).or_insert_with(|| {
+                member.tenants.insert(grantee.clone());
+                // What it counted before it was first heard of (by this leader) is where counting begins, not news.
+                let counters = if unheard { tenant.counters.clone() } else { Counters::default() };
+                TenantSignal { counters, ..TenantSignal::default() }
+            });
             if runs_backwards(&known.counters, &tenant.counters) {
                 // Nobody used the tenant there for a while, and the member counts it anew.
                 known.counters = Counters::default();
@@ -184,9 +188,16 @@ impl PoolSignal {
 
     /// A member has left, or fallen silent: what it took stays counted, its demand does not.
     pub fn depart(&mut self, instance: &str) {
-        if let Some(member) = self.members.remove(instance)
-            && let Some((_, units)) = member.history.back()
-        {
+        let Some(member) = self.members.remove(instance) else { return };
+        for grantee in &member.tenants {
+            if let Some(members) = self.tenants.get_mut(grantee) {
+                members.remove(instance);
+                if members.is_empty() {
+                    self.tenants.remove(grantee);
+                }
+            }
+        }
+        if let Some((_, units)) = member.history.back() {
             for (departed, units) in self.departed.iter_mut().zip(units) {
                 *departed += units;
             }
@@ -243,7 +254,7 @@ impl PoolSignal {
         let (resolved, refused) = recent.fold((0, 0), |(n, k), e| (n + e.resolved, k + e.refused[slot]));
         Traffic {
             // Not `sum`, which makes -0 of nothing.
-            demand_per_s: self.grantees().iter().fold(0.0, |sum, g| sum + self.demand_per_s(g, meter)),
+            demand_per_s: self.tenants.keys().fold(0.0, |sum, grantee| sum + self.demand_per_s(grantee, meter)),
             sent_per_s: (self.own_at(meter.unit, now)
                 - self.own_at(meter.unit, now.before(Duration::from_secs_f64(USE_S))))
                 / USE_S,
@@ -252,32 +263,24 @@ impl PoolSignal {
         }
     }
 
-    /// Tenants with traffic.
-    fn grantees(&self) -> Vec<Grantee> {
-        let mut all: Vec<Grantee> = self.members.values().flat_map(|m| m.tenants.keys().cloned()).collect();
-        all.sort();
-        all.dedup();
-        all
-    }
-
     /// What a tenant could use of a meter, in units per second: arrivals with headroom, and its queue drained in 5 s.
     #[must_use]
     pub fn demand_per_s(&self, grantee: &Grantee, meter: Meter) -> f64 {
-        let requests: f64 = self.members.values().map(|member| request_demand(member, grantee)).sum();
+        let requests = self.told_of(grantee).fold(0.0, |sum, tenant| sum + request_demand(tenant));
         requests * self.cost_per_request(grantee, meter.unit)
     }
 
     /// One member's demand for a tenant, in requests per second.
     #[must_use]
     pub fn member_demand(&self, instance: &str, grantee: &Grantee) -> f64 {
-        self.members.get(instance).map_or(0.0, |member| request_demand(member, grantee))
+        self.tenants.get(grantee).and_then(|members| members.get(instance)).map_or(0.0, request_demand)
     }
 
     /// What a tenant takes of a unit per request, on average; a guess before anything was seen.
     #[must_use]
     pub fn cost_per_request(&self, grantee: &Grantee, unit: Unit) -> f64 {
         let mut units = UnitCounts::default();
-        for tenant in self.members.values().filter_map(|member| member.tenants.get(grantee)) {
+        for tenant in self.told_of(grantee) {
             units.plus(&tenant.counters.taken());
         }
         match unit {
@@ -286,6 +289,11 @@ impl PoolSignal {
             _ if units.requests == 0 => COST_UNSEEN.of(unit),
             _ => units.of(unit) / units.of(Unit::Requests),
         }
+    }
+
+    /// What the members have told of a tenant.
+    fn told_of(&self, grantee: &Grantee) -> impl Iterator<Item = &TenantSignal> {
+        self.tenants.get(grantee).into_iter().flat_map(BTreeMap::values)
     }
 
     /// Long holds still running, in ms from now.
@@ -299,11 +307,9 @@ impl PoolSignal {
     }
 }
 
-fn request_demand(member: &Member, grantee: &Grantee) -> f64 {
-    member.tenants.get(grantee).map_or(0.0, |tenant| {
-        let per_s = tenant.attempts.per_s();
-        HEADROOM * per_s + (per_s / SPREAD_S).sqrt() + f64::from(tenant.waiting) / DRAIN_S
-    })
+fn request_demand(tenant: &TenantSignal) -> f64 {
+    let per_s = tenant.attempts.per_s();
+    HEADROOM * per_s + (per_s / SPREAD_S).sqrt() + f64::from(tenant.waiting) / DRAIN_S
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts between two reports are small")]

@@ -160,13 +160,12 @@ impl MeterLaw {
     pub fn step(&mut self, inputs: &Inputs) -> Step {
         let nominal = inputs.nominal_per_s;
         if let Some(sample) = inputs.sample.fresh() {
-            match &mut self.observer {
-                Some(observer) => observer.update(&sample),
-                None => {
-                    let learned = self.learned.take();
-                    let observer = learned.map_or_else(|| Observer::new(&sample), |l| Observer::resumed(&sample, &l));
-                    self.observer = Some(observer);
-                }
+            if let Some(observer) = &mut self.observer {
+                observer.update(&sample);
+            } else {
+                let learned = self.learned.take();
+                self.observer =
+                    Some(learned.map_or_else(|| Observer::new(&sample), |l| Observer::resumed(&sample, &l)));
             }
             let believed = self.believes(inputs);
             if let Some(observer) = self.observer.as_ref().filter(|_| believed) {

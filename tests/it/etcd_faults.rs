@@ -140,7 +140,7 @@ async fn an_etcd_that_is_killed_and_comes_back_leaves_no_gap_and_gives_no_burst(
     let killed_at = Instant::now();
     etcd.kill().expect("kill -9");
     stand.member.is(MemberState::Braking).await;
-    let braking = offers.first(MemberState::Braking, killed_at) - offers.heard_before(killed_at);
+    let braking = offers.first(MemberState::Braking, killed_at).await - offers.heard_before(killed_at);
     offers.admit_more("it goes on").await;
     let seen = stand.member.stamp();
     etcd.restart().await.expect("etcd comes back");

@@ -168,8 +168,8 @@ async fn without_any_controller_members_brake_and_lapse_and_operators_are_obeyed
         offers.admit_more("it goes on").await;
     }
     let heard = offers.heard_before(killed_at + Duration::from_secs(2));
-    let braking = offers.first(MemberState::Braking, killed_at) - heard;
-    let lapsed = offers.first(MemberState::Lapsed, killed_at) - heard;
+    let braking = offers.first(MemberState::Braking, killed_at).await - heard;
+    let lapsed = offers.first(MemberState::Lapsed, killed_at).await - heard;
     obeyed.sort();
     let (median, worst) = (obeyed[obeyed.len() / 2], obeyed[obeyed.len() - 1]);
     println!(

@@ -231,10 +231,10 @@ impl Offers {
         before.take_while(|seen| seen.stamp == stamp).last().expect("at least one").at
     }
 
-    /// When it was first in this state after `then`.
-    pub fn first(&self, state: MemberState, then: Instant) -> Instant {
-        let seen = self.since(then).into_iter().skip(1).find(|seen| seen.state == state);
-        seen.unwrap_or_else(|| panic!("never {state:?}")).at
+    /// When it was first in this state after `then`: it may be so a moment before it is seen.
+    pub async fn first(&self, state: MemberState, then: Instant) -> Instant {
+        let seen = || self.since(then).into_iter().skip(1).find(|seen| seen.state == state);
+        eventually(&format!("it is seen to be {state:?}"), async || seen()).await.at
     }
 
     /// How long it was not active after `then`, in all.

@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::member::Remembered;
 use super::process::Core;
-use crate::clock::UnixMillis;
+use crate::clock::{MonoTime, UnixMillis};
 use crate::quota::{Grantee, PoolId};
 
 const SCHEMA: u32 = 1;
@@ -90,17 +91,17 @@ fn trusted(file: &Path, wall: UnixMillis) -> Result<Option<(Pools, u64)>, String
 }
 
 /// Keeps the file up to date.
-pub(super) async fn keep(core: Arc<Core>, file: PathBuf) {
+pub(super) async fn keep(core: Arc<Core>, notebook: Arc<Notebook>) {
     let mut every = interval(KEEP_EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        note(&core, &file).await;
+        note(&core, &notebook).await;
     }
 }
 
 /// Writes down what is enforced now, if a leader lives.
-pub(super) async fn note(core: &Core, file: &Path) {
+pub(super) async fn note(core: &Core, notebook: &Arc<Notebook>) {
     let (now, unix_ms) = (core.clock.now(), core.clock.wall());
     let pools: Pools = {
         let views = core.views.lock();
@@ -111,31 +112,48 @@ pub(super) async fn note(core: &Core, file: &Path) {
         return;
     }
     let record = LastKnown { schema: SCHEMA, unix_ms, pools };
-    let (to, beside) = (file.to_owned(), beside(file, &core.boot));
+    let writing = notebook.clone();
     // One that cannot be awaited is of a runtime that ends.
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || replace(&to, &beside, &record)).await {
-        warn!(file = %file.display(), "cannot keep what is known: {error}");
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || writing.replace(&record, now)).await {
+        warn!(file = %notebook.file.display(), "cannot keep what is known: {error}");
     }
 }
 
-/// A name in the same folder that no other process uses.
-fn beside(file: &Path, boot: &str) -> PathBuf {
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{boot}"));
-    file.with_file_name(name)
+/// The file, and who writes it. What is being written goes on though nobody waits for it any more, when the client closes and
+/// writes for the last time: one after the other, and nothing older over it.
+#[derive(Debug)]
+pub(super) struct Notebook {
+    file: PathBuf,
+    /// A name in the same folder that no other process uses.
+    beside: PathBuf,
+    /// From when what was written last is.
+    written: Mutex<Option<MonoTime>>,
 }
 
-/// All of the new one, or the old one: whenever the process dies.
-fn replace(file: &Path, beside: &Path, record: &LastKnown) -> io::Result<()> {
-    let bytes = serde_json::to_vec(record)?;
-    let written = File::create(beside).and_then(|mut new| {
-        new.write_all(&bytes)?;
-        new.sync_all()?;
-        fs::rename(beside, file)
-    });
-    if written.is_err() {
-        // Of no use to anybody.
-        let _ = fs::remove_file(beside);
+impl Notebook {
+    pub(super) fn new(file: PathBuf, boot: &str) -> Self {
+        let mut name = file.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{boot}"));
+        Self { beside: file.with_file_name(name), file, written: Mutex::default() }
     }
-    written
+
+    /// All of the new one, or the old one: whenever the process dies.
+    fn replace(&self, record: &LastKnown, now: MonoTime) -> io::Result<()> {
+        let bytes = serde_json::to_vec(record)?;
+        let mut written = self.written.lock();
+        if written.is_some_and(|written| now < written) {
+            return Ok(());
+        }
+        let replaced = File::create(&self.beside).and_then(|mut new| {
+            new.write_all(&bytes)?;
+            new.sync_all()?;
+            fs::rename(&self.beside, &self.file)
+        });
+        match replaced {
+            Ok(()) => *written = Some(now),
+            // Of no use to anybody.
+            Err(_) => drop(fs::remove_file(&self.beside)),
+        }
+        replaced
+    }
 }

@@ -104,7 +104,6 @@ pub mod swap;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -151,7 +150,7 @@ pub struct Client {
     store: Arc<dyn Store>,
     max_wait: Duration,
     report_url: Option<String>,
-    last_known: Option<PathBuf>,
+    notebook: Option<Arc<last_known::Notebook>>,
     lease: Arc<Mutex<Option<LeaseId>>>,
     tasks: Arc<Tasks>,
 }
@@ -190,11 +189,12 @@ impl Client {
             tokio::spawn(drive::reporting(core.clone(), params.report_url.clone())),
             tokio::spawn(drive::presence(core.clone(), store.clone(), key, lease.clone())),
         ];
-        tasks.extend(params.last_known.clone().map(|file| tokio::spawn(last_known::keep(core.clone(), file))));
+        let notebook = params.last_known.map(|file| Arc::new(last_known::Notebook::new(file, &core.boot)));
+        tasks.extend(notebook.clone().map(|notebook| tokio::spawn(last_known::keep(core.clone(), notebook))));
         drive::joined(&core, JOIN_WAIT).await;
         let tasks = Arc::new(Tasks(Mutex::new(tasks)));
-        let ClientParams { max_wait, report_url, last_known, .. } = params;
-        Self { core, store, max_wait, report_url, last_known, lease, tasks }
+        let ClientParams { max_wait, report_url, .. } = params;
+        Self { core, store, max_wait, report_url, notebook, lease, tasks }
     }
 
     /// One of the client's pools.
@@ -229,8 +229,8 @@ impl Client {
             // Only a task that has ended cannot announce the presence once more.
             let _ = task.await;
         }
-        if let Some(file) = &self.last_known {
-            last_known::note(&self.core, file).await;
+        if let Some(notebook) = &self.notebook {
+            last_known::note(&self.core, notebook).await;
         }
         drive::farewell(&self.core, self.report_url.as_deref()).await;
         let lease = self.lease.lock().take();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidegate::client::{Client, ClientParams, MemberState, PoolParams, PoolView, Remembered};
@@ -86,6 +87,36 @@ async fn start(store: &MemoryStore, file: &Path) -> Client {
 
 fn enforced(client: &Client, name: &str) -> Option<f64> {
     rate(client.pool(POOL).expect("its own").tuning().limits.remove(&grantee(name)))
+}
+
+/// What is being written when a client closes goes on beside what it writes for the last time.
+#[tokio::test(start_paused = true)]
+async fn of_a_process_that_closes_while_it_writes_the_last_word_is_kept_whole() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let hand = Hand::new();
+    let others = |rate: f64, epoch: u64| grant(stamp(1, epoch), rates(&[(RPM, rate, rate / 10.0)]));
+    let others_turn = async || {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    };
+    hand.lead("http://127.0.0.1:1").await;
+    for n in 1..100 {
+        let file = folder.path().join(n.to_string());
+        let client = start(&hand.store, &file).await;
+        hand.grant("@default", &others(123_456.789, 2 * n)).await;
+        hand.pulse(&pulse(stamp(1, 2 * n))).await;
+        others_turn().await;
+        // It is time to write.
+        tokio::time::advance(Duration::from_secs(10)).await;
+        others_turn().await;
+        hand.grant("@default", &others(60.0, 2 * n + 1)).await;
+        others_turn().await;
+        client.close().await;
+        let kept: Value = serde_json::from_slice(&std::fs::read(&file).expect("kept")).expect("JSON");
+        // Half of it is safe, for one more than the two members that there are.
+        assert_eq!(kept["pools"][POOL]["@default"]["thresholds"]["requests/minute"]["rate"], 10.0, "{kept}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

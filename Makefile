@@ -22,9 +22,9 @@ demo: tools ## Run the demo, a minute; DURATION=20s for less, DEMO_ARGS="..." fo
 	$(CARGO) build --release --locked
 	"$${CARGO_TARGET_DIR:-target}/release/tidegate" demo $(if $(DURATION),--duration $(DURATION)) $(DEMO_ARGS)
 
-# Many tests wait for processes most of the time: more of them at once than there are cores.
+# Most tests wait for processes most of the time: twice as many of them at once as there are cores.
 test: tools ## Run the tests
-	$(CARGO) test --locked -- --test-threads=$$(($$(nproc) + 1))
+	$(CARGO) test --locked -- --test-threads=$$((2 * $$(nproc) + 1))
 
 test-full: test ## Run the tests, those too that need more: client libraries (pip), recordings (TIDEGATE_CORPUS), time (10,000 simulated worlds)
 	@.ci/tools full

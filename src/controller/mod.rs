@@ -7,9 +7,9 @@
 //!
 //! `signal` turns reports into rates and readings, `law` estimates what each meter can take, `apportion` divides it,
 //! `shares` splits it over members, `alignment` knows where windows end, `history` remembers what was decided and from what,
-//! `checkpoint` is what the next leader is
-//! told of it, `policies` knows which policy holds, `account` is what is told of it. These and the planner are pure; `lead`, `overseer` (operators' overrides, members'
-//! presence), `upkeep` (old audit records, how full the store is), `publish` and `serve` do the I/O.
+//! `checkpoint` is what the next leader is told of it, `policies` knows which policy holds, `account` is what is told to who asks,
+//! `lease` the times of the leader's. These and the planner are pure; `lead`, `overseer` (operators' overrides, members' presence),
+//! `upkeep` (checkpoints, old audit records, how full the store is), `publish` and `serve` do the I/O.
 
 mod account;
 pub mod alignment;

@@ -12,7 +12,7 @@ use super::lead::Leading;
 use super::policies::{Policies, Standing};
 use super::publish::PublishError;
 use crate::plan::keyspace::{Key, Presence};
-use crate::plan::{Override, OverrideStatus, Target};
+use crate::plan::{OverrideStatus, Target};
 use crate::quota::PoolId;
 use crate::store::{Entry, Select, StoreError};
 use crate::telemetry::Metric;
@@ -29,7 +29,8 @@ pub(super) struct Overseer {
     leaving: BTreeSet<PoolId>,
     /// Where the order of their records stood, of those too that have been taken away.
     epochs: BTreeMap<PoolId, u64>,
-    restored: bool,
+    /// Whether it knows what an earlier leader has said.
+    oversaw: bool,
     /// The revision of each override that a status was written for.
     judged: BTreeMap<OverrideKey, u64>,
     refused: BTreeSet<String>,
@@ -39,8 +40,8 @@ pub(super) struct Overseer {
 #[derive(Default)]
 struct Written {
     overrides: BTreeMap<OverrideKey, Entry>,
-    /// Read once, by a new leader.
-    statuses: BTreeMap<OverrideKey, Option<Override>>,
+    /// What an earlier leader has said something of; read once, by a new one.
+    statuses: BTreeSet<OverrideKey>,
     policies: BTreeMap<PoolId, Standing>,
     present: BTreeMap<PoolId, usize>,
 }
@@ -56,7 +57,7 @@ impl Overseer {
             policies,
             leaving,
             epochs: BTreeMap::new(),
-            restored: false,
+            oversaw: false,
             judged: BTreeMap::new(),
             refused: BTreeSet::new(),
         }
@@ -67,10 +68,10 @@ impl Overseer {
         let written = self.read(leading).await?;
         self.rule(leading, term, &written.policies).await?;
         let mut said = self.judge(leading, &written);
-        let gone = self.judged.keys().chain(written.statuses.keys()).filter(|key| !written.overrides.contains_key(key));
+        let gone = self.judged.keys().chain(&written.statuses).filter(|key| !written.overrides.contains_key(key));
         let gone: BTreeSet<OverrideKey> = gone.cloned().collect();
         said.extend(gone.into_iter().map(|key| (key, None, 0)));
-        self.restored = true;
+        self.oversaw = true;
         if said.is_empty() {
             return Ok(());
         }
@@ -92,17 +93,14 @@ impl Overseer {
         // All of them: an operator who mistypes a pool must hear of it.
         let mut selects =
             vec![Select::Prefix(keys.overrides()), Select::Prefix(keys.policies()), Select::Prefix(keys.members())];
-        if !self.restored {
+        if !self.oversaw {
             selects.push(Select::Prefix(keys.override_statuses()));
         }
         let mut written = Written::default();
         for entry in leading.store.list(&selects).await?.entries {
             match keys.parse(&entry.key) {
                 Some(Key::Override(pool, target)) => drop(written.overrides.insert((pool, target), entry)),
-                Some(Key::OverrideStatus(pool, target)) => {
-                    let status: Option<OverrideStatus> = serde_json::from_slice(&entry.value).ok();
-                    written.statuses.insert((pool, target), status.and_then(|status| status.applied));
-                }
+                Some(Key::OverrideStatus(pool, target)) => drop(written.statuses.insert((pool, target))),
                 Some(Key::Policy(pool)) => {
                     let standing = Standing { value: entry.value, revision: entry.mod_revision };
                     written.policies.insert(pool, standing);
@@ -206,13 +204,6 @@ impl Overseer {
             for (id, pool) in &mut office.pools {
                 pool.set_present(written.present.get(id).copied().unwrap_or(0));
                 pool.overrides_mut().retain(|target| written.overrides.contains_key(&(id.clone(), target.clone())));
-            }
-            for (key, record) in &written.statuses {
-                if let (Some(pool), Some(record)) = (office.pools.get_mut(&key.0), record)
-                    && written.overrides.contains_key(key)
-                {
-                    pool.overrides_mut().restore(key.1.clone(), record.clone());
-                }
             }
             let mut said = Vec::new();
             for (key, entry) in &written.overrides {

@@ -38,9 +38,9 @@ const BURST_PART: f64 = 0.25;
 const IDLE_PER_S: f64 = 0.1;
 /// all of them together with at most this part of the capacity, so that the idle do not starve the busy.
 const IDLE_PART: f64 = 0.1;
-/// Without a leader a tenant keeps this part of its threshold.
 /// Thresholds this much above the provider's limit want a word of explanation.
 const ABOVE_LIMIT: f64 = 1.02;
+/// Without a leader a tenant keeps this part of its threshold.
 const SAFE_PART: f64 = 0.5;
 
 /// The planner of one pool.

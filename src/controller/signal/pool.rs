@@ -90,10 +90,9 @@ pub struct Urgency {
 
 impl PoolSignal {
     /// Takes one member's report of this pool.
-    pub fn ingest(&mut self, member: &str, report: &PoolReport, now: MonoTime) -> Urgency {
+    pub fn ingest(&mut self, name: &str, report: &PoolReport, now: MonoTime) -> Urgency {
         self.forget_silent(now);
         self.take_readings(report, now);
-        let name = member;
         let unheard = !self.members.contains_key(name);
         let member = self.members.entry(name.to_owned()).or_insert_with(|| Member {
             seen_at: now,

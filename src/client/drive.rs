@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::process::{Core, REPORT_GAP_MIN};
@@ -99,15 +99,22 @@ pub(super) async fn reporting(core: Arc<Core>, report_url: Option<String>) {
     let mut next = Duration::ZERO;
     // Said once per outage: a member that cannot report has no share, and somebody should know.
     let mut complained = false;
+    // When the last two reports went: one right behind another is well, so that no 429 waits because the last report was a
+    // moment ago, but no third.
+    let (mut last, mut before_last) = (None::<Instant>, None::<Instant>);
     loop {
         tokio::select! {
             () = sleep(next) => {}
             () = core.urgent.notified() => {}
         }
+        if let Some(before_last) = before_last {
+            sleep_until(before_last + 2 * REPORT_GAP_MIN).await;
+        }
         next = REPORT_EVERY;
         let leader = core.leader().map(|leader| leader.report_url);
         let was_redirected = redirected.is_some();
         let Some(url) = redirected.clone().or_else(|| report_url.clone()).or(leader) else { continue };
+        before_last = last.replace(Instant::now());
         match post(&core, &http, &url).await {
             Ok(pause) => {
                 if std::mem::take(&mut complained) {
@@ -130,8 +137,6 @@ pub(super) async fn reporting(core: Arc<Core>, report_url: Option<String>) {
                 redirected = None;
             }
         }
-        sleep(REPORT_GAP_MIN).await;
-        next = next.saturating_sub(REPORT_GAP_MIN);
     }
 }
 

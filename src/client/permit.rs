@@ -92,7 +92,7 @@ impl Permit {
         }
         if let Ending::Throttled(kind) = observation.ending {
             self.account.pool.telemetry.add(Metric::Throttled, &[id, kind.as_str()], 1.0);
-            self.hold(observation, kind);
+            self.hold(observation);
         }
         let first_byte_ms = self.first_byte_at.map(|at| at.seconds_since(self.sent_at) * 1e3);
         self.account.gate.count(|counters| {
@@ -103,9 +103,16 @@ impl Permit {
                 counters.ttfb_log_ms.add(ms);
             }
         });
+        // Counted before it is told of: the report that goes at once has it.
+        if let Ending::Throttled(kind) = observation.ending
+            && kind != ThrottleKind::Overload
+            && let Some(process) = self.account.pool.throttled.upgrade()
+        {
+            process.on_throttled(&self.account.pool.id, self.account.pool.clock.now());
+        }
     }
 
-    fn hold(&self, observation: &Observation, kind: ThrottleKind) {
+    fn hold(&self, observation: &Observation) {
         let now = self.account.pool.clock.now();
         let reaction = reflex(self.account.pool.dialect, observation, &self.cost());
         // An overloaded provider is left alone for as long as it asks. Every request costs one.
@@ -126,11 +133,6 @@ impl Permit {
             }
         }
         self.account.pool.wide.hold(&holds);
-        if kind != ThrottleKind::Overload
-            && let Some(process) = self.account.pool.throttled.upgrade()
-        {
-            process.on_throttled(&self.account.pool.id, now);
-        }
     }
 
     /// An answer that began well broke off because the provider is overloaded: counts as a refusal for overload.

@@ -29,7 +29,7 @@ use crate::quota::{Meter, PoolId};
 use crate::store::{Change, Listing, Select};
 use crate::telemetry::{Metric, Telemetry};
 
-/// 429s are reported at once, but not more often than this.
+/// 429s are reported at once, but in the long run not more often than this.
 pub(super) const REPORT_GAP_MIN: Duration = Duration::from_millis(100);
 /// A leader that asks for longer pauses than this is asked again all the same.
 const REPORT_GAP_MAX: Duration = Duration::from_secs(5);

@@ -32,9 +32,9 @@ use crate::telemetry::{Metric, Telemetry};
 
 /// How often a leader plans and publishes.
 pub const TICK_EVERY: Duration = Duration::from_secs(1);
-/// Early ticks are at least this far apart.
+/// Early ticks begin at least this far apart.
 pub const EARLY_TICK_GAP: Duration = Duration::from_millis(100);
-/// A tick writes grants for at most this long: the next pulse is not to wait for them, and the store has others to serve.
+/// A tick writes grants for at most this long: the store has others to serve.
 const GRANTS_FOR: Duration = Duration::from_millis(500);
 /// A cut to less than this is said at the ordinary log level.
 const NEWSWORTHY_CUT: f64 = 0.8;
@@ -370,12 +370,13 @@ impl Leading {
                 () = self.asked_early() => true,
                 _ = stop.changed() => return Ended::Stopped,
             };
+            let began = self.clock.now();
             if let Err(ended) = self.turn(&mut reign, early).await {
                 return ended;
             }
             if early {
                 // The first 429 after quiet is acted on at once, the following ones at most this often.
-                sleep(EARLY_TICK_GAP).await;
+                sleep(EARLY_TICK_GAP.saturating_sub(self.clock.now().since(began))).await;
             }
         }
     }
@@ -435,30 +436,38 @@ impl Leading {
             Ok(()) => self.record_pulses(&pulses),
             Err(error) => return self.cannot_publish(&error),
         }
-        // A pool's part at a time, so that one with ten thousand changes does not hold up the others.
-        let until = self.clock.now() + GRANTS_FOR;
-        let mut open: Vec<&PoolId> = pulses.keys().collect();
-        'writing: while !open.is_empty() {
-            let mut still_open = Vec::with_capacity(open.len());
-            for id in open {
-                if self.clock.now() >= until {
-                    break 'writing;
-                }
-                let batch = self.with_pool(id, |pool| pool.outbox_mut().take(GRANTS_AT_A_TIME));
-                let Some(batch) = batch.filter(|batch| !batch.is_empty()) else { continue };
-                match publisher.grants(id, &batch).await {
-                    Ok(()) => self.record_grants(id, &batch),
-                    Err(error) => return self.cannot_publish(&error),
-                }
-                let now = self.clock.now();
-                self.with_pool(id, |pool| pool.granted(batch, now));
-                still_open.push(id);
-            }
-            open = still_open;
+        if let Err(error) = self.write_grants(&publisher, &pulses, began).await {
+            return self.cannot_publish(&error);
         }
         self.telemetry.add(Metric::Ticks, &[], 1.0);
         self.telemetry.set(Metric::TickSeconds, &[], self.clock.now().seconds_since(began));
         Ok(())
+    }
+
+    /// Writes grants of the pools whose pulse has just been written, as far as there is time: the next pulse is not to wait for
+    /// them, and one that a 429 asks for still less.
+    async fn write_grants(
+        &self,
+        publisher: &Publisher<'_>,
+        pulses: &BTreeMap<PoolId, Pulse>,
+        began: MonoTime,
+    ) -> Result<(), PublishError> {
+        let until = self.clock.now() + GRANTS_FOR;
+        loop {
+            let (batches, urgent) = self.desk.with_office(|office| next_grants(office, pulses)).unwrap_or_default();
+            if batches.is_empty() {
+                return Ok(());
+            }
+            publisher.grants(&batches).await?;
+            self.record_grants(&batches);
+            let now = self.clock.now();
+            for (id, batch) in batches {
+                self.with_pool(&id, |pool| pool.granted(batch, now));
+            }
+            if now >= until || (urgent && now.since(began) >= EARLY_TICK_GAP) {
+                return Ok(());
+            }
+        }
     }
 
     pub(super) fn publisher(&self, term: u64) -> Publisher<'_> {
@@ -518,15 +527,27 @@ impl Leading {
         }
     }
 
-    fn record_grants(&self, id: &PoolId, batch: &Batch) {
-        self.telemetry.add(Metric::Publishes, &[id.as_str(), "grant"], precise(batch.len() as u64));
-        for (grantee, grant) in batch {
-            let tenant = grantee.to_string();
-            for (meter, rate) in grant.iter().flat_map(|grant| &grant.thresholds.rates) {
-                self.telemetry.set(Metric::Threshold, &[id.as_str(), &tenant, &meter.to_string()], rate.rate);
+    fn record_grants(&self, batches: &[(PoolId, Batch)]) {
+        for (id, batch) in batches {
+            self.telemetry.add(Metric::Publishes, &[id.as_str(), "grant"], precise(batch.len() as u64));
+            for (grantee, grant) in batch {
+                let tenant = grantee.to_string();
+                for (meter, rate) in grant.iter().flat_map(|grant| &grant.thresholds.rates) {
+                    self.telemetry.set(Metric::Threshold, &[id.as_str(), &tenant, &meter.to_string()], rate.rate);
+                }
             }
         }
     }
+}
+
+/// The next grants to write at a time, a part of each pool's: one with ten thousand changes does not hold up the others. With it
+/// whether a pool wants a pulse before its time.
+fn next_grants(office: &mut Office, pulses: &BTreeMap<PoolId, Pulse>) -> (Vec<(PoolId, Batch)>, bool) {
+    let urgent = office.pools.values().any(PoolPlanner::is_urgent);
+    let open = office.pools.iter_mut().filter(|(id, pool)| pulses.contains_key(*id) && pool.outbox().is_open());
+    let open: Vec<_> = open.take(GRANTS_AT_A_TIME).collect();
+    let part = GRANTS_AT_A_TIME / open.len().max(1);
+    (open.into_iter().map(|(id, pool)| (id.clone(), pool.outbox_mut().take(part))).collect(), urgent)
 }
 
 /// Another leader rules.

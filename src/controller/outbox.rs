@@ -114,6 +114,12 @@ impl Outbox {
         (stamp, Cut { epoch: self.cut.map(|cut| cut.epoch), scale: self.scale.clone() })
     }
 
+    /// Whether there are grants to write now.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.falls.is_empty() || (self.doubtful.is_empty() && !self.raises.is_empty())
+    }
+
     /// The next grants to write, `most` at the most; empty when nothing is left, or when what falls is still in doubt. Until
     /// [`Outbox::committed`] the batch is in doubt.
     pub fn take(&mut self, most: usize) -> Batch {

@@ -217,6 +217,12 @@ impl PoolPlanner {
         (answered, urgency.throttled)
     }
 
+    /// Whether a report has asked for an early tick.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.urgent
+    }
+
     /// Whether a report asked for an early tick since this was last asked.
     pub fn take_urgent(&mut self) -> bool {
         std::mem::take(&mut self.urgent)

@@ -8,8 +8,8 @@ use super::checkpoint::Checkpoint;
 use super::outbox::Batch;
 use super::policies;
 use crate::plan::keyspace::{Key, Keyspace};
-use crate::plan::{Grant, OverrideStatus, Pulse, Target};
-use crate::quota::{Grantee, PoolId};
+use crate::plan::{OverrideStatus, Pulse, Target};
+use crate::quota::PoolId;
 use crate::store::{Condition, Op, Outcome, Store, StoreError, TXN_OPS_MAX, Txn};
 
 /// Why records were not written.
@@ -49,19 +49,22 @@ impl Publisher<'_> {
         self.commit(pulses.iter().map(put).collect::<Result<_, _>>()?).await
     }
 
-    /// Writes grants of one pool.
+    /// Writes grants of some pools.
     ///
     /// # Errors
     /// [`PublishError`]; what is not acknowledged is sent again.
-    pub(super) async fn grants(&self, pool: &PoolId, batch: &Batch) -> Result<(), PublishError> {
-        let op = |(grantee, grant): &(Grantee, Option<Grant>)| {
-            let key = Key::Limits(pool.clone(), grantee.clone());
-            match grant {
-                Some(grant) => self.put(&key, grant),
-                None => Ok(Op::Delete { key: self.keys.key(&key) }),
+    pub(super) async fn grants(&self, batches: &[(PoolId, Batch)]) -> Result<(), PublishError> {
+        let mut ops = Vec::new();
+        for (pool, batch) in batches {
+            for (grantee, grant) in batch {
+                let key = Key::Limits(pool.clone(), grantee.clone());
+                ops.push(match grant {
+                    Some(grant) => self.put(&key, grant)?,
+                    None => Op::Delete { key: self.keys.key(&key) },
+                });
             }
-        };
-        self.commit(batch.iter().map(op).collect::<Result<_, _>>()?).await
+        }
+        self.commit(ops).await
     }
 
     /// Writes what the leader says of overrides; `None` takes the status away.

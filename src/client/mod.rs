@@ -98,6 +98,7 @@ mod permit;
 mod pool;
 mod process;
 mod report;
+mod rota;
 mod session;
 mod status;
 pub mod swap;

@@ -18,6 +18,7 @@ use super::member::{MemberState, PoolView};
 use super::params::{ClientParams, MODE_VARIABLE, PoolParams};
 use super::pool::{ClockDebug, OnThrottled, PoolShared};
 use super::report::report;
+use super::rota::Rota;
 use super::session::{Notice, OldTerm, Session};
 use super::swap::{PoolWide, Swap};
 use super::{Pool, Tasks, last_known};
@@ -55,6 +56,7 @@ pub struct Core {
     pub(super) pools: std::sync::OnceLock<BTreeMap<PoolId, Arc<Gates>>>,
     /// How many reports were made.
     reports: AtomicU64,
+    rota: Mutex<Rota>,
     /// Something must reach the leader at once.
     pub(super) urgent: Notify,
     /// The first shares have come.
@@ -93,6 +95,7 @@ impl Core {
             views: Arc::new(Mutex::new(views.collect())),
             pools: std::sync::OnceLock::new(),
             reports: AtomicU64::new(0),
+            rota: Mutex::default(),
             urgent: Notify::new(),
             joined: Notify::new(),
             jitter,
@@ -177,7 +180,9 @@ impl Core {
     #[must_use]
     pub fn tell(&self) -> (Report, MonoTime) {
         let asked_at = self.clock.now();
-        (self.report(&self.views.lock(), asked_at), asked_at)
+        let mut report = self.report(&self.views.lock(), asked_at);
+        self.rota.lock().fit(&mut report);
+        (report, asked_at)
     }
 
     /// Takes the leader's reply; returns how long to wait until the next report.
@@ -192,7 +197,9 @@ impl Core {
         self.retune(&mut views, now);
         drop(views);
         self.joined.notify_one();
-        Ok(Duration::from_millis(reply.next_report_ms).clamp(REPORT_GAP_MIN, REPORT_GAP_MAX))
+        // Who tells of its tenants in turn tells more often, so that each is told of about as often.
+        let pause = Duration::from_millis(reply.next_report_ms) / self.rota.lock().round();
+        Ok(pause.clamp(REPORT_GAP_MIN, REPORT_GAP_MAX))
     }
 
     /// Gives the shares back; returns the last report.
@@ -202,7 +209,9 @@ impl Core {
         views.values_mut().for_each(PoolView::give_shares_back);
         // A pool that somebody still holds is on its part of the safe thresholds.
         self.retune(&mut views, now);
-        Report { leaving: true, ..self.report(&views, now) }
+        let mut report = Report { leaving: true, ..self.report(&views, now) };
+        self.rota.lock().fit(&mut report);
+        report
     }
 
     /// What stands under this member's key.

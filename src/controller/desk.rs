@@ -22,6 +22,7 @@ use crate::quota::PoolId;
 use crate::telemetry::{Metric, Telemetry};
 
 use super::shares::SHARE_VALID;
+use super::signal::MEMBER_SILENT_MAX;
 
 /// A loop that has not ticked for this long counts as hung: twice what one tick may wait for its store.
 const TICK_SILENT_MAX: Duration = Duration::from_secs(10);
@@ -40,10 +41,12 @@ pub(super) struct Office {
     /// The last keep-alive that the store confirmed.
     pub confirmed_at: MonoTime,
     /// The last tick that was done.
-    pub ticked_at: MonoTime,
+    ticked_at: MonoTime,
     /// The pools; none while what the earlier leader left is being read.
     pub pools: BTreeMap<PoolId, PoolPlanner>,
     replies: u64,
+    /// When each member last reported, whatever its pools.
+    heard: BTreeMap<String, MonoTime>,
     /// Pools that members use and nobody has configured, as far as they were spoken of.
     strange: BTreeSet<PoolId>,
 }
@@ -62,8 +65,15 @@ impl Office {
             ticked_at: confirmed_at,
             pools: BTreeMap::new(),
             replies: 0,
+            heard: BTreeMap::new(),
             strange: BTreeSet::new(),
         }
+    }
+
+    /// A tick is done.
+    pub(super) fn ticked(&mut self, now: MonoTime) {
+        self.ticked_at = now;
+        self.heard.retain(|_, at| now.since(*at) <= MEMBER_SILENT_MAX);
     }
 }
 
@@ -209,7 +219,12 @@ impl Desk {
 
     fn take(&self, office: &mut Office, report: &Report, now: MonoTime) -> Reply {
         let mut shares = BTreeMap::new();
-        let mut members: usize = 1;
+        let member = format!("{}/{}", report.instance, report.boot);
+        if report.leaving {
+            office.heard.remove(&member);
+        } else {
+            office.heard.insert(member, now);
+        }
         for (id, pool_report) in &report.pools {
             let Some(pool) = office.pools.get_mut(id) else {
                 self.telemetry.add(Metric::ReportsRefused, &["unknown_pool"], 1.0);
@@ -228,13 +243,13 @@ impl Desk {
                 pool.leave(&report.instance, &report.boot);
                 continue;
             }
-            members = members.max(pool.members(now));
             shares.insert(id.clone(), answered);
         }
         office.replies += 1;
         self.telemetry.add(Metric::ReportsAccepted, &[], 1.0);
         // At most 1,000 posts a second: as many members as that report once a second.
-        let next_report_ms = u64::try_from(members).unwrap_or(u64::MAX).clamp(REPORT_EVERY_MIN_MS, REPORT_EVERY_MAX_MS);
+        let members = u64::try_from(office.heard.len()).unwrap_or(u64::MAX);
+        let next_report_ms = members.clamp(REPORT_EVERY_MIN_MS, REPORT_EVERY_MAX_MS);
         Reply {
             term: office.term,
             epoch: office.replies,

@@ -393,7 +393,7 @@ impl Leading {
             return Err(Ended::Deposed);
         }
         let now = self.clock.now();
-        self.desk.with_office(|office| office.ticked_at = now);
+        self.desk.with_office(|office| office.ticked(now));
         match reign.upkeep.attend(self, reign.term, now).await {
             Err(PublishError::Deposed) => return Err(Ended::Deposed),
             // It comes round again.

@@ -81,6 +81,9 @@ pub struct PoolReport {
     /// Long holds the provider asked for (over 60 s), in ms from now.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub hold_ms: BTreeMap<Meter, u64>,
+    /// It tells of some of its tenants only, of the others in its next reports.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// Per tenant; `@default` gathers the undeclared ones.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tenants: BTreeMap<Grantee, TenantReport>,

@@ -58,6 +58,7 @@ mod provider_quirks;
 mod provider_rows;
 mod records;
 mod seat;
+mod reports;
 mod schema;
 mod sdk;
 mod session;

@@ -6,5 +6,6 @@
 mod pool;
 mod rate;
 
+pub(super) use pool::MEMBER_SILENT_MAX;
 pub use pool::PoolSignal;
 pub use rate::SmoothRate;

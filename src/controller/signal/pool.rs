@@ -10,7 +10,7 @@ use crate::observation::{Counters, PoolReport, Reading, ThrottleKind, UnitCounts
 use crate::quota::{Cost, Grantee, Meter, Unit};
 
 /// A member that has not reported for this long is not counted any more.
-const MEMBER_SILENT_MAX: Duration = Duration::from_secs(10);
+pub(in crate::controller) const MEMBER_SILENT_MAX: Duration = Duration::from_secs(10);
 /// How far back own use can be looked up: longer than a reading may be old.
 const HISTORY: Duration = Duration::from_secs(30);
 /// Endings are judged over this long at least.
@@ -48,6 +48,8 @@ struct Member {
     history: VecDeque<(MonoTime, Units)>,
     /// Of its newest report.
     sequence: u64,
+    /// Whether its newest report told of some of its tenants only.
+    partial: bool,
 }
 
 /// Units of each unit, in the order of [`Unit::ALL`].
@@ -93,12 +95,14 @@ impl PoolSignal {
     pub fn ingest(&mut self, name: &str, report: &PoolReport, now: MonoTime) -> Urgency {
         self.forget_silent(now);
         self.take_readings(report, now);
-        let unheard = !self.members.contains_key(name);
+        // Of a tenant that it may have told somebody else of, or not yet told of at all, nothing is news but what comes next.
+        let untold = report.partial || self.members.get(name).is_none_or(|member| member.partial);
         let member = self.members.entry(name.to_owned()).or_insert_with(|| Member {
             seen_at: now,
             tenants: BTreeSet::new(),
             history: VecDeque::from([(now, Units::default())]),
             sequence: report.sequence,
+            partial: report.partial,
         });
         member.seen_at = now;
         if report.sequence < member.sequence {
@@ -106,6 +110,7 @@ impl PoolSignal {
             return Urgency::default();
         }
         member.sequence = report.sequence;
+        member.partial = report.partial;
 
         let mut ended = Ended { at: now, resolved: 0, refused: [0; Unit::ALL.len()] };
         let mut total = member.history.back().map_or_else(Units::default, |(_, units)| *units);
@@ -113,7 +118,7 @@ impl PoolSignal {
             let known = self.tenants.entry(grantee.clone()).or_default().entry(name.to_owned()).or_insert_with(|| {
                 member.tenants.insert(grantee.clone());
                 // What it counted before it was first heard of (by this leader) is where counting begins, not news.
-                let counters = if unheard { tenant.counters.clone() } else { Counters::default() };
+                let counters = if untold { tenant.counters.clone() } else { Counters::default() };
                 TenantSignal { counters, ..TenantSignal::default() }
             });
             if runs_backwards(&known.counters, &tenant.counters) {

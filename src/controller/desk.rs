@@ -235,9 +235,12 @@ impl Desk {
                 }
                 continue;
             };
-            let (answered, urgent) = pool.report(&report.instance, &report.boot, pool_report, now);
-            if urgent {
+            let (answered, urgency) = pool.report(&report.instance, &report.boot, pool_report, now);
+            if urgency.throttled {
                 self.early.notify_one();
+            }
+            if urgency.doubted {
+                self.telemetry.add(Metric::LimitsDoubted, &[id.as_str()], 1.0);
             }
             if report.leaving {
                 pool.leave(&report.instance, &report.boot);

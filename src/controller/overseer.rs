@@ -5,12 +5,14 @@
 //! come back as the last good one of a later malformed record. The same of policies.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::lead::Leading;
 use super::policies::{Policies, Standing};
 use super::publish::PublishError;
+use crate::clock::MonoTime;
 use crate::plan::keyspace::{Key, Presence};
 use crate::plan::{OverrideStatus, Target};
 use crate::quota::PoolId;
@@ -20,6 +22,9 @@ use crate::telemetry::Metric;
 /// A record is anyone's text: a line of it is shown, no more.
 const RECORD_CHARS_SHOWN: usize = 300;
 
+/// How often it is looked whether the store has records of pools that nobody knows.
+const ORPHANS_EVERY: Duration = Duration::from_secs(3_600);
+
 type OverrideKey = (PoolId, Target);
 
 /// What this leader has read and said so far.
@@ -27,6 +32,9 @@ pub(super) struct Overseer {
     policies: Policies,
     /// Pools that are gone, whose records are to be taken away.
     leaving: BTreeSet<PoolId>,
+    /// Pools that the store had records of, and nobody knew, when that was last looked at.
+    orphans: BTreeSet<PoolId>,
+    orphans_at: Option<MonoTime>,
     /// Where the order of their records stood, of those too that have been taken away.
     epochs: BTreeMap<PoolId, u64>,
     /// Whether it knows what an earlier leader has said.
@@ -56,6 +64,8 @@ impl Overseer {
         Self {
             policies,
             leaving,
+            orphans: BTreeSet::new(),
+            orphans_at: None,
             epochs: BTreeMap::new(),
             oversaw: false,
             judged: BTreeMap::new(),
@@ -66,17 +76,19 @@ impl Overseer {
     /// Reads, takes what is new into the planners, and says what holds.
     pub(super) async fn oversee(&mut self, leading: &Leading, term: u64) -> Result<(), PublishError> {
         let written = self.read(leading).await?;
+        self.look_for_orphans(leading, &written).await?;
         self.rule(leading, term, &written.policies).await?;
         let mut said = self.judge(leading, &written);
         let gone = self.judged.keys().chain(&written.statuses).filter(|key| !written.overrides.contains_key(key));
         let gone: BTreeSet<OverrideKey> = gone.cloned().collect();
         said.extend(gone.into_iter().map(|key| (key, None, 0)));
-        self.oversaw = true;
         if said.is_empty() {
+            self.oversaw = true;
             return Ok(());
         }
         let records = said.iter().map(|((pool, target), status, _)| (pool.clone(), target.clone(), status.clone()));
         leading.publisher(term).statuses(records.collect()).await?;
+        self.oversaw = true;
         for (key, status, revision) in said {
             if status.is_some() {
                 self.judged.insert(key, revision);
@@ -176,6 +188,33 @@ impl Overseer {
             leading.publisher(term).policy_statuses(&said).await?;
             self.policies.said(&said);
         }
+        Ok(())
+    }
+
+    /// Pools may be taken out of the file while nobody leads. Whose records an hour later still no policy, no file and no member
+    /// has a word for, is gone.
+    async fn look_for_orphans(&mut self, leading: &Leading, written: &Written) -> Result<(), StoreError> {
+        let now = leading.clock.now();
+        if self.orphans_at.is_some_and(|at| now.since(at) < ORPHANS_EVERY) {
+            return Ok(());
+        }
+        let keys = leading.keys();
+        let pulses = leading.store.list(&[Select::Prefix(keys.pulses())]).await?.entries;
+        self.orphans_at = Some(now);
+        let known = self.policies.in_force();
+        let orphans = pulses.iter().filter_map(|entry| match keys.parse(&entry.key) {
+            Some(Key::Pulse(pool)) => Some(pool),
+            _ => None,
+        });
+        let orphans: BTreeSet<PoolId> = orphans
+            .filter(|pool| {
+                let spoken_of = written.policies.contains_key(pool) || written.present.contains_key(pool);
+                !known.contains_key(pool) && !spoken_of
+            })
+            .collect();
+        let again = orphans.intersection(&self.orphans);
+        self.leaving.extend(again.inspect(|pool| info!(%pool, "nobody knows this pool: its records go")).cloned());
+        self.orphans = orphans;
         Ok(())
     }
 

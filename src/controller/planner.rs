@@ -17,7 +17,7 @@ use super::lease::LEASE_FRESH_FOR;
 use super::outbox::{Batch, Cut, Outbox};
 use super::params::{PoolParams, TenantParams};
 use super::shares::{SHARE_VALID, Shares, Wish};
-use super::signal::PoolSignal;
+use super::signal::{PoolSignal, Urgency};
 use crate::clock::{MonoTime, UnixMillis};
 use crate::observation::PoolReport;
 use crate::plan::{
@@ -184,14 +184,14 @@ impl PoolPlanner {
         self.signal.members(now)
     }
 
-    /// Takes one member's report and answers with its shares. The flag asks for an early tick.
+    /// Takes one member's report and answers with its shares, and with what cannot wait: a refusal asks for an early tick.
     pub fn report(
         &mut self,
         instance: &str,
         boot: &str,
         report: &PoolReport,
         now: MonoTime,
-    ) -> (BTreeMap<Grantee, Share>, bool) {
+    ) -> (BTreeMap<Grantee, Share>, Urgency) {
         // Two processes under one name are two members, and so is one that restarted: its old lease still counts.
         let member = format!("{instance}/{boot}");
         let urgency = self.signal.ingest(&member, report, now);
@@ -214,7 +214,7 @@ impl PoolPlanner {
             })
             .collect();
         self.urgent |= urgency.throttled;
-        (answered, urgency.throttled)
+        (answered, urgency)
     }
 
     /// Whether a report has asked for an early tick.

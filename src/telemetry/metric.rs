@@ -51,6 +51,7 @@ macro_rules! metrics {
 metrics! {
     // The controller. "Units" are those of the label `meter`: requests or LLM tokens per window, or calls in flight.
     ReportsAccepted Counter "reports_accepted_total" [] "Reports of members that were taken.";
+    LimitsDoubted Counter "limits_doubted_total" ["pool"] "Reports of a limit far from the accepted one, until enough members tell of it.";
     ReportsRefused Counter "reports_refused_total" ["why"] "Reports of members that were refused.";
     Ticks Counter "ticks_total" [] "Rounds of the control loop.";
     TickSeconds Gauge "tick_seconds" [] "How long the last round of the control loop took.";

@@ -9,7 +9,7 @@ use tidegate::clock::{MonoTime, UnixMillis};
 use tidegate::controller::checkpoint::Checkpoint;
 use tidegate::controller::law::{Mode as LawMode, Step};
 use tidegate::controller::planner::PoolPlanner;
-use tidegate::controller::signal::{PoolSignal, SmoothRate};
+use tidegate::controller::signal::{PoolSignal, SmoothRate, Urgency};
 use tidegate::controller::{PoolParams, TenantParams};
 use tidegate::limiter::{Counting, Limiter, Limits, MeterLimit};
 use tidegate::observation::{Counters, MeterReport, PoolReport, Reading, TenantReport, ThrottleKind, UnitCounts};
@@ -156,7 +156,7 @@ fn where_more_is_reserved_than_used_the_bursts_add_up_to_what_the_provider_holds
 fn what_a_leaving_member_held_is_free_for_the_next_one_at_once() {
     let mut planner = planner(600.0, &["a"]);
     let a = || report_of(&[("a", counters(10))]);
-    let share = |answer: (BTreeMap<Grantee, Share>, bool)| answer.0.get(&tenant("a")).map(|share| share.share);
+    let share = |answer: (BTreeMap<Grantee, Share>, Urgency)| answer.0.get(&tenant("a")).map(|share| share.share);
     tick(&mut planner, 0);
     assert_eq!(share(planner.report("old", "boot", &a(), ms(100))), Some(1.0));
     assert_eq!(share(planner.report("new", "boot", &a(), ms(200))), None, "the old one holds it all");
@@ -241,6 +241,57 @@ fn a_tenant_that_is_counted_anew_is_heard_again() {
         signal.ingest("m", &PoolReport { sequence, ..report_of(&[("a", counters(n))]) }, ms(sequence * 1_000));
     }
     assert!(signal.member_demand("m", &tenant("a")) > before);
+}
+
+/// Of a meter, what a member says is the limit, sent `age_ms` ago; and whether that was doubted.
+fn tell_limit(signal: &mut PoolSignal, member: &str, limit: f64, age_ms: u64, at: u64) -> bool {
+    signal.ingest(member, &with_reading(PoolReport::default(), limit, 5.0, age_ms), ms(at)).doubted
+}
+
+fn limit_per_min(signal: &PoolSignal, at: u64) -> f64 {
+    signal.sample(RPM, 1.0, ms(at)).fresh().expect("a reading").limit_per_s * 60.0
+}
+
+#[test]
+fn one_reporter_does_not_steer_a_pool_whose_limit_another_tells_of_too() {
+    let mut signal = PoolSignal::default();
+    for (member, at) in [("honest", 10_000), ("liar", 10_100)] {
+        assert!(!tell_limit(&mut signal, member, 600.0, 0, at));
+    }
+    for (n, lie) in [60_000.0, 6.0].into_iter().flat_map(|lie| [lie; 10]).enumerate() {
+        let at = 10_300 + 250 * n as u64;
+        assert!(tell_limit(&mut signal, "liar", lie, 0, at), "{lie} at {at}");
+        assert!(!tell_limit(&mut signal, "honest", 600.0, 0, at + 50));
+        assert_eq!(limit_per_min(&signal, at + 50), 600.0);
+    }
+    // Twice as much or half is within what providers do from one answer to the next.
+    assert!(!tell_limit(&mut signal, "liar", 1_200.0, 0, 20_000));
+    assert_eq!(limit_per_min(&signal, 20_000), 1_200.0);
+}
+
+#[test]
+fn a_limit_that_is_far_off_takes_three_readings_of_two_members() {
+    let mut signal = PoolSignal::default();
+    tell_limit(&mut signal, "a", 600.0, 0, 10_000);
+    tell_limit(&mut signal, "b", 600.0, 0, 10_100);
+    assert!(tell_limit(&mut signal, "a", 60.0, 0, 10_300), "the first");
+    assert!(tell_limit(&mut signal, "a", 60.0, 245, 10_550), "the same one, told again");
+    assert!(tell_limit(&mut signal, "b", 61.0, 0, 10_600), "the second");
+    assert_eq!(limit_per_min(&signal, 10_600), 600.0);
+    assert!(!tell_limit(&mut signal, "a", 60.0, 0, 10_800), "the third");
+    assert_eq!(limit_per_min(&signal, 10_800), 60.0);
+}
+
+#[test]
+fn a_member_that_is_alone_with_its_traffic_is_believed_at_once() {
+    let mut signal = PoolSignal::default();
+    tell_limit(&mut signal, "idle", 600.0, 0, 10_000);
+    tell_limit(&mut signal, "busy", 600.0, 0, 10_100);
+    assert!(tell_limit(&mut signal, "busy", 60.0, 0, 19_900));
+    // The other one tells of what it last sent, which is long ago by now.
+    assert!(!tell_limit(&mut signal, "idle", 600.0, 10_150, 20_150));
+    assert!(!tell_limit(&mut signal, "busy", 60.0, 0, 20_200));
+    assert_eq!(limit_per_min(&signal, 20_200), 60.0);
 }
 
 #[test]
@@ -501,10 +552,10 @@ fn a_429_asks_for_an_early_tick_but_a_daily_one_does_not() {
     let mut planner = planner(600.0, &["a"]);
     let with = |kind, n| Counters { throttled: BTreeMap::from([(kind, n)]), ..counters(1) };
     planner.report("m", "boot", &report_of(&[("a", counters(1))]), ms(0));
-    assert!(!planner.report("m", "boot", &report_of(&[("a", with(ThrottleKind::Daily, 1))]), ms(10)).1);
+    assert!(!planner.report("m", "boot", &report_of(&[("a", with(ThrottleKind::Daily, 1))]), ms(10)).1.throttled);
     let both =
         Counters { throttled: BTreeMap::from([(ThrottleKind::Daily, 1), (ThrottleKind::Requests, 1)]), ..counters(1) };
-    assert!(planner.report("m", "boot", &report_of(&[("a", both)]), ms(20)).1);
+    assert!(planner.report("m", "boot", &report_of(&[("a", both)]), ms(20)).1.throttled);
 }
 
 /// What members make of the grants: factor of `@capacity`, then overrides.

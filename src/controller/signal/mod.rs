@@ -5,7 +5,8 @@
 
 mod pool;
 mod rate;
+mod readings;
 
 pub(super) use pool::MEMBER_SILENT_MAX;
-pub use pool::PoolSignal;
+pub use pool::{PoolSignal, Urgency};
 pub use rate::SmoothRate;

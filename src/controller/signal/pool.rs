@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::SmoothRate;
+use super::readings::{NewestReading, Readings};
 use crate::clock::MonoTime;
 use crate::controller::law::{READING_AGE_MAX, Sample, Traffic};
 use crate::observation::{Counters, PoolReport, Reading, ThrottleKind, UnitCounts};
@@ -62,13 +63,6 @@ struct Ended {
     refused: [u64; Unit::ALL.len()],
 }
 
-#[derive(Debug, Clone, Copy)]
-struct NewestReading {
-    sent_at: MonoTime,
-    limit: f64,
-    level: f64,
-}
-
 /// The signals of one pool.
 #[derive(Debug, Default)]
 pub struct PoolSignal {
@@ -76,25 +70,27 @@ pub struct PoolSignal {
     /// Of each tenant, what each member has told of it. By tenant first: a tick asks for every tenant's, and few of the members
     /// may have any.
     tenants: BTreeMap<Grantee, BTreeMap<String, TenantSignal>>,
-    readings: BTreeMap<Meter, NewestReading>,
+    readings: Readings,
     endings: VecDeque<Ended>,
     holds: BTreeMap<Meter, MonoTime>,
     /// Units of members that are gone, so that the pool's cumulative use never runs backwards.
     departed: Units,
 }
 
-/// What one report brought that cannot wait for the tick.
+/// What one report brought that cannot wait for the tick, or is to be counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Urgency {
     /// The provider refused something since the member's last report.
     pub throttled: bool,
+    /// It told of a limit that is not believed yet.
+    pub doubted: bool,
 }
 
 impl PoolSignal {
     /// Takes one member's report of this pool.
     pub fn ingest(&mut self, name: &str, report: &PoolReport, now: MonoTime) -> Urgency {
         self.forget_silent(now);
-        self.take_readings(report, now);
+        let doubted = !self.take_readings(name, report, now);
         // Of a tenant that it may have told somebody else of, or not yet told of at all, nothing is news but what comes next.
         let untold = report.partial || self.members.get(name).is_none_or(|member| member.partial);
         let member = self.members.entry(name.to_owned()).or_insert_with(|| Member {
@@ -107,7 +103,7 @@ impl PoolSignal {
         member.seen_at = now;
         if report.sequence < member.sequence {
             // Overtaken by a later one, which has said all of it.
-            return Urgency::default();
+            return Urgency { doubted, ..Urgency::default() };
         }
         member.sequence = report.sequence;
         member.partial = report.partial;
@@ -157,24 +153,23 @@ impl PoolSignal {
         while self.endings.front().is_some_and(|old| now.since(old.at) > HISTORY) {
             self.endings.pop_front();
         }
-        Urgency { throttled }
+        Urgency { throttled, doubted }
     }
 
-    fn take_readings(&mut self, report: &PoolReport, now: MonoTime) {
+    /// `false` when some are doubted.
+    fn take_readings(&mut self, name: &str, report: &PoolReport, now: MonoTime) -> bool {
+        let mut believed = true;
         for (meter, reading) in &report.meters {
             let (Some(limit), Some(level)) = (reading.limit, reading.level) else { continue };
             let sent_at = now.before(Duration::from_millis(reading.age_ms));
-            let newest = NewestReading { sent_at, limit, level };
-            let known = self.readings.entry(*meter).or_insert(newest);
-            if sent_at > known.sent_at {
-                *known = newest;
-            }
+            believed &= self.readings.take(*meter, name, NewestReading { sent_at, limit, level });
         }
         for (meter, ms) in &report.hold_ms {
             let until = now + Duration::from_millis(*ms);
             let known = self.holds.entry(*meter).or_insert(until);
             *known = (*known).max(until);
         }
+        believed
     }
 
     /// Forgets members that have not reported lately, and with them their demand.
@@ -231,7 +226,7 @@ impl PoolSignal {
     /// The newest-sent reading of a meter whose levels are told to within `slack` units.
     #[must_use]
     pub fn sample(&self, meter: Meter, slack: f64, now: MonoTime) -> Reading<Sample> {
-        let Some(reading) = self.readings.get(&meter) else { return Reading::Missing };
+        let Some(reading) = self.readings.newest(meter) else { return Reading::Missing };
         let age = now.since(reading.sent_at);
         if age > READING_AGE_MAX {
             return Reading::Stale { age };

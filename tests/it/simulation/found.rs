@@ -273,6 +273,41 @@ fn report(core: &Core, leading: &Leading) {
     }
 }
 
+/// Leads for an hour and a second.
+fn lead_for_an_hour(court: &mut Court, leading: &Arc<Leading>, won: Won, reign: &mut Option<Reign>) {
+    for _ in 0..=3_600 {
+        court.keep(leading, won);
+        assert_eq!(court.turn(leading, reign), Ok(()));
+        court.clock.advance(Duration::from_secs(1));
+    }
+}
+
+/// A pool was taken out of the file while nobody led: its records stayed for ever.
+#[test]
+fn records_of_a_pool_that_nobody_knows_go_after_an_hour_unless_a_member_uses_it() {
+    let mut court = Court::new();
+    let old: Vec<PoolId> = ["gone", "used"].iter().map(|name| name.parse().expect("valid")).collect();
+    let keys = Keyspace::default();
+    for pool in &old {
+        let records = [Key::Pulse(pool.clone()), Key::State(pool.clone()), Key::Limits(pool.clone(), grantee("acme"))];
+        for key in records.iter().map(|key| keys.key(key)) {
+            court.kv.commit(Txn::put(key, b"{}".to_vec()), Duration::ZERO).expect("a store that takes it");
+        }
+    }
+    let presence = br#"{"boot":"b","pools":["used"]}"#.to_vec();
+    court.kv.commit(Txn::put(keys.key(&Key::Member("m".to_owned())), presence), Duration::ZERO).expect("it takes it");
+    let left =
+        |court: &Court, pool: &str| court.keys().iter().filter(|key| key.split('/').any(|part| part == pool)).count();
+
+    let leading = court.controller(0);
+    let (won, reign) = court.win(&leading);
+    let mut reign = Some(reign);
+    assert_eq!(court.turn(&leading, &mut reign), Ok(()));
+    assert_eq!((left(&court, "gone"), left(&court, "used")), (3, 3), "somebody may come back for it");
+    lead_for_an_hour(&mut court, &leading, won, &mut reign);
+    assert_eq!((left(&court, "gone"), left(&court, "used")), (0, 3));
+}
+
 /// A backup is restored, and in it somebody wins the very revision under which another still leads, who has not noticed yet: the
 /// revision alone fenced neither off, and two leaders wrote over each other's records.
 #[test]

@@ -197,9 +197,9 @@ impl Core {
         self.retune(&mut views, now);
         drop(views);
         self.joined.notify_one();
-        // Who tells of its tenants in turn tells more often, so that each is told of about as often.
-        let pause = Duration::from_millis(reply.next_report_ms) / self.rota.lock().round();
-        Ok(pause.clamp(REPORT_GAP_MIN, REPORT_GAP_MAX))
+        // Who tells of its tenants in turn has told of each twice within its share's life, so that one lost report ends none.
+        let in_turn = Duration::from_millis(reply.share_valid_ms) / 2 / self.rota.lock().round();
+        Ok(Duration::from_millis(reply.next_report_ms).min(in_turn).clamp(REPORT_GAP_MIN, REPORT_GAP_MAX))
     }
 
     /// Gives the shares back; returns the last report.

@@ -92,7 +92,7 @@ impl PoolSignal {
         self.forget_silent(now);
         let doubted = !self.take_readings(name, report, now);
         // Of a tenant that it may have told somebody else of, or not yet told of at all, nothing is news but what comes next.
-        let untold = report.partial || self.members.get(name).is_none_or(|member| member.partial);
+        let untold = self.members.get(name).is_none_or(|member| member.partial);
         let member = self.members.entry(name.to_owned()).or_insert_with(|| Member {
             seen_at: now,
             tenants: BTreeSet::new(),

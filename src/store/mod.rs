@@ -42,6 +42,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+pub(crate) use etcd::pem;
 pub use etcd::{EtcdAccess, EtcdStore, EtcdTls, EtcdUser};
 pub use kv::Kv;
 pub use memory::MemoryStore;

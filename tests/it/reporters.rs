@@ -480,11 +480,12 @@ async fn a_refusal_is_said_once_and_no_token_is_in_the_log() {
 
 fn tls(papers: &Papers, more: &str) -> String {
     let [certificate, key] = ["server.pem", "server-key.pem"].map(|name| papers.file(name));
-    format!("[controller.tls]\ncert_file = {certificate:?}\nkey_file = {key:?}\n{more}\n")
+    let (certificate, key) = (certificate.display(), key.display());
+    format!("[controller.tls]\ncert_file = \"{certificate}\"\nkey_file = \"{key}\"\n{more}\n")
 }
 
 fn client_ca(papers: &Papers) -> String {
-    format!("client_ca_file = {:?}\n", papers.file("ca.pem"))
+    format!("client_ca_file = \"{}\"\n", papers.file("ca.pem").display())
 }
 
 /// Trusts the papers' authority, and shows the papers' client certificate if wanted.

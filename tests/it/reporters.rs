@@ -208,6 +208,8 @@ fn config(controller: &str) -> Config {
     Config::parse("t.toml", &text).expect("good")
 }
 
+const POOL: &str = "[pools.pool]\ndialect = \"openai\"\ncapacity = { \"requests/minute\" = 600 }\n";
+
 /// `[controller.reporters.<name>]` with these tokens.
 fn table(name: &str, tokens: &[&str], more: &str) -> String {
     let digests: Vec<String> = tokens.iter().map(|token| TokenDigest::of(token.as_bytes()).to_string()).collect();
@@ -420,10 +422,7 @@ fn off_loopback_with_tokens_in_the_clear_it_warns_once() {
     let papers = Papers::draw_up();
     let run = |controller: &str| {
         let file = papers.file("t.toml");
-        let text = format!(
-            "[controller]\nlisten = \"192.0.2.1:7676\"\n{controller}[pools.pool]\ndialect = \"openai\"\n\
-             capacity = {{ \"requests/minute\" = 600 }}\n"
-        );
+        let text = format!("[controller]\nlisten = \"192.0.2.1:7676\"\n{controller}{POOL}");
         std::fs::write(&file, text).expect("written");
         let output = tidegate(&["run", "--config"]).arg(&file).output().expect("it runs");
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -435,6 +434,9 @@ fn off_loopback_with_tokens_in_the_clear_it_warns_once() {
     let (code, said) = run("");
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("t.toml:2:10: controller.listen: found \"192.0.2.1:7676\""), "{said}");
+    std::fs::write(papers.file("t.toml"), format!("{}{}{POOL}", tls(&papers, ""), reader())).expect("written");
+    let (_, said, _) = ran(tidegate(&["check"]).arg(papers.file("t.toml")));
+    assert!(said.contains("reports of 1 reporter at 127.0.0.1:7676 over TLS,"), "{said}");
     // A file that is no good is named.
     let (code, said) = run(&format!("{}{}", tls(&papers, "").replace("server.pem", "none.pem"), reader()));
     assert!(code == Some(2) && said.contains("none.pem"), "{said}");
@@ -445,10 +447,7 @@ async fn a_refusal_is_said_once_and_no_token_is_in_the_log() {
     let folder = tempfile::tempdir().expect("a folder");
     let [file, log] = ["t.toml", "log"].map(|name| folder.path().join(name));
     let reporters = format!("{}{}", reader(), table("checkout", &["report-token"], "pools = [\"pool\"]"));
-    let text = format!(
-        "[controller]\nlisten = \"127.0.0.1:0\"\n{reporters}[pools.pool]\ndialect = \"openai\"\n\
-         capacity = {{ \"requests/minute\" = 600 }}\n"
-    );
+    let text = format!("[controller]\nlisten = \"127.0.0.1:0\"\n{reporters}{POOL}");
     std::fs::write(&file, text).expect("written");
     let mut command = tidegate(&["run", "--config"]);
     command.arg(&file).env("TIDEGATE_LOG", "trace");

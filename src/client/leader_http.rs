@@ -26,7 +26,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 
-use crate::store::{StoreError, pem};
+use crate::store::StoreError;
+use crate::store::etcd::pem;
 
 /// The longest token, in bytes.
 const TOKEN_BYTES_MAX: usize = 512;

@@ -30,7 +30,7 @@
 //! # Ok(()) }
 //! ```
 
-mod etcd;
+pub(crate) mod etcd;
 mod kv;
 mod memory;
 
@@ -42,7 +42,6 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-pub(crate) use etcd::pem;
 pub use etcd::{EtcdAccess, EtcdStore, EtcdTls, EtcdUser};
 pub use kv::Kv;
 pub use memory::MemoryStore;

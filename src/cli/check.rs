@@ -54,9 +54,14 @@ fn understood(config: &Config) -> String {
         || "no etcd (records in this process's memory)".to_owned(),
         |etcd| format!("etcd at {}", some(etcd.endpoints.iter().cloned())),
     );
+    let tls = if config.controller.tls.is_some() { " over TLS" } else { "" };
+    let of = match config.controller.reporters.len() {
+        0 => String::new(),
+        count => format!(" of {}", number(count, "reporter")),
+    };
     let pools_named = pools.iter().map(|pool| format!("{}: {}", pool.id, pool.dialect));
     format!(
-        "{} ({}), {}, {} ({}), reports at {}, {etcd}",
+        "{} ({}), {}, {} ({}), reports{of} at {}{tls}, {etcd}",
         number(pools.len(), "pool"),
         some(pools_named),
         number(tenants, "tenant"),

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::limits::parse_tenant;
 use super::overrides::{describe, tenant_name};
-use super::reach::{Reach, ReachArgs};
+use super::reach::{LeaderArgs, Reach, ReachArgs};
 use super::table::{NONE, number, span, table};
 use super::{Failure, print, print_json};
 use crate::clock::{Clock, SystemClock, UnixMillis};
@@ -29,17 +29,20 @@ pub(super) struct ExplainArgs {
     json: bool,
     #[command(flatten)]
     reach: ReachArgs,
+    #[command(flatten)]
+    leader: LeaderArgs,
 }
 
 /// Asks the leader, and prints what it says; the oldest step first.
 pub(super) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
+    let http = args.leader.http()?;
     let reach = Reach::open(&args.reach).await?;
     let nobody = || {
         let instead = format!("tidegate limits get {} --effective", args.pool);
         Failure::Run(format!("no leader: members brake by themselves and fall to the safe thresholds; see `{instead}`"))
     };
     let leader = reach.leader().await?.ok_or_else(nobody)?;
-    let mut told: Explained = leader.ask(&format!("/v1/explain/{}/{}", args.pool, args.tenant)).await?;
+    let mut told: Explained = leader.ask(&http, &format!("/v1/explain/{}/{}", args.pool, args.tenant)).await?;
     let surplus = told.steps.len().saturating_sub(usize::from(args.last));
     told.steps.drain(..surplus);
     if args.json { print_json(&told) } else { print(&text(&told, SystemClock::new().wall())) }

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::overrides::{describe, parse_target, target_name, tenant_name};
-use super::reach::{Leader, Reach, ReachArgs, meant};
+use super::reach::{Leader, LeaderArgs, Reach, ReachArgs, meant};
 use super::signals::Signals;
 use super::table::{NONE, number, table};
 use super::{Failure, is_read, print, print_json, say};
-use crate::client::{MeterTerms, PoolParams, PoolView, Session, Terms};
+use crate::client::{LeaderHttp, MeterTerms, PoolParams, PoolView, Session, Terms};
 use crate::clock::{Clock, MonoTime, SystemClock, UnixMillis};
 use crate::controller::{PoolAccount, nearest};
 use crate::plan::keyspace::{Key, Keyspace};
@@ -65,6 +65,8 @@ pub(super) struct GetArgs {
     json: bool,
     #[command(flatten)]
     reach: ReachArgs,
+    #[command(flatten)]
+    leader: LeaderArgs,
 }
 
 /// Arguments of `tidegate limits watch`.
@@ -212,7 +214,7 @@ async fn get(args: GetArgs) -> Result<(), Failure> {
         return Err(unknown_pool(&reach, &pool).await?);
     }
     let whose = match args.member {
-        Some(member) => member_of(followed.leader().as_ref(), &pool, &member).await?,
+        Some(member) => member_of(&args.leader.http()?, followed.leader().as_ref(), &pool, &member).await?,
         None => Whose::Tenant,
     };
     // Who has no grant shares what those have that are not declared.
@@ -250,9 +252,9 @@ async fn unknown_pool(reach: &Reach, pool: &PoolId) -> Result<Failure, Failure> 
 }
 
 /// A member with the shares that the leader says it holds.
-async fn member_of(leader: Option<&Leader>, pool: &PoolId, name: &str) -> Result<Whose, Failure> {
+async fn member_of(http: &LeaderHttp, leader: Option<&Leader>, pool: &PoolId, name: &str) -> Result<Whose, Failure> {
     let leader = leader.ok_or_else(|| Failure::Run("no leader: nobody knows what members hold".into()))?;
-    let account: PoolAccount = leader.ask(&format!("/v1/pools/{pool}")).await?;
+    let account: PoolAccount = leader.ask(http, &format!("/v1/pools/{pool}")).await?;
     let instance = |member: &str| member.rsplit_once('/').map_or(member, |(instance, _)| instance).to_owned();
     let names: Vec<String> = account.members.iter().map(|member| instance(&member.member)).collect();
     let called = account.members.into_iter().filter(|member| member.member == name || instance(&member.member) == name);

@@ -20,6 +20,7 @@ mod schema;
 mod signals;
 mod status;
 mod table;
+mod token;
 mod transfer;
 
 use std::io::{self, IsTerminal, Write};
@@ -85,17 +86,20 @@ enum Command {
     /// Print the configuration's JSON schema for editors, or a reference of every key.
     #[command(long_about = help::SCHEMA_ABOUT, after_long_help = help::SCHEMA)]
     Schema(schema::SchemaArgs),
+    /// Make a token for a reporter, and its digest for the configuration.
+    #[command(long_about = help::TOKEN_ABOUT, after_long_help = help::TOKEN)]
+    Token(token::TokenArgs),
     /// Read a response's head: what its limits say, and what of it says nothing.
-    #[command(long_about = help::HEADERS_ABOUT, after_long_help = help::HEADERS)]
+    #[command(long_about = help::tools::HEADERS_ABOUT, after_long_help = help::tools::HEADERS)]
     Headers(headers::HeadersArgs),
     /// Print a recording of responses as series: each meter as it moved.
-    #[command(long_about = help::REPLAY_ABOUT, after_long_help = help::REPLAY)]
+    #[command(long_about = help::tools::REPLAY_ABOUT, after_long_help = help::tools::REPLAY)]
     Replay(replay::ReplayArgs),
     /// Emulate an LLM provider: real limits, real headers, real 429s.
-    #[command(long_about = help::EMULATE_ABOUT, after_long_help = help::EMULATE)]
+    #[command(long_about = help::tools::EMULATE_ABOUT, after_long_help = help::tools::EMULATE)]
     Emulate(emulate::EmulateArgs),
     /// Show the closed loop with real processes, in about a minute.
-    #[command(long_about = help::DEMO_ABOUT, after_long_help = help::DEMO)]
+    #[command(long_about = help::tools::DEMO_ABOUT, after_long_help = help::tools::DEMO)]
     Demo(demo::DemoArgs),
     /// Print completions for a shell.
     #[command(long_about = help::COMPLETIONS_ABOUT, after_long_help = help::COMPLETIONS)]
@@ -138,6 +142,7 @@ pub fn main() -> ExitCode {
             Command::Import(args) => transfer::import(args).await,
             Command::Check(args) => check::check(&args),
             Command::Schema(args) => schema::schema(&args),
+            Command::Token(args) => token::token(&args),
             Command::Completions(args) => completions::completions(&args),
             Command::Headers(args) => headers::headers(&args),
             Command::Replay(args) => replay::replay(&args),

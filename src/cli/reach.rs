@@ -4,10 +4,12 @@ use std::borrow::Borrow;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::Failure;
+use crate::client::{LeaderHttp, ReportTls, ReportToken};
 use crate::config::{Config, EtcdParams, TlsFiles};
 use crate::controller::Params;
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
@@ -16,8 +18,8 @@ use crate::store::{EtcdAccess, EtcdStore, EtcdTls, EtcdUser, Listing, Select, So
 const ENDPOINT: &str = "http://127.0.0.1:2379";
 /// A leader that does not answer within this is none to wait for.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// The most that a leader's answer is read of: a pool of 1,000 members with ten tenants each takes less than a tenth.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// The most of a refusal that is shown.
+const LINE_BYTES_MAX: usize = 256;
 
 /// Where the store is.
 #[derive(Debug, clap::Args)]
@@ -46,6 +48,71 @@ pub(super) struct ReachArgs {
     config: Option<PathBuf>,
 }
 
+/// The way to the leader, whose address is in the store.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Where the leader asks who one is")]
+pub(super) struct LeaderArgs {
+    /// A file with the token of a reporter that may read, unless the environment has the token.
+    #[arg(id = "leader-token", long = "leader-token", value_name = "FILE")]
+    token: Option<PathBuf>,
+    /// PEM of the authorities behind an https:// leader, unless the environment names it.
+    #[arg(id = "leader-ca", long = "leader-ca", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// PEM of the certificate to show to it, unless the environment names it.
+    #[arg(id = "leader-cert", long = "leader-cert", value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// PEM of its key, unless the environment names it.
+    #[arg(id = "leader-key", long = "leader-key", value_name = "FILE")]
+    key: Option<PathBuf>,
+}
+
+impl LeaderArgs {
+    /// What they come to; files are read now.
+    pub(super) fn http(&self) -> Result<LeaderHttp, Failure> {
+        let wrong = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
+        let of_file = |file: &PathBuf| {
+            let named = |error: &dyn std::fmt::Display| Failure::Usage(format!("{}: {error}", file.display()));
+            let text = std::fs::read_to_string(file).map_err(|error| named(&error))?;
+            ReportToken::new(&text).map_err(|error| named(&error))
+        };
+        let of_environment = |token: String| {
+            ReportToken::new(&token).map_err(|error| Failure::Usage(format!("TIDEGATE_LEADER_TOKEN: {error}")))
+        };
+        let token = match &self.token {
+            Some(file) => Some(of_file(file)?),
+            None => told("TIDEGATE_LEADER_TOKEN").map(of_environment).transpose()?,
+        };
+        let files = tls_files("leader", "LEADER", [&self.ca, &self.cert, &self.key])?;
+        let tls = files.map(|TlsFiles { authorities, identity }| {
+            let identity = identity.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
+            ReportTls::from_files(&authorities, identity).map_err(|error| wrong(&error))
+        });
+        Ok(LeaderHttp::new(token, tls.transpose()?.as_ref()))
+    }
+}
+
+/// What the environment says, if anything.
+fn told(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The PEM files that arguments name, or else the environment: of authorities, of a certificate, of its key.
+fn tls_files(option: &str, variable: &str, given: [&Option<PathBuf>; 3]) -> Result<Option<TlsFiles>, Failure> {
+    let file = |given: &Option<PathBuf>, what: &str| {
+        given.clone().or_else(|| told(&format!("TIDEGATE_{variable}_{what}_FILE")).map(PathBuf::from))
+    };
+    let [ca, cert, key] = given;
+    match (file(ca, "CA"), file(cert, "CERT"), file(key, "KEY")) {
+        (Some(authorities), Some(cert), Some(key)) => Ok(Some(TlsFiles { authorities, identity: Some((cert, key)) })),
+        (Some(authorities), None, None) => Ok(Some(TlsFiles { authorities, identity: None })),
+        (None, None, None) => Ok(None),
+        _ => {
+            let [cert, key, ca] = ["cert", "key", "ca"].map(|what| format!("--{option}-{what}"));
+            Err(Failure::Usage(format!("{cert} and {key} belong together, and to {ca}")))
+        }
+    }
+}
+
 /// The store, and how its keys are called.
 pub(super) struct Reach {
     pub store: EtcdStore,
@@ -66,7 +133,6 @@ impl Reach {
             let access = access_of(&etcd)?;
             (etcd.endpoints, access, keyspace, Some(store_quota_bytes))
         } else {
-            let told = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
             let endpoints = match (&args.etcd[..], told("TIDEGATE_ETCD")) {
                 ([], None) => vec![ENDPOINT.to_owned()],
                 ([], Some(list)) => list.split(',').map(|one| one.trim().to_owned()).collect(),
@@ -77,17 +143,7 @@ impl Reach {
             let user = args.user.clone().or_else(|| told("TIDEGATE_ETCD_USER"));
             let password = || told("TIDEGATE_ETCD_PASSWORD").unwrap_or_default();
             let user = user.map(|name| EtcdUser { name, password: password() });
-            let file = |given: &Option<PathBuf>, name: &str| given.clone().or_else(|| told(name).map(PathBuf::from));
-            let ca = file(&args.ca, "TIDEGATE_ETCD_CA_FILE");
-            let identity = (file(&args.cert, "TIDEGATE_ETCD_CERT_FILE"), file(&args.key, "TIDEGATE_ETCD_KEY_FILE"));
-            let tls = match (ca, identity) {
-                (Some(authorities), (Some(cert), Some(key))) => {
-                    Some(TlsFiles { authorities, identity: Some((cert, key)) })
-                }
-                (Some(authorities), (None, None)) => Some(TlsFiles { authorities, identity: None }),
-                (None, (None, None)) => None,
-                _ => return Err(Failure::Usage("--etcd-cert and --etcd-key belong together, and to --etcd-ca".into())),
-            };
+            let tls = tls_files("etcd", "ETCD", [&args.ca, &args.cert, &args.key])?;
             let access = EtcdAccess { user, tls: tls.as_ref().map(tls_of).transpose()? };
             (endpoints, access, keys.map_err(|error| Failure::Usage(error.to_string()))?, None)
         };
@@ -105,6 +161,12 @@ impl Reach {
         let listing = self.list(&[Select::Key(self.keys.key(&Key::Leader))]).await?;
         Ok(Leader::find(&listing, &self.keys))
     }
+}
+
+/// What a refusal says, which is one line, and not to be more.
+fn first_line(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body.get(..LINE_BYTES_MAX).unwrap_or(body));
+    text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).collect()
 }
 
 /// Who a controller's configuration says that one is to etcd, and what it trusts.
@@ -147,6 +209,8 @@ pub(super) enum NoAnswer {
     Unknown { error: String, nearest: Vec<String> },
     #[error("the leader at {url} gives no answer: {why}")]
     Silent { url: String, why: String },
+    #[error("the leader at {url} refuses: {why}; --leader-token names the file of a token")]
+    Refused { url: String, why: String },
 }
 
 impl From<NoAnswer> for Failure {
@@ -170,34 +234,18 @@ impl Leader {
     }
 
     /// Asks the leader for what is under `path`.
-    pub(super) async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, NoAnswer> {
-        let url = format!("{}{path}", self.record.report_url.trim_end_matches('/'));
-        let silent = |why: String| NoAnswer::Silent { url: self.record.report_url.clone(), why };
-        let failed = |error: reqwest::Error| silent(root(&error));
-        let http = reqwest::Client::builder().no_proxy().timeout(ANSWER_TIMEOUT).build().map_err(failed)?;
-        let mut answer = http.get(url).send().await.map_err(failed)?;
-        let status = answer.status();
-        let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(failed)? {
-            body.extend_from_slice(&chunk);
-            if body.len() > ANSWER_BYTES_MAX {
-                return Err(silent(format!("more than {ANSWER_BYTES_MAX} bytes")));
-            }
-        }
+    pub(super) async fn ask<T: DeserializeOwned>(&self, http: &LeaderHttp, path: &str) -> Result<T, NoAnswer> {
+        let address = &self.record.report_url;
+        let silent = |why: String| NoAnswer::Silent { url: address.clone(), why };
+        let url = format!("{}{path}", address.trim_end_matches('/'));
+        let answer = http.ask(Method::GET, &url, Vec::new(), ANSWER_TIMEOUT).await;
+        let (status, body) = answer.map_err(|error| silent(error.to_string()))?;
         match (status.as_u16(), serde_json::from_slice(&body)) {
             (404, Ok(Unknown { error, nearest })) => return Err(NoAnswer::Unknown { error, nearest }),
             (200, _) => {}
+            (401 | 403, _) => return Err(NoAnswer::Refused { url: address.clone(), why: first_line(&body) }),
             _ => return Err(silent(status.to_string())),
         }
         serde_json::from_slice(&body).map_err(|error| silent(format!("not understood: {error}")))
     }
-}
-
-/// The reason at the bottom: reqwest says that sending failed and leaves "connection refused" to its source.
-fn root(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }

@@ -43,13 +43,13 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     };
     let controller = Controller::start(config.controller, store, Arc::new(Telemetry::new())).await;
     let mut controller = controller.map_err(|error| match error {
-        ListenError::OffLoopback(_) => Failure::Usage(error.to_string()),
+        ListenError::OffLoopback(_) | ListenError::Tls(_) => Failure::Usage(error.to_string()),
         ListenError::Bind(..) => Failure::Run(error.to_string()),
     })?;
     {
         let mut out = std::io::stdout().lock();
         // Nobody listening on stdout is no reason not to serve.
-        let _ = writeln!(out, "controller listening on http://{}", controller.local_addr());
+        let _ = writeln!(out, "controller listening on {}", controller.url());
         let _ = out.flush();
     }
     tokio::select! {

@@ -8,9 +8,10 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::overrides::Standing;
-use super::reach::{Leader, Reach, ReachArgs};
+use super::reach::{Leader, LeaderArgs, Reach, ReachArgs};
 use super::table::{NONE, number, span, table};
 use super::{Failure, policy, print, print_json};
+use crate::client::LeaderHttp;
 use crate::client::PULSE_QUIET;
 use crate::clock::{Clock, SystemClock, UnixMillis};
 use crate::controller::{LeaderAccount, MeterAccount, PoolAccount};
@@ -37,6 +38,8 @@ pub(super) struct StatusArgs {
     json: bool,
     #[command(flatten)]
     reach: ReachArgs,
+    #[command(flatten)]
+    leader: LeaderArgs,
 }
 
 /// All that is told.
@@ -99,21 +102,22 @@ struct MemberStatus {
 
 /// Looks, prints, and fails when nobody leads or a pulse is stale.
 pub(super) async fn status(args: StatusArgs) -> Result<(), Failure> {
+    let http = args.leader.http()?;
     let reach = Reach::open(&args.reach).await?;
-    let status = look(&reach, args.etcd_quota).await?;
+    let status = look(&reach, &http, args.etcd_quota).await?;
     let printed = if args.json { print_json(&status) } else { print(&text(&status)) };
     printed?;
     if status.problems.is_empty() { Ok(()) } else { Err(Failure::Run(status.problems.join("; "))) }
 }
 
-async fn look(reach: &Reach, quota_bytes: Option<u64>) -> Result<Status, Failure> {
+async fn look(reach: &Reach, http: &LeaderHttp, quota_bytes: Option<u64>) -> Result<Status, Failure> {
     let keys = &reach.keys;
     let selects = [Select::Key(keys.key(&Key::Leader)), Select::Prefix(keys.pulses()), Select::Prefix(keys.members())];
     let (listing, standing, policies) =
         tokio::try_join!(reach.list(&selects), Standing::all(reach, None), policy::Standing::all(reach))?;
     let wall = SystemClock::new().wall();
     let leader = Leader::find(&listing, keys);
-    let (account, health, compacted) = tokio::join!(ask(leader.as_ref()), reach.store.health(), compacted(reach));
+    let (account, health, compacted) = tokio::join!(ask(http, leader.as_ref()), reach.store.health(), compacted(reach));
 
     let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     let account = match account {
@@ -161,9 +165,8 @@ async fn look(reach: &Reach, quota_bytes: Option<u64>) -> Result<Status, Failure
     Ok(Status { problems, warnings, leader, etcd, pools, members })
 }
 
-async fn ask(leader: Option<&Leader>) -> Option<Result<LeaderAccount, String>> {
-    let leader = leader?;
-    Some(leader.ask("/v1/pools").await.map_err(|error| error.to_string()))
+async fn ask(http: &LeaderHttp, leader: Option<&Leader>) -> Option<Result<LeaderAccount, String>> {
+    Some(leader?.ask(http, "/v1/pools").await.map_err(|error| error.to_string()))
 }
 
 /// From which revision on etcd still has its history: it says so to who watches from the beginning.

@@ -5,10 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Method;
 use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
+use super::leader_http::{LeaderHttp, NoAnswer};
 use super::process::{Core, REPORT_GAP_MIN};
 use crate::plan::Reply;
 use crate::store::{LeaseId, Op, Store, StoreError, Txn, WatchEvent};
@@ -91,9 +93,7 @@ pub(super) async fn housekeeping(core: Arc<Core>) {
 }
 
 /// Reports to the leader, at the pace the leader asks for; refusals at once.
-pub(super) async fn reporting(core: Arc<Core>, report_url: Option<String>) {
-    // The leader is on the inside; a proxy for the way out has no business here.
-    let http = reqwest::Client::builder().no_proxy().timeout(REPORT_TIMEOUT).build().unwrap_or_default();
+pub(super) async fn reporting(core: Arc<Core>, http: LeaderHttp, report_url: Option<String>) {
     // Where a follower sent us; forgotten as soon as that fails.
     let mut redirected: Option<String> = None;
     let mut next = Duration::ZERO;
@@ -129,10 +129,10 @@ pub(super) async fn reporting(core: Arc<Core>, report_url: Option<String>) {
                 // On at once, but followers that send us to each other see us at the ordinary pace.
                 next = if was_redirected { REPORT_EVERY } else { REPORT_GAP_MIN };
             }
-            Err(PostError::Failed(why)) => {
+            Err(PostError::Failed(why, said)) => {
                 core.telemetry.add(Metric::ReportFailures, &[why], 1.0);
                 if !std::mem::replace(&mut complained, true) {
-                    warn!(url, "reports are not answered ({why}): without a share the safe thresholds hold");
+                    warn!(url, "reports are not answered ({why}{said}): without a share the safe thresholds hold");
                 }
                 redirected = None;
             }
@@ -142,39 +142,60 @@ pub(super) async fn reporting(core: Arc<Core>, report_url: Option<String>) {
 
 /// The last report: what this process held is free at once, and not when its leases run out, so that one that takes its
 /// place, in a deployment say, need not wait for them.
-pub(super) async fn farewell(core: &Core, report_url: Option<&str>) {
-    let body = core.leave();
+pub(super) async fn farewell(core: &Core, http: &LeaderHttp, report_url: Option<&str>) {
+    let body = serde_json::to_vec(&core.leave()).unwrap_or_default();
     let leader = core.leader().map(|leader| leader.report_url);
     let Some(url) = report_url.map(str::to_owned).or(leader) else { return };
-    let http = reqwest::Client::builder().no_proxy().timeout(FAREWELL_TIMEOUT).build().unwrap_or_default();
     // Whoever does not hear it waits for the leases.
-    if http.post(format!("{}/v1/observations", url.trim_end_matches('/'))).json(&body).send().await.is_err() {
+    if http.ask(Method::POST, &observations(&url), body, FAREWELL_TIMEOUT).await.is_err() {
         core.telemetry.add(Metric::ReportFailures, &["farewell"], 1.0);
     }
 }
 
 enum PostError {
     Elsewhere(String),
-    Failed(&'static str),
+    /// The word for it in metrics, and more of it for the log.
+    Failed(&'static str, String),
+}
+
+fn failed(why: &'static str) -> PostError {
+    PostError::Failed(why, String::new())
+}
+
+fn observations(url: &str) -> String {
+    format!("{}/v1/observations", url.trim_end_matches('/'))
 }
 
 /// Reports; returns how long to wait until the next report.
-async fn post(core: &Core, http: &reqwest::Client, url: &str) -> Result<Duration, PostError> {
-    let (body, asked_at) = core.tell();
-    let url = format!("{}/v1/observations", url.trim_end_matches('/'));
-    let response = http.post(url).json(&body).send().await.map_err(|_| PostError::Failed("unreachable"))?;
-    match response.status().as_u16() {
+async fn post(core: &Core, http: &LeaderHttp, url: &str) -> Result<Duration, PostError> {
+    let (report, asked_at) = core.tell();
+    let body = serde_json::to_vec(&report).unwrap_or_default();
+    let answer = http.ask(Method::POST, &observations(url), body, REPORT_TIMEOUT).await;
+    let (status, body) = answer.map_err(|error| {
+        let why = if matches!(error, NoAnswer::Scheme(_)) { "tls" } else { "unreachable" };
+        PostError::Failed(why, format!(": {error}"))
+    })?;
+    match status.as_u16() {
         200 => {}
         421 => {
-            let body: serde_json::Value = response.json().await.map_err(|_| PostError::Failed("malformed_reply"))?;
+            let body: serde_json::Value = serde_json::from_slice(&body).map_err(|_| failed("malformed_reply"))?;
             let leader = body.get("leader").and_then(serde_json::Value::as_str);
-            return Err(leader.map_or(PostError::Failed("malformed_reply"), |url| PostError::Elsewhere(url.to_owned())));
+            return Err(leader.map_or(failed("malformed_reply"), |url| PostError::Elsewhere(url.to_owned())));
         }
-        503 => return Err(PostError::Failed("no_leader")),
-        _ => return Err(PostError::Failed("refused")),
+        401 => {
+            let what = ": give ClientParams::report_token a token whose digest stands in [controller.reporters] there";
+            return Err(PostError::Failed("unauthorized", what.to_owned()));
+        }
+        403 => {
+            let what =
+                ": no pool and tenant of this process is in the globs of its token in [controller.reporters] there";
+            return Err(PostError::Failed("unauthorized", what.to_owned()));
+        }
+        503 => return Err(failed("no_leader")),
+        _ => return Err(failed("refused")),
     }
-    let reply: Reply = response.json().await.map_err(|_| PostError::Failed("malformed_reply"))?;
-    core.on_reply(&reply, asked_at).map_err(|_| PostError::Failed("old_term"))
+    let reply: Reply = serde_json::from_slice(&body).map_err(|_| failed("malformed_reply"))?;
+    core.on_reply(&reply, asked_at).map_err(|_| failed("old_term"))
 }
 
 /// Keeps `members/<instance>` alive: one key, one lease.

@@ -91,6 +91,7 @@ mod gates;
 mod heads;
 mod last_known;
 mod layer;
+mod leader_http;
 mod member;
 mod middleware;
 mod params;
@@ -118,6 +119,8 @@ pub use answer::Attached;
 pub use fallback::{AnswerCache, CacheKey, CacheParams, FALLBACK_HEADER, Fallbacks, NotQueued, Requeue, Requeued};
 pub use gate::{LINE_MAX, Traffic};
 pub use layer::{BoxError, Limit, LimitLayer};
+pub(crate) use leader_http::LeaderHttp;
+pub use leader_http::{NoToken, ReportTls, ReportTlsError, ReportToken};
 pub use member::{Changes, MemberState, MeterTerms, Order, PULSE_QUIET, PoolView, Remembered, Terms};
 pub use middleware::Limited;
 pub use params::{ClientParams, MODE_VARIABLE, PoolParams};
@@ -151,6 +154,7 @@ pub struct Client {
     store: Arc<dyn Store>,
     max_wait: Duration,
     report_url: Option<String>,
+    leader_http: LeaderHttp,
     notebook: Option<Arc<last_known::Notebook>>,
     lease: Arc<Mutex<Option<LeaseId>>>,
     tasks: Arc<Tasks>,
@@ -182,12 +186,13 @@ impl Client {
         let params = ClientParams { instance, mode: process::own_mode(params.mode), ..params };
         let core = Core::new(&params, boot, fastrand::f64(), Arc::new(SystemClock::new()), telemetry);
 
+        let leader_http = LeaderHttp::new(params.report_token.clone(), params.report_tls.as_ref());
         let lease = Arc::new(Mutex::new(None));
         let key = params.keyspace.key(&Key::Member(core.instance.clone()));
         let mut tasks = vec![
             tokio::spawn(drive::watch(core.clone(), store.clone())),
             tokio::spawn(drive::housekeeping(core.clone())),
-            tokio::spawn(drive::reporting(core.clone(), params.report_url.clone())),
+            tokio::spawn(drive::reporting(core.clone(), leader_http.clone(), params.report_url.clone())),
             tokio::spawn(drive::presence(core.clone(), store.clone(), key, lease.clone())),
         ];
         let notebook = params.last_known.map(|file| Arc::new(last_known::Notebook::new(file, &core.boot)));
@@ -195,7 +200,7 @@ impl Client {
         drive::joined(&core, JOIN_WAIT).await;
         let tasks = Arc::new(Tasks(Mutex::new(tasks)));
         let ClientParams { max_wait, report_url, .. } = params;
-        Self { core, store, max_wait, report_url, notebook, lease, tasks }
+        Self { core, store, max_wait, report_url, leader_http, notebook, lease, tasks }
     }
 
     /// One of the client's pools.
@@ -233,7 +238,7 @@ impl Client {
         if let Some(notebook) = &self.notebook {
             last_known::note(&self.core, notebook).await;
         }
-        drive::farewell(&self.core, self.report_url.as_deref()).await;
+        drive::farewell(&self.core, &self.leader_http, self.report_url.as_deref()).await;
         let lease = self.lease.lock().take();
         if let Some(lease) = lease {
             // Without a store the lease runs out by itself.

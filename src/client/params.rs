@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::leader_http::{ReportTls, ReportToken};
 use crate::limiter::CALL_MAX;
 use crate::plan::keyspace::Keyspace;
 use crate::plan::{Mode, Rate, Thresholds};
@@ -24,6 +25,10 @@ pub struct ClientParams {
     pub pools: Vec<PoolParams>,
     /// Where reports go; when absent, where the `leader` key says.
     pub report_url: Option<String>,
+    /// What to show to a controller that asks who reports: it has the token's digest under `[controller.reporters]`.
+    pub report_token: Option<ReportToken>,
+    /// How to speak TLS to a controller that has `[controller.tls]`, or to the proxy before it: then `https://` alone.
+    pub report_tls: Option<ReportTls>,
     /// How long a request waits for admission unless the caller says otherwise.
     pub max_wait: Duration,
     /// This process's own word on whether limits hold, stronger than every pool's policy and in need of nobody; the
@@ -76,6 +81,8 @@ impl ClientParams {
             keyspace: Keyspace::default(),
             pools,
             report_url: None,
+            report_token: None,
+            report_tls: None,
             max_wait: Duration::from_secs(10),
             mode: None,
             last_known: None,

@@ -49,7 +49,7 @@ pub(super) static HOMES: LazyLock<Vec<(&str, String)>> = LazyLock::new(|| homes(
 pub(super) static CONTROLLER: Key = Key {
     name: "controller",
     doc: "The controller itself.",
-    shape: Shape::Table(&Table { keys: &[&NAME, &LISTEN, &ADVERTISE_URL] }),
+    shape: Shape::Table(&Table { keys: &[&NAME, &LISTEN, &ADVERTISE_URL, &TLS, &REPORTERS] }),
     absent: EMPTY,
     example: "{ listen = \"127.0.0.1:7676\" }",
 };
@@ -67,11 +67,11 @@ pub(super) static NAME: Key = Key {
 
 pub(super) static LISTEN: Key = Key {
     name: "listen",
-    doc: "Where members report and /metrics is served. Loopback only, since reports are not authenticated yet. \
-          Port 0 takes a free one.",
+    doc: "Where members report and /metrics is served. Off loopback only with [controller.reporters.<name>], or with a \
+          client_ca_file in [controller.tls]: whoever may report steers the limits. Port 0 takes a free one.",
     shape: Shape::Text {
         expected: "an address and port, such as \"127.0.0.1:7676\"",
-        pattern: "^(127\\.[0-9]{1,3}\\.[0-9]{1,3}\\.[0-9]{1,3}|\\[[0-9a-fA-F:.]+\\]):[0-9]{1,5}$",
+        pattern: "^([0-9]{1,3}(\\.[0-9]{1,3}){3}|\\[[0-9a-fA-F:.]+\\]):[0-9]{1,5}$",
     },
     absent: Absent::Reads("\"127.0.0.1:7676\""),
     example: "\"127.0.0.1:7676\"",
@@ -79,13 +79,118 @@ pub(super) static LISTEN: Key = Key {
 
 pub(super) static ADVERTISE_URL: Key = Key {
     name: "advertise_url",
-    doc: "The URL that members are told to report to, when it is not the address above: a forwarded port, say.",
+    doc: "The URL that members are told to report to, when it is not the address above: a forwarded port, say, or a name \
+          that a certificate is for. Needed where it listens on all addresses.",
     shape: Shape::Text {
         expected: "an http:// or https:// URL, such as \"http://10.0.0.5:7676\"",
         pattern: "^[hH][tT][tT][pP][sS]?://[^@?# ]+$",
     },
-    absent: Absent::Means("http:// and the address it listens on"),
-    example: "\"http://127.0.0.1:7676\"",
+    absent: Absent::Means("http://, or with TLS https://, and the address it listens on"),
+    example: "\"https://127.0.0.1:7676\"",
+};
+
+// === [controller.tls] ===
+
+pub(super) static TLS: Key = Key {
+    name: "tls",
+    doc: "TLS on the port of reports and /metrics. Its files are read at the start.",
+    shape: Shape::Table(&Table { keys: &[&SERVER_CERT_FILE, &SERVER_KEY_FILE, &CLIENT_CA_FILE] }),
+    absent: Absent::Means("no TLS: tokens go in the clear, unless a proxy before the port ends TLS"),
+    example: "{ cert_file = \"/etc/tidegate/reports.pem\", key_file = \"/run/secrets/reports-key.pem\" }",
+};
+
+pub(super) static SERVER_CERT_FILE: Key = Key {
+    name: "cert_file",
+    doc: "A PEM file with the certificate that the controller shows to members, and those that lead to its authority.",
+    shape: FILE,
+    absent: Absent::Refused,
+    example: "\"/etc/tidegate/reports.pem\"",
+};
+
+pub(super) static SERVER_KEY_FILE: Key = Key {
+    name: "key_file",
+    doc: "A PEM file with that certificate's key.",
+    shape: FILE,
+    absent: Absent::Refused,
+    example: "\"/run/secrets/reports-key.pem\"",
+};
+
+pub(super) static CLIENT_CA_FILE: Key = Key {
+    name: "client_ca_file",
+    doc: "A PEM file with authorities: who connects has to show a certificate that one of them has signed. Where no reporters \
+          are declared, such a certificate is enough to report all and read all; where they are, the token says what one may.",
+    shape: FILE,
+    absent: Absent::Means("no certificate is asked for"),
+    example: "\"/etc/tidegate/members-ca.pem\"",
+};
+
+const FILE: Shape = Shape::Text { expected: "a file's path", pattern: "^.+$" };
+
+// === [controller.reporters.<name>] ===
+
+pub(super) static REPORTERS: Key = Key {
+    name: "reporters",
+    doc: "Who may report: services, each with a token of its own, which `tidegate token` makes. As soon as there is one, also \
+          on loopback, all but /healthz is for them alone. Its name, for logs: 1-64 letters, digits, '.', '_', '-'.",
+    shape: Shape::Entries {
+        expected: "at least one table [controller.reporters.<name>]",
+        names: Names::Reporters,
+        entry: &Shape::Table(&Table { keys: &[&TOKEN_SHA256, &REPORTED_POOLS, &REPORTED_TENANTS, &READ] }),
+        least: 1,
+    },
+    absent: Absent::Means("whoever reaches the port may report all and read all"),
+    example: "{ checkout = { token_sha256 = [\"0000000000000000000000000000000000000000000000000000000000000000\"] } }",
+};
+
+/// Whether a reporter can be called so.
+pub(super) fn is_reporter(name: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=64).contains(&name.len()) && name.bytes().all(good)
+}
+
+pub(super) static TOKEN_SHA256: Key = Key {
+    name: "token_sha256",
+    doc: "SHA-256 of its token, or of two: of the one in use and of the next, while members change over. The token itself \
+          stands nowhere but with the reporter.",
+    shape: Shape::List {
+        expected: "a list of one or two digests",
+        item: &Shape::Text { expected: "64 hex digits, the SHA-256 of a token", pattern: "^[0-9a-fA-F]{64}$" },
+    },
+    absent: Absent::Means("it is shut out"),
+    example: "[\"0000000000000000000000000000000000000000000000000000000000000000\"]",
+};
+
+pub(super) static REPORTED_POOLS: Key = Key {
+    name: "pools",
+    doc: "The pools that it may report of: their ids, with * for any text. Others are cut from its reports.",
+    shape: GLOBS,
+    absent: Absent::Reads("[\"*\"]"),
+    example: "[\"openai-*\"]",
+};
+
+pub(super) static REPORTED_TENANTS: Key = Key {
+    name: "tenants",
+    doc: "The tenants that it may report of, in the same way; @default is all that are not declared. Others are cut from its \
+          reports: their traffic counts nowhere and gets no share.",
+    shape: GLOBS,
+    absent: Absent::Reads("[\"*\"]"),
+    example: "[\"acme\", \"@default\"]",
+};
+
+const GLOBS: Shape = Shape::List {
+    expected: "a list of at least one name, with * for any text",
+    item: &Shape::Text {
+        expected: "1–128 bytes without control characters",
+        pattern: "^[^\\u0000-\\u001f\\u007f-\\u009f]{1,128}$",
+    },
+};
+
+pub(super) static READ: Key = Key {
+    name: "read",
+    doc: "Whether it may read too: what `tidegate status`, `limits` and `explain` ask the leader, and /metrics.",
+    shape: Shape::Truth,
+    absent: Absent::Reads("false"),
+    example: "true",
 };
 
 // === [keys] ===

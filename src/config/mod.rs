@@ -11,15 +11,18 @@ mod names;
 mod policy;
 mod pools;
 mod reference;
+mod reporters;
 mod schema;
 mod section;
 mod spec;
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use crate::controller::Params;
+use crate::controller::access::ReporterParams;
+use crate::controller::{Params, TlsParams};
 use crate::plan::keyspace::Keyspace;
 pub use error::{Mistake, Mistakes, Severity};
 pub use policy::policy;
@@ -143,35 +146,76 @@ fn config(mut root: Section<'_>) -> Option<Config> {
     let etcd = root.take(&keys::ETCD).and_then(Field::section).map(etcd);
     let pools = root.take(&keys::POOLS).and_then(pools::pools);
     root.end();
-    let (name, listen, advertise_url) = controller?;
+    let controller = controller?;
     let (etcd, store_quota_bytes) = match etcd {
         Some((etcd, quota)) => (Some(etcd), quota?),
         // Memory has no quota.
         None => (None, u64::MAX),
     };
-    let (listen, keyspace, pools) = (listen?, keyspace??, pools?);
-    let controller =
-        Params { name, listen, advertise_url, keyspace, store_quota_bytes, pools, read_policy: policy::read };
+    let (keyspace, pools) = (keyspace??, pools?);
+    let Front { name, listen, advertise_url, reporters, tls } = controller;
+    let listen = listen?;
+    let controller = Params {
+        name,
+        listen,
+        reporters,
+        tls,
+        advertise_url,
+        keyspace,
+        store_quota_bytes,
+        pools,
+        read_policy: policy::read,
+    };
     Some(Config { controller, etcd, warnings: Mistakes::default() })
 }
 
-fn controller(mut section: Section<'_>) -> (String, Option<SocketAddr>, Option<String>) {
+/// What `[controller]` says.
+struct Front {
+    name: String,
+    listen: Option<SocketAddr>,
+    advertise_url: Option<String>,
+    reporters: BTreeMap<String, ReporterParams>,
+    tls: Option<TlsParams>,
+}
+
+fn controller(mut section: Section<'_>) -> Front {
     let good =
         |name: &str| (1..=keys::NAME_CHARS_MAX).contains(&name.chars().count()) && !name.chars().any(char::is_control);
     let name = section.take(&keys::NAME).and_then(|field| field.text(|name| good(name).then(|| name.to_owned())));
-    let listen = section.take(&keys::LISTEN).and_then(|field| listen(&field));
     let url = |url: &str| is_http_url(url, true).then(|| url.to_owned());
-    let advertise_url = section.take(&keys::ADVERTISE_URL).and_then(|field| field.text(url));
+    let advertised = section.take(&keys::ADVERTISE_URL);
+    let is_advertised = advertised.is_some();
+    let advertised = advertised.and_then(|field| Some((field.text(url)?, field.place)));
+    let reporters = section.take(&keys::REPORTERS);
+    let tls = section.take(&keys::TLS);
+    // A table with a mistake in it is not missing too.
+    let mut is_guarded = reporters.is_some();
+    let reporters = reporters.map(reporters::reporters).unwrap_or_default();
+    let tls = tls.and_then(Field::section).map(|section| {
+        is_guarded |= section.has(&keys::CLIENT_CA_FILE);
+        reporters::tls(section)
+    });
+    let listen = section.take(&keys::LISTEN).and_then(|field| listen(&field, is_guarded, is_advertised));
     section.end();
-    (name.unwrap_or_else(hostname), listen, advertise_url)
+    if let Some((url, at)) = &advertised
+        && tls.is_some()
+        && !is_https(url)
+    {
+        at.warning("an https:// URL, since the port speaks TLS: see [controller.tls]");
+    }
+    let (name, advertise_url) = (name.unwrap_or_else(hostname), advertised.map(|(url, _)| url));
+    Front { name, listen, advertise_url, reporters, tls: tls.flatten() }
 }
 
-fn listen(field: &Field<'_>) -> Option<SocketAddr> {
+fn listen(field: &Field<'_>, is_guarded: bool, is_advertised: bool) -> Option<SocketAddr> {
     let listen: SocketAddr = field.text(|text| text.parse().ok())?;
-    if !listen.ip().is_loopback() {
+    if !listen.ip().is_loopback() && !is_guarded {
         field.place.expected(
-            "a loopback address: reports are not authenticated yet, so whoever reaches this port could steer the limits",
+            "a loopback address, or [controller.reporters.<name>] to say who may report, or client_ca_file in [controller.tls]: \
+             whoever reaches this port could steer the limits",
         );
+    } else if listen.ip().is_unspecified() && !is_advertised {
+        field.place.expected("an address that members can reach, or that one as advertise_url beside it");
     }
     Some(listen)
 }
@@ -200,10 +244,7 @@ fn etcd(mut section: Section<'_>) -> (EtcdParams, Option<u64>) {
         }
         (None, None) => None,
     };
-    let url = |url: &str| {
-        let is_tls = url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
-        (is_http_url(url, true) && is_tls == tls.is_some()).then(|| url.to_owned())
-    };
+    let url = |url: &str| (is_http_url(url, true) && is_https(url) == tls.is_some()).then(|| url.to_owned());
     let endpoints = items.unwrap_or_default().iter().filter_map(|item| item.text(url)).collect();
     let user = user.map(|(name, file, _)| (name, file));
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a million to 10^12")]
@@ -240,6 +281,10 @@ fn is_http_url(text: &str, tls: bool) -> bool {
     let Ok(uri) = text.parse::<http::Uri>() else { return false };
     let scheme = uri.scheme_str().is_some_and(|scheme| scheme == "http" || (tls && scheme == "https"));
     scheme && uri.authority().is_some_and(|authority| !authority.host().is_empty())
+}
+
+fn is_https(url: &str) -> bool {
+    url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"))
 }
 
 fn hostname() -> String {

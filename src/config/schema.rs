@@ -44,6 +44,7 @@ fn shape(of: &Shape) -> Map<String, Value> {
             json!({ "type": "number", "minimum": value(&min.to_string()), "maximum": value(&max.to_string()) })
         }
         Shape::Count { min, max, .. } => json!({ "type": "integer", "minimum": min, "maximum": max }),
+        Shape::Truth => json!({ "type": "boolean" }),
         Shape::Text { pattern, .. } => json!({ "type": "string", "pattern": pattern }),
         Shape::OneOf(words) => json!({ "type": "string", "enum": words }),
         Shape::List { item, .. } => json!({ "type": "array", "minItems": 1, "items": shape(item) }),

@@ -271,6 +271,11 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Whether `key` is there.
+    pub(super) fn has(&self, key: &'static Key) -> bool {
+        self.table.contains_key(key.name)
+    }
+
     /// Notes what was not taken as unknown.
     pub(super) fn end(self) {
         let mut unknown: Vec<_> = self.unknown().collect();
@@ -399,6 +404,11 @@ impl<'a> Field<'a> {
         let number = self.value.as_integer();
         let number = number.and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok());
         number.filter(|number| (*min..=*max).contains(number)).or_else(|| self.refused())
+    }
+
+    /// `true` or `false`.
+    pub(super) fn truth(&self) -> Option<bool> {
+        self.value.as_bool().or_else(|| self.refused())
     }
 
     /// Notes that the value is not what is allowed, and what was probably meant.

@@ -37,6 +37,8 @@ pub(super) enum Shape {
     Number { min: f64, max: f64, unit: &'static str },
     /// A whole number.
     Count { min: u32, max: u32, unit: &'static str },
+    /// `true` or `false`.
+    Truth,
     /// Text that code reads. The pattern is for editors: it takes all that the code takes, and little else.
     Text { expected: &'static str, pattern: &'static str },
     /// One of some words.
@@ -101,6 +103,7 @@ impl Shape {
                 format!("{first} or another of the {} that `tidegate schema --reference` lists", words.len())
             }
             Self::OneOf(words) => listed(words),
+            Self::Truth => "true or false".to_owned(),
             Self::Table(_) => "a table".to_owned(),
             Self::KeyOr(key, table) => format!("{}, or {}", key.shape.expected(), braced(table)),
         }

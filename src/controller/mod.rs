@@ -8,9 +8,11 @@
 //! `signal` turns reports into rates and readings, `law` estimates what each meter can take, `apportion` divides it,
 //! `shares` splits it over members, `alignment` knows where windows end, `history` remembers what was decided and from what,
 //! `checkpoint` is what the next leader is told of it, `policies` knows which policy holds, `account` is what is told to who asks,
-//! `lease` the times of the leader's. These and the planner are pure; `lead`, `overseer` (operators' overrides, members' presence),
-//! `upkeep` (checkpoints, old audit records, how full the store is), `publish` and `serve` do the I/O.
+//! `access` knows who may report and ask, `lease` the times of the leader's. These and the planner are pure; `lead`, `overseer`
+//! (operators' overrides, members' presence), `upkeep` (checkpoints, old audit records, how full the store is), `publish`, `serve`
+//! and `tls` do the I/O.
 
+pub mod access;
 mod account;
 pub mod alignment;
 pub mod apportion;
@@ -30,6 +32,7 @@ mod publish;
 mod serve;
 pub mod shares;
 pub mod signal;
+mod tls;
 mod upkeep;
 
 use std::net::SocketAddr;
@@ -45,7 +48,10 @@ pub use lease::{KEEP_ALIVE_EVERY, LEADER_TTL};
 pub use nearest::nearest;
 pub use params::{Params, PoolParams, ReadPolicy, TenantParams};
 pub use serve::ListenError;
+pub use tls::TlsParams;
 pub use upkeep::AUDIT_KEPT;
+
+use access::Access;
 
 use crate::clock::{Clock, SystemClock};
 use crate::store::Store;
@@ -55,6 +61,7 @@ use crate::telemetry::Telemetry;
 #[derive(Debug)]
 pub struct Controller {
     local_addr: SocketAddr,
+    is_tls: bool,
     stop: watch::Sender<bool>,
     leading: JoinHandle<()>,
     serving: JoinHandle<()>,
@@ -66,31 +73,30 @@ impl Controller {
     /// # Errors
     /// [`ListenError`] when the report address cannot be had.
     pub async fn start(params: Params, store: Arc<dyn Store>, telemetry: Arc<Telemetry>) -> Result<Self, ListenError> {
-        let listener = serve::bind(params.listen).await?;
-        let local_addr = listener.local_addr().map_err(|error| ListenError::Bind(params.listen, error))?;
+        let port = serve::bind(&params, &telemetry).await?;
+        let (local_addr, is_tls) = (port.local_addr(), port.is_tls());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let (stop, stopped) = watch::channel(false);
 
-        let report_url = params.advertise_url.clone().unwrap_or_else(|| format!("http://{local_addr}"));
-        let name = params.name.clone();
+        let report_url = params.advertise_url.clone().unwrap_or_else(|| format!("{}://{local_addr}", scheme(is_tls)));
+        let (name, access) = (params.name.clone(), Access::new(&params.reporters));
         let leading = Leading::new(params, report_url, store, clock.clone(), telemetry.clone());
-        let front = serve::Front { name, desk: leading.desk.clone(), clock, telemetry };
-        let mut serving_stopped = stopped.clone();
-        let serving = tokio::spawn(async move {
-            let app = serve::router(Arc::new(front));
-            let until = async move { drop(serving_stopped.wait_for(|stop| *stop).await) };
-            if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(until).await {
-                tracing::error!("report server ended: {error}");
-            }
-        });
+        let front = serve::Front::new(name, access, leading.desk.clone(), clock, telemetry);
+        let serving = tokio::spawn(port.serve(serve::router(Arc::new(front)), stopped.clone()));
         let leading = tokio::spawn(leading.run(stopped));
-        Ok(Self { local_addr, stop, leading, serving })
+        Ok(Self { local_addr, is_tls, stop, leading, serving })
     }
 
     /// Where reports and metrics are served.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// The same as a URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("{}://{}", scheme(self.is_tls), self.local_addr)
     }
 
     /// Waits until the controller has ended by itself, which only a bug can cause.
@@ -106,4 +112,8 @@ impl Controller {
         self.serving.abort();
         let _ = self.serving.await;
     }
+}
+
+fn scheme(is_tls: bool) -> &'static str {
+    if is_tls { "https" } else { "http" }
 }

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use jiff::tz::TimeZone;
 
+use super::access::ReporterParams;
+use super::tls::TlsParams;
 use crate::plan::keyspace::Keyspace;
 use crate::plan::{Algorithm, Mode, Rate};
 use crate::provider::Dialect;
@@ -15,8 +17,12 @@ use crate::quota::{Grantee, Meter, PoolId, TenantId};
 pub struct Params {
     /// This controller's name in the `leader` key.
     pub name: String,
-    /// Where reports and `/metrics` are served; loopback.
+    /// Where reports and `/metrics` are served; off loopback with reporters or a client authority only.
     pub listen: SocketAddr,
+    /// Who may report and read, by name; none: whoever reaches the port.
+    pub reporters: BTreeMap<String, ReporterParams>,
+    /// TLS on the port.
+    pub tls: Option<TlsParams>,
     /// The URL members are told; the listen address when absent.
     pub advertise_url: Option<String>,
     /// Where the keys live.

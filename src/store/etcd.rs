@@ -92,7 +92,7 @@ impl EtcdTls {
 }
 
 /// A file of certificates, or of a key.
-fn pem(file: &Path) -> Result<Vec<u8>, StoreError> {
+pub(crate) fn pem(file: &Path) -> Result<Vec<u8>, StoreError> {
     let unread = |detail: String| StoreError::File { file: file.display().to_string(), detail };
     let mut bytes = Vec::new();
     let opened = std::fs::File::open(file).map_err(|error| unread(error.to_string()))?;

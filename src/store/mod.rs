@@ -30,7 +30,7 @@
 //! # Ok(()) }
 //! ```
 
-mod etcd;
+pub(crate) mod etcd;
 mod kv;
 mod memory;
 

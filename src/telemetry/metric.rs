@@ -53,6 +53,8 @@ metrics! {
     ReportsAccepted Counter "reports_accepted_total" [] "Reports of members that were taken.";
     LimitsDoubted Counter "limits_doubted_total" ["pool"] "Reports of a limit far from the accepted one, until enough members tell of it.";
     ReportsRefused Counter "reports_refused_total" ["why"] "Reports of members that were refused.";
+    ReadsRefused Counter "reads_refused_total" ["why"] "Questions of operators, and for metrics, that were refused.";
+    ConnectionsRefused Counter "connections_refused_total" ["why"] "Connections to the report port whose TLS handshake failed.";
     Ticks Counter "ticks_total" [] "Rounds of the control loop.";
     TickSeconds Gauge "tick_seconds" [] "How long the last round of the control loop took.";
     PoolCapacity Gauge "pool_capacity_units" ["pool", "meter"] "What the pool can take, as estimated.";

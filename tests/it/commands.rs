@@ -114,8 +114,9 @@ const WRONG: &[(&str, &str, &[&str])] = &[
         "[controller]\nlisten = \"0.0.0.0:7676\"\n[etcd]\nendpoints = [\"https://etcd:2379\"]\n[pools.a]\n\
          dialect = \"openai\"\ncapacity = { \"requests/minute\" = 600 }\n",
         &[
-            "t.toml:2:10: controller.listen: found \"0.0.0.0:7676\", expected a loopback address: reports are not \
-             authenticated yet, so whoever reaches this port could steer the limits",
+            "t.toml:2:10: controller.listen: found \"0.0.0.0:7676\", expected a loopback address, or \
+             [controller.reporters.<name>] to say who may report, or client_ca_file in [controller.tls]: whoever reaches \
+             this port could steer the limits",
             "t.toml:4:14: etcd.endpoints: found \"https://etcd:2379\", expected a URL of host and port, such \
              as \"http://127.0.0.1:2379\"; https:// with a ca_file, http:// without",
         ],
@@ -468,7 +469,7 @@ fn the_long_help_of_each_command_tells_how_it_is_used_and_ends() {
     let listed = brief.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     let commands: Vec<&str> = listed.filter_map(|line| line.split_whitespace().next()).collect();
     let operators = ["status", "limits", "explain", "override", "policy", "audit", "export", "import"];
-    let others = ["check", "schema", "headers", "replay", "emulate", "demo", "completions"];
+    let others = ["check", "schema", "token", "headers", "replay", "emulate", "demo", "completions"];
     assert_eq!(commands, [&["run"], &operators[..], &others, &["help"]].concat());
     let within = ["limits get", "limits watch", "override set", "override clear", "override list"];
     let policy = ["policy get", "policy put", "policy clear", "policy diff"];

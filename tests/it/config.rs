@@ -78,7 +78,7 @@ fn the_reference_loads_and_each_of_its_values_is_read() {
     assert_eq!(config.warnings, Mistakes::default());
     assert_eq!(config.controller.name, "controller-a");
     assert_eq!(config.controller.listen.to_string(), "127.0.0.1:7676");
-    assert_eq!(config.controller.advertise_url.as_deref(), Some("http://127.0.0.1:7676"));
+    assert_eq!(config.controller.advertise_url.as_deref(), Some("https://127.0.0.1:7676"));
     assert_eq!(config.controller.keyspace, Keyspace::default());
     assert_eq!(config.etcd.expect("has a table").endpoints, ["https://127.0.0.1:2379"]);
     let pool = &config.controller.pools[0];
@@ -374,9 +374,17 @@ fn names_that_are_not_allowed_are_refused() {
 fn listening_off_loopback_is_refused_with_the_reason() {
     assert_eq!(
         after_pool("[controller]\nlisten = \"0.0.0.0:7676\"\n"),
-        "t.toml:5:10: controller.listen: found \"0.0.0.0:7676\", expected a loopback address: reports are not authenticated \
-         yet, so whoever reaches this port could steer the limits"
+        "t.toml:5:10: controller.listen: found \"0.0.0.0:7676\", expected a loopback address, or \
+         [controller.reporters.<name>] to say who may report, or client_ca_file in [controller.tls]: whoever reaches this \
+         port could steer the limits"
     );
+    // TLS alone says nothing of who reports.
+    let tls =
+        "[controller]\nlisten = \"10.0.0.5:7676\"\n[controller.tls]\ncert_file = \"c.pem\"\nkey_file = \"k.pem\"\n";
+    assert!(after_pool(tls).contains("controller.listen: found \"10.0.0.5:7676\", expected a loopback address, or"));
+    let mutual = parse(&format!("{POOL}{tls}client_ca_file = \"m.pem\"\n")).expect("good").controller.tls.expect("TLS");
+    assert_eq!((mutual.certificate, mutual.key), ("c.pem".into(), "k.pem".into()));
+    assert_eq!(mutual.client_authorities, Some("m.pem".into()));
     assert_eq!(
         after_pool("[controller]\nlisten = \"localhost\"\n"),
         "t.toml:5:10: controller.listen: found \"localhost\", expected an address and port, such as \"127.0.0.1:7676\""
@@ -488,4 +496,63 @@ fn a_user_of_etcd_has_a_password_file_and_the_other_way_round() {
         assert_eq!(read(&file), Ok(Some(("c".to_owned(), password.to_owned()))));
     }
     assert_eq!(parse(&etcd).expect("good").etcd.expect("has a table").sign_in(), Ok(None));
+}
+
+const DIGEST: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+
+#[test]
+fn reporters_are_read_and_their_mistakes_named() {
+    let other = "0".repeat(64);
+    let text = format!(
+        "{POOL}[controller]\nlisten = \"10.0.0.5:7676\"\n[controller.reporters.checkout]\n\
+         token_sha256 = [\"{DIGEST}\", \"{other}\"]\npools = [\"openai-*\"]\nread = true\n[controller.reporters.batch]\n"
+    );
+    let reporters = parse(&text).expect("good").controller.reporters;
+    let checkout = &reporters["checkout"];
+    assert_eq!(checkout.tokens, [DIGEST.parse().expect("hex"), other.parse().expect("hex")]);
+    assert_eq!(checkout.tokens[0].to_string(), DIGEST);
+    assert!(checkout.read && checkout.pools[0].matches("openai-gpt4o") && !checkout.pools[0].matches("claude"));
+    let batch = &reporters["batch"];
+    assert!(batch.tokens.is_empty() && !batch.read, "nobody has its token, and it may not read");
+    assert!(batch.pools[0].matches("any") && batch.tenants[0].matches("@default"));
+
+    let of = |name: &str, keys: &str| after_pool(&format!("[controller.reporters.{name}]\n{keys}\n"));
+    assert_eq!(
+        of("a", "token_sha256 = [\"secret\"]"),
+        "t.toml:5:17: controller.reporters.a.token_sha256: found \"secret\", expected 64 hex digits, the SHA-256 of a token"
+    );
+    assert_eq!(
+        of("a", &format!("token_sha256 = [\"{DIGEST}\", \"{other}\", \"{}\"]", "1".repeat(64))),
+        "t.toml:5:153: controller.reporters.a.token_sha256: a token too many, expected at most 2: the one in use and the next"
+    );
+    assert_eq!(
+        of("a", &format!("token_sha256 = [\"{DIGEST}\"]\n[controller.reporters.b]\ntoken_sha256 = [\"{DIGEST}\"]")),
+        "t.toml:7:17: controller.reporters.b.token_sha256: this is a's token already, expected one for each reporter"
+    );
+    assert!(of("a", "token_sha256 = []").contains("expected a list of one or two digests"));
+    assert!(of("a", "pools = [\"\"]").contains("expected 1–128 bytes"));
+    assert!(of("a", "read = 1").contains("found 1, expected true or false"));
+    assert!(of("\"a b\"", "").contains("reporter \"a b\": expected 1–64 letters, digits"));
+    assert!(
+        after_pool("[controller.reporters]\n").contains("expected at least one table [controller.reporters.<name>]")
+    );
+    assert!(after_pool("[controller.tls]\ncert_file = \"c.pem\"\n").contains("\"key_file\" is missing"));
+}
+
+#[test]
+fn an_address_that_no_member_can_reach_wants_another_beside_it() {
+    let text =
+        format!("[controller.reporters.a]\ntoken_sha256 = [\"{DIGEST}\"]\n[controller]\nlisten = \"0.0.0.0:7676\"\n");
+    assert!(
+        after_pool(&text)
+            .contains("expected an address that members can reach, or that one as advertise_url beside it")
+    );
+    assert!(parse(&format!("{POOL}{text}advertise_url = \"https://tidegate.example:7676\"\n")).is_ok());
+    // What speaks TLS is not to be called in the clear.
+    let tls = "advertise_url = \"http://a:7676\"\n[controller.tls]\ncert_file = \"c.pem\"\nkey_file = \"k.pem\"\n";
+    let warnings = parse(&format!("{POOL}{text}{tls}")).expect("good all the same").warnings.to_string();
+    assert!(
+        warnings.contains("warning: controller.advertise_url: found \"http://a:7676\", expected an https:// URL"),
+        "{warnings}"
+    );
 }

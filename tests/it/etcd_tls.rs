@@ -18,12 +18,12 @@ use super::by_hand::grantee;
 use super::world::{eventually, tidegate};
 
 /// An authority, a server's certificate and a client's, as files.
-struct Papers {
+pub struct Papers {
     folder: tempfile::TempDir,
 }
 
 impl Papers {
-    fn draw_up() -> Self {
+    pub fn draw_up() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
@@ -45,7 +45,7 @@ impl Papers {
         Self { folder }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 

@@ -57,6 +57,7 @@ mod provider_facts;
 mod provider_quirks;
 mod provider_rows;
 mod records;
+mod reporters;
 mod seat;
 mod reports;
 mod schema;

@@ -483,6 +483,8 @@ pub fn params(who: usize, pools: &[PoolId]) -> Params {
     Params {
         name: format!("c{who}"),
         listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
+        reporters: BTreeMap::new(),
+        tls: None,
         advertise_url: None,
         keyspace: Keyspace::default(),
         store_quota_bytes: u64::MAX,

@@ -97,6 +97,8 @@ pub(super) async fn reporting(core: Arc<Core>, http: LeaderHttp, report_url: Opt
     // Where a follower sent us; forgotten as soon as that fails.
     let mut redirected: Option<String> = None;
     let mut next = Duration::ZERO;
+    // After a report that failed no longer than after one that did not: a share may end meanwhile.
+    let mut pause = REPORT_EVERY;
     // Said once per outage: a member that cannot report has no share, and somebody should know.
     let mut complained = false;
     // When the last two reports went: one right behind another is well, so that no 429 waits because the last report was a
@@ -110,17 +112,17 @@ pub(super) async fn reporting(core: Arc<Core>, http: LeaderHttp, report_url: Opt
         if let Some(before_last) = before_last {
             sleep_until(before_last + 2 * REPORT_GAP_MIN).await;
         }
-        next = REPORT_EVERY;
+        next = REPORT_EVERY.min(pause);
         let leader = core.leader().map(|leader| leader.report_url);
         let was_redirected = redirected.is_some();
         let Some(url) = redirected.clone().or_else(|| report_url.clone()).or(leader) else { continue };
         before_last = last.replace(Instant::now());
         match post(&core, &http, &url).await {
-            Ok(pause) => {
+            Ok(asked) => {
                 if std::mem::take(&mut complained) {
                     info!(url, "reports are answered again");
                 }
-                next = pause;
+                (pause, next) = (asked, asked);
             }
             Err(PostError::Elsewhere(other)) => {
                 core.telemetry.add(Metric::ReportFailures, &["follower"], 1.0);

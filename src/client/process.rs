@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -34,6 +34,8 @@ use crate::telemetry::{Metric, Telemetry};
 pub(super) const REPORT_GAP_MIN: Duration = Duration::from_millis(100);
 /// A leader that asks for longer pauses than this is asked again all the same.
 const REPORT_GAP_MAX: Duration = Duration::from_secs(5);
+/// A tenant that is told of in turn has its turn so often while its share holds.
+const ROUNDS_IN_A_SHARE: u32 = 3;
 /// A hold told by the leader is released over this fraction of its length, but not over more than the second.
 const HOLD_SPREAD: f64 = 0.2;
 const HOLD_SPREAD_MAX: Duration = Duration::from_secs(5);
@@ -57,6 +59,8 @@ pub struct Core {
     /// How many reports were made.
     reports: AtomicU64,
     rota: Mutex<Rota>,
+    /// Whether it was said that there are too many tenants for the rota.
+    crowded: AtomicBool,
     /// Something must reach the leader at once.
     pub(super) urgent: Notify,
     /// The first shares have come.
@@ -96,6 +100,7 @@ impl Core {
             pools: std::sync::OnceLock::new(),
             reports: AtomicU64::new(0),
             rota: Mutex::default(),
+            crowded: AtomicBool::new(false),
             urgent: Notify::new(),
             joined: Notify::new(),
             jitter,
@@ -197,8 +202,19 @@ impl Core {
         self.retune(&mut views, now);
         drop(views);
         self.joined.notify_one();
-        // Who tells of its tenants in turn has told of each twice within its share's life, so that one lost report ends none.
-        let in_turn = Duration::from_millis(reply.share_valid_ms) / 2 / self.rota.lock().round();
+        let round = {
+            let mut rota = self.rota.lock();
+            rota.taken();
+            rota.round()
+        };
+        // Who tells of its tenants in turn tells of each three times within its share's life, so that one lost report ends none.
+        let in_turn = Duration::from_millis(reply.share_valid_ms) / ROUNDS_IN_A_SHARE / round;
+        if in_turn < REPORT_GAP_MIN && !self.crowded.swap(true, Ordering::Relaxed) {
+            warn!(
+                reports = round,
+                "more tenants than can be told of while a share holds: some are on the safe thresholds now and then"
+            );
+        }
         Ok(Duration::from_millis(reply.next_report_ms).min(in_turn).clamp(REPORT_GAP_MIN, REPORT_GAP_MAX))
     }
 

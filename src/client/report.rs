@@ -71,5 +71,5 @@ fn pool_report(gates: &Gates, view: Option<&PoolView>, now: MonoTime) -> PoolRep
         tenant.share = Some(share.share);
         tenant.concurrency = share.concurrency;
     }
-    PoolReport { sequence: 0, meters, hold_ms, tenants, partial: false }
+    PoolReport { sequence: 0, meters, hold_ms, tenants, tenants_in_all: None }
 }

@@ -18,17 +18,17 @@ use super::planner::PoolPlanner;
 use crate::clock::MonoTime;
 use crate::observation::Report;
 use crate::plan::{Reply, keyspace::LeaderRecord};
-use crate::quota::PoolId;
+use crate::quota::{Meter, PoolId};
 use crate::telemetry::{Metric, Telemetry};
 
 use super::shares::SHARE_VALID;
-use super::signal::MEMBER_SILENT_MAX;
+use super::signal::{DoubtedLimit, MEMBER_SILENT_MAX};
 
 /// A loop that has not ticked for this long counts as hung: twice what one tick may wait for its store.
 const TICK_SILENT_MAX: Duration = Duration::from_secs(10);
 /// Members report at least this often.
 const REPORT_EVERY_MIN_MS: u64 = 250;
-/// Twice within a share's life, so that one lost report ends no share.
+/// Twice within a share's life: after a report that fails the next one comes sooner.
 const REPORT_EVERY_MAX_MS: u64 = 2_500;
 
 /// A term of leadership.
@@ -47,6 +47,8 @@ pub(super) struct Office {
     replies: u64,
     /// When each member last reported, whatever its pools.
     heard: BTreeMap<String, MonoTime>,
+    /// Of which a limit was doubted, as far as that was said.
+    doubted: BTreeSet<(PoolId, Meter)>,
     /// Pools that members use and nobody has configured, as far as they were spoken of.
     strange: BTreeSet<PoolId>,
 }
@@ -66,6 +68,7 @@ impl Office {
             pools: BTreeMap::new(),
             replies: 0,
             heard: BTreeMap::new(),
+            doubted: BTreeSet::new(),
             strange: BTreeSet::new(),
         }
     }
@@ -239,8 +242,12 @@ impl Desk {
             if urgency.throttled {
                 self.early.notify_one();
             }
-            if urgency.doubted {
+            if let Some(DoubtedLimit { meter, told, accepted }) = urgency.doubted {
                 self.telemetry.add(Metric::LimitsDoubted, &[id.as_str()], 1.0);
+                if office.doubted.insert((id.clone(), meter)) {
+                    let member = report.instance.as_str();
+                    warn!(pool = %id, %meter, member, told, accepted, "a limit that others do not tell of: another account's key?");
+                }
             }
             if report.leaving {
                 pool.leave(&report.instance, &report.boot);
@@ -250,7 +257,8 @@ impl Desk {
         }
         office.replies += 1;
         self.telemetry.add(Metric::ReportsAccepted, &[], 1.0);
-        // At most 1,000 posts a second: as many members as that report once a second.
+        // Some 1,000 posts a second: as many members as that report once a second. Above 2,500 members it is their shares that
+        // say how often.
         let members = u64::try_from(office.heard.len()).unwrap_or(u64::MAX);
         let next_report_ms = members.clamp(REPORT_EVERY_MIN_MS, REPORT_EVERY_MAX_MS);
         Reply {

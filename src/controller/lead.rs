@@ -34,6 +34,8 @@ use crate::telemetry::{Metric, Telemetry};
 pub const TICK_EVERY: Duration = Duration::from_secs(1);
 /// Early ticks begin at least this far apart.
 pub const EARLY_TICK_GAP: Duration = Duration::from_millis(100);
+/// A store that is slow has this long without an early tick, at least.
+const STORE_RESTS: Duration = Duration::from_millis(20);
 /// A tick writes grants for at most this long: the store has others to serve.
 const GRANTS_FOR: Duration = Duration::from_millis(500);
 /// A cut to less than this is said at the ordinary log level.
@@ -365,10 +367,12 @@ impl Leading {
         let mut regular = interval(TICK_EVERY);
         regular.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            // In this order: what is due is not put off by 429s without end.
             let early = tokio::select! {
+                biased;
+                _ = stop.changed() => return Ended::Stopped,
                 _ = regular.tick() => false,
                 () = self.asked_early() => true,
-                _ = stop.changed() => return Ended::Stopped,
             };
             let began = self.clock.now();
             if let Err(ended) = self.turn(&mut reign, early).await {
@@ -376,7 +380,8 @@ impl Leading {
             }
             if early {
                 // The first 429 after quiet is acted on at once, the following ones at most this often.
-                sleep(EARLY_TICK_GAP.saturating_sub(self.clock.now().since(began))).await;
+                let rest = EARLY_TICK_GAP.saturating_sub(self.clock.now().since(began));
+                sleep(rest.max(STORE_RESTS)).await;
             }
         }
     }
@@ -436,7 +441,7 @@ impl Leading {
             Ok(()) => self.record_pulses(&pulses),
             Err(error) => return self.cannot_publish(&error),
         }
-        if let Err(error) = self.write_grants(&publisher, &pulses, began).await {
+        if let Err(error) = self.write_grants(&publisher, began).await {
             return self.cannot_publish(&error);
         }
         self.telemetry.add(Metric::Ticks, &[], 1.0);
@@ -444,17 +449,11 @@ impl Leading {
         Ok(())
     }
 
-    /// Writes grants of the pools whose pulse has just been written, as far as there is time: the next pulse is not to wait for
-    /// them, and one that a 429 asks for still less.
-    async fn write_grants(
-        &self,
-        publisher: &Publisher<'_>,
-        pulses: &BTreeMap<PoolId, Pulse>,
-        began: MonoTime,
-    ) -> Result<(), PublishError> {
+    /// Writes grants, as far as there is time: the next pulse is not to wait for them, and one that a 429 asks for still less.
+    async fn write_grants(&self, publisher: &Publisher<'_>, began: MonoTime) -> Result<(), PublishError> {
         let until = self.clock.now() + GRANTS_FOR;
         loop {
-            let (batches, urgent) = self.desk.with_office(|office| next_grants(office, pulses)).unwrap_or_default();
+            let (batches, urgent) = self.desk.with_office(next_grants).unwrap_or_default();
             if batches.is_empty() {
                 return Ok(());
             }
@@ -542,9 +541,9 @@ impl Leading {
 
 /// The next grants to write at a time, a part of each pool's: one with ten thousand changes does not hold up the others. With it
 /// whether a pool wants a pulse before its time.
-fn next_grants(office: &mut Office, pulses: &BTreeMap<PoolId, Pulse>) -> (Vec<(PoolId, Batch)>, bool) {
+fn next_grants(office: &mut Office) -> (Vec<(PoolId, Batch)>, bool) {
     let urgent = office.pools.values().any(PoolPlanner::is_urgent);
-    let open = office.pools.iter_mut().filter(|(id, pool)| pulses.contains_key(*id) && pool.outbox().is_open());
+    let open = office.pools.iter_mut().filter(|(_, pool)| pool.may_grant());
     let open: Vec<_> = open.take(GRANTS_AT_A_TIME).collect();
     let part = GRANTS_AT_A_TIME / open.len().max(1);
     (open.into_iter().map(|(id, pool)| (id.clone(), pool.outbox_mut().take(part))).collect(), urgent)

@@ -76,7 +76,10 @@ impl Overseer {
     /// Reads, takes what is new into the planners, and says what holds.
     pub(super) async fn oversee(&mut self, leading: &Leading, term: u64) -> Result<(), PublishError> {
         let written = self.read(leading).await?;
-        self.look_for_orphans(leading, &written).await?;
+        if let Err(error) = self.look_for_orphans(leading, &written).await {
+            // It comes round again.
+            warn!("cannot look for records of pools that nobody knows: {error}");
+        }
         self.rule(leading, term, &written.policies).await?;
         let mut said = self.judge(leading, &written);
         let gone = self.judged.keys().chain(&written.statuses).filter(|key| !written.overrides.contains_key(key));

@@ -50,6 +50,8 @@ pub struct PoolPlanner {
     outbox: Outbox,
     /// As last written.
     pulse: Option<Pulse>,
+    /// Whether that is the one of the last tick.
+    is_pulsed: bool,
     signal: PoolSignal,
     laws: BTreeMap<Meter, MeterLaw>,
     /// What the law was told at the last tick, and its step.
@@ -95,6 +97,7 @@ impl PoolPlanner {
             params,
             outbox: Outbox::new(term, left),
             pulse: None,
+            is_pulsed: false,
             signal: PoolSignal::default(),
             laws,
             steps: BTreeMap::new(),
@@ -217,6 +220,12 @@ impl PoolPlanner {
         (answered, urgency)
     }
 
+    /// Whether there are grants to write now: a pulse goes before those that were planned with it.
+    #[must_use]
+    pub fn may_grant(&self) -> bool {
+        self.is_pulsed && self.outbox.is_open()
+    }
+
     /// Whether a report has asked for an early tick.
     #[must_use]
     pub fn is_urgent(&self) -> bool {
@@ -242,6 +251,7 @@ impl PoolPlanner {
 
     /// One tick: steps the law, and plans what to publish.
     pub fn tick(&mut self, now: MonoTime, wall: UnixMillis) -> Pulse {
+        self.is_pulsed = false;
         self.signal.forget_silent(now);
         self.step_laws(now);
         let planned = self.plan(now, wall);
@@ -272,6 +282,7 @@ impl PoolPlanner {
     /// The pulse was written.
     pub fn pulsed(&mut self, pulse: Pulse) {
         self.pulse = Some(pulse);
+        self.is_pulsed = true;
         self.remember(Vec::new());
     }
 

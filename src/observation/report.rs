@@ -81,9 +81,9 @@ pub struct PoolReport {
     /// Long holds the provider asked for (over 60 s), in ms from now.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub hold_ms: BTreeMap<Meter, u64>,
-    /// It tells of some of its tenants only, of the others in its next reports.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub partial: bool,
+    /// How many tenants there are to tell of, where one report does not hold all of them: of the others the next ones tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenants_in_all: Option<usize>,
     /// Per tenant; `@default` gathers the undeclared ones.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tenants: BTreeMap<Grantee, TenantReport>,

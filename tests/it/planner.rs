@@ -245,7 +245,7 @@ fn a_tenant_that_is_counted_anew_is_heard_again() {
 
 /// Of a meter, what a member says is the limit, sent `age_ms` ago; and whether that was doubted.
 fn tell_limit(signal: &mut PoolSignal, member: &str, limit: f64, age_ms: u64, at: u64) -> bool {
-    signal.ingest(member, &with_reading(PoolReport::default(), limit, 5.0, age_ms), ms(at)).doubted
+    signal.ingest(member, &with_reading(PoolReport::default(), limit, 5.0, age_ms), ms(at)).doubted.is_some()
 }
 
 fn limit_per_min(signal: &PoolSignal, at: u64) -> f64 {
@@ -280,6 +280,17 @@ fn a_limit_that_is_far_off_takes_three_readings_of_two_members() {
     assert_eq!(limit_per_min(&signal, 10_600), 600.0);
     assert!(!tell_limit(&mut signal, "a", 60.0, 0, 10_800), "the third");
     assert_eq!(limit_per_min(&signal, 10_800), 60.0);
+}
+
+/// A process with a wrong key that starts again and again is one instance.
+#[test]
+fn two_starts_of_one_instance_are_not_two_members() {
+    let mut signal = PoolSignal::default();
+    tell_limit(&mut signal, "honest/1", 600.0, 0, 10_000);
+    tell_limit(&mut signal, "wrong/1", 600.0, 0, 10_100);
+    for (boot, at) in [(2, 10_300), (3, 10_600), (4, 10_900), (5, 11_200)] {
+        assert!(tell_limit(&mut signal, &format!("wrong/{boot}"), 60.0, 0, at), "start {boot}");
+    }
 }
 
 #[test]

@@ -10,3 +10,4 @@ mod readings;
 pub(super) use pool::MEMBER_SILENT_MAX;
 pub use pool::{PoolSignal, Urgency};
 pub use rate::SmoothRate;
+pub use readings::DoubtedLimit;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::SmoothRate;
-use super::readings::{NewestReading, Readings};
+use super::readings::{DoubtedLimit, NewestReading, Readings};
 use crate::clock::MonoTime;
 use crate::controller::law::{READING_AGE_MAX, Sample, Traffic};
 use crate::observation::{Counters, PoolReport, Reading, ThrottleKind, UnitCounts};
@@ -12,6 +12,8 @@ use crate::quota::{Cost, Grantee, Meter, Unit};
 
 /// A member that has not reported for this long is not counted any more.
 pub(in crate::controller) const MEMBER_SILENT_MAX: Duration = Duration::from_secs(10);
+/// A member that tells of its tenants in turn has told of each within this, though a report was lost.
+const ROUNDS: Duration = Duration::from_secs(5);
 /// How far back own use can be looked up: longer than a reading may be old.
 const HISTORY: Duration = Duration::from_secs(30);
 /// Endings are judged over this long at least.
@@ -49,8 +51,10 @@ struct Member {
     history: VecDeque<(MonoTime, Units)>,
     /// Of its newest report.
     sequence: u64,
-    /// Whether its newest report told of some of its tenants only.
-    partial: bool,
+    /// Since when it is heard of.
+    since: MonoTime,
+    /// Whether it has told of all the tenants that it had when it was first heard of: what a further one counts is news.
+    told_all: bool,
 }
 
 /// Units of each unit, in the order of [`Unit::ALL`].
@@ -78,27 +82,26 @@ pub struct PoolSignal {
 }
 
 /// What one report brought that cannot wait for the tick, or is to be counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Urgency {
     /// The provider refused something since the member's last report.
     pub throttled: bool,
-    /// It told of a limit that is not believed yet.
-    pub doubted: bool,
+    /// A limit that it told of and that is not believed yet.
+    pub doubted: Option<DoubtedLimit>,
 }
 
 impl PoolSignal {
     /// Takes one member's report of this pool.
     pub fn ingest(&mut self, name: &str, report: &PoolReport, now: MonoTime) -> Urgency {
         self.forget_silent(now);
-        let doubted = !self.take_readings(name, report, now);
-        // Of a tenant that it may have told somebody else of, or not yet told of at all, nothing is news but what comes next.
-        let untold = self.members.get(name).is_none_or(|member| member.partial);
+        let doubted = self.take_readings(name, report, now);
         let member = self.members.entry(name.to_owned()).or_insert_with(|| Member {
             seen_at: now,
             tenants: BTreeSet::new(),
             history: VecDeque::from([(now, Units::default())]),
             sequence: report.sequence,
-            partial: report.partial,
+            since: now,
+            told_all: false,
         });
         member.seen_at = now;
         if report.sequence < member.sequence {
@@ -106,7 +109,6 @@ impl PoolSignal {
             return Urgency { doubted, ..Urgency::default() };
         }
         member.sequence = report.sequence;
-        member.partial = report.partial;
 
         let mut ended = Ended { at: now, resolved: 0, refused: [0; Unit::ALL.len()] };
         let mut total = member.history.back().map_or_else(Units::default, |(_, units)| *units);
@@ -114,7 +116,7 @@ impl PoolSignal {
             let known = self.tenants.entry(grantee.clone()).or_default().entry(name.to_owned()).or_insert_with(|| {
                 member.tenants.insert(grantee.clone());
                 // What it counted before it was first heard of (by this leader) is where counting begins, not news.
-                let counters = if untold { tenant.counters.clone() } else { Counters::default() };
+                let counters = if !member.told_all { tenant.counters.clone() } else { Counters::default() };
                 TenantSignal { counters, ..TenantSignal::default() }
             });
             if runs_backwards(&known.counters, &tenant.counters) {
@@ -142,6 +144,10 @@ impl PoolSignal {
                 .saturating_add(throttled(new).saturating_sub(throttled(old)));
             known.counters = tenant.counters.clone();
         }
+        member.told_all |= match report.tenants_in_all {
+            None => true,
+            Some(in_all) => member.tenants.len() >= in_all && now.since(member.since) >= ROUNDS,
+        };
         member.history.push_back((now, total));
         while member.history.len() > 2 && member.history.get(1).is_some_and(|(at, _)| now.since(*at) > HISTORY) {
             member.history.pop_front();
@@ -156,20 +162,22 @@ impl PoolSignal {
         Urgency { throttled, doubted }
     }
 
-    /// `false` when some are doubted.
-    fn take_readings(&mut self, name: &str, report: &PoolReport, now: MonoTime) -> bool {
-        let mut believed = true;
+    /// Returns a limit that is doubted, if any is.
+    fn take_readings(&mut self, name: &str, report: &PoolReport, now: MonoTime) -> Option<DoubtedLimit> {
+        let mut doubted = None;
+        // One that restarts again and again is one.
+        let instance = name.rsplit_once('/').map_or(name, |(instance, _)| instance);
         for (meter, reading) in &report.meters {
             let (Some(limit), Some(level)) = (reading.limit, reading.level) else { continue };
             let sent_at = now.before(Duration::from_millis(reading.age_ms));
-            believed &= self.readings.take(*meter, name, NewestReading { sent_at, limit, level });
+            doubted = self.readings.take(*meter, instance, NewestReading { sent_at, limit, level }).err().or(doubted);
         }
         for (meter, ms) in &report.hold_ms {
             let until = now + Duration::from_millis(*ms);
             let known = self.holds.entry(*meter).or_insert(until);
             *known = (*known).max(until);
         }
-        believed
+        doubted
     }
 
     /// Forgets members that have not reported lately, and with them their demand.

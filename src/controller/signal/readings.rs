@@ -28,6 +28,17 @@ pub(super) struct NewestReading {
     pub level: f64,
 }
 
+/// A limit that is not believed yet.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DoubtedLimit {
+    /// Of which meter.
+    pub meter: Meter,
+    /// What was told, in units per window.
+    pub told: f64,
+    /// What holds meanwhile.
+    pub accepted: f64,
+}
+
 /// What members have told of one meter.
 #[derive(Debug)]
 struct Told {
@@ -55,23 +66,26 @@ impl Readings {
         self.0.get(&meter).map(|told| &told.accepted)
     }
 
-    /// Takes a member's newest reading of a meter; `false` when it is doubted, for now at least.
-    pub(super) fn take(&mut self, meter: Meter, member: &str, reading: NewestReading) -> bool {
+    /// Takes a member's newest reading of a meter.
+    ///
+    /// # Errors
+    /// [`DoubtedLimit`]: it is not believed, for now at least.
+    pub(super) fn take(&mut self, meter: Meter, member: &str, reading: NewestReading) -> Result<(), DoubtedLimit> {
         let told =
             self.0.entry(meter).or_insert_with(|| Told { accepted: reading, tellers: BTreeMap::new(), doubt: None });
         let sent_at = reading.sent_at;
         told.tellers.insert(member.to_owned(), sent_at);
         told.tellers.retain(|_, at| sent_at.since(*at) <= LATELY);
         if sent_at <= told.accepted.sent_at {
-            return true;
+            return Ok(());
         }
         let alone = told.tellers.len() < MEMBERS_MIN;
         if !alone && is_far(reading.limit, told.accepted.limit) && !told.is_confirmed(member, reading) {
-            return false;
+            return Err(DoubtedLimit { meter, told: reading.limit, accepted: told.accepted.limit });
         }
         told.accepted = reading;
         told.doubt = told.doubt.take().filter(|doubt| is_far(doubt.newest.limit, reading.limit));
-        true
+        Ok(())
     }
 }
 
@@ -87,7 +101,9 @@ impl Told {
         let unheard = doubt.members.insert(member.to_owned());
         if unheard || reading.sent_at > doubt.newest.sent_at + SAME {
             doubt.readings += 1;
-            doubt.newest = reading;
+            if reading.sent_at > doubt.newest.sent_at {
+                doubt.newest = reading;
+            }
         }
         doubt.readings >= READINGS_MIN && doubt.members.len() >= MEMBERS_MIN
     }

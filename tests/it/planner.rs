@@ -282,6 +282,18 @@ fn a_limit_that_is_far_off_takes_three_readings_of_two_members() {
     assert_eq!(limit_per_min(&signal, 10_800), 60.0);
 }
 
+/// Where the pulse could not be written, a cut in it must not be overtaken by what was planned with it.
+#[test]
+fn grants_wait_for_the_pulse_that_they_were_planned_with() {
+    let mut planner = planner(60.0, &["a"]);
+    let pulse = planner.tick(ms(0), WALL);
+    assert!(!planner.may_grant(), "it is not written yet");
+    planner.pulsed(pulse);
+    assert!(planner.may_grant());
+    planner.tick(ms(1_000), WALL);
+    assert!(!planner.may_grant(), "nor is the next one");
+}
+
 /// A process with a wrong key that starts again and again is one instance.
 #[test]
 fn two_starts_of_one_instance_are_not_two_members() {

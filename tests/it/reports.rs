@@ -326,6 +326,14 @@ fn what_is_told_in_turn_is_no_news_until_all_were_told_of_and_then_it_is() {
     let mut signal = PoolSignal::default();
     signal.ingest("m", &partly(1, Some(3), &[("a", 900), ("b", 1), ("c", 2)]), at(0));
     assert!(!signal.ingest("m", &partly(2, Some(3), &[("d", 700)]), at(1)).throttled, "not yet a round");
+
+    // Long enough, but not of so many.
+    let mut signal = PoolSignal::default();
+    for (n, of) in [("a", 900), ("b", 700)].into_iter().enumerate() {
+        let n = n as u64;
+        assert!(!signal.ingest("m", &partly(1 + n, Some(3), &[of]), at(6 * n)).throttled, "{of:?}");
+    }
+    assert!(!signal.ingest("m", &partly(3, Some(3), &[("c", 800)]), at(12)).throttled, "the third");
 }
 
 /// At most a thousand posts a second, however the members are spread over pools.

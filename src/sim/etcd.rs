@@ -74,6 +74,8 @@ struct Start {
     /// Which no other etcd has.
     name: String,
     ports: Ports,
+    /// Where the other members find it.
+    peer_url: String,
     /// All members, as etcd wants them named.
     cluster: String,
     setup: EtcdSetup,
@@ -150,8 +152,9 @@ impl Etcd {
             tries += 1;
             let name = new_name();
             let ports = Ports::free()?;
-            let cluster = format!("{name}={}", setup.url(ports.peer));
-            let mut etcd = Self::spawn(folder()?, Start { name, ports, cluster, setup: setup.clone() })?;
+            let peer_url = setup.url(ports.peer);
+            let cluster = format!("{name}={peer_url}");
+            let mut etcd = Self::spawn(folder()?, Start { name, ports, peer_url, cluster, setup: setup.clone() })?;
             match etcd.healthy().await {
                 Err(error) if tries < PORT_TRIES && is_port_taken(&error) => {}
                 ended => return ended.map(|()| etcd),
@@ -164,15 +167,28 @@ impl Etcd {
     /// # Errors
     /// etcd is not installed, or one does not come up.
     pub async fn start_cluster(members: usize, setup: &EtcdSetup) -> Result<Vec<Self>, ProcessError> {
+        Self::start_cluster_behind(members, setup, async |peer_url| peer_url).await
+    }
+
+    /// The same, where members find each other by a way that leads to the URL it is made for.
+    ///
+    /// # Errors
+    /// etcd is not installed, or one does not come up.
+    pub async fn start_cluster_behind(
+        members: usize,
+        setup: &EtcdSetup,
+        mut way: impl AsyncFnMut(String) -> String,
+    ) -> Result<Vec<Self>, ProcessError> {
         let mut planned = Vec::with_capacity(members);
         for _ in 0..members {
-            planned.push((new_name(), Ports::free()?));
+            let ports = Ports::free()?;
+            planned.push((new_name(), ports, way(setup.url(ports.peer)).await));
         }
-        let named = planned.iter().map(|(name, ports)| format!("{name}={}", setup.url(ports.peer)));
+        let named = planned.iter().map(|(name, _, peer_url)| format!("{name}={peer_url}"));
         let cluster = named.collect::<Vec<_>>().join(",");
         let mut started = Vec::with_capacity(members);
-        for (name, ports) in planned {
-            let start = Start { name, ports, cluster: cluster.clone(), setup: setup.clone() };
+        for (name, ports, peer_url) in planned {
+            let start = Start { name, ports, peer_url, cluster: cluster.clone(), setup: setup.clone() };
             started.push(Self::spawn(DataDir::temporary()?, start)?);
         }
         for member in &mut started {
@@ -275,11 +291,11 @@ impl Etcd {
         self.kill()?;
         let failed = |source| ProcessError::System { name: NAME.to_owned(), action: "restore a backup", source };
         std::fs::remove_dir_all(&self.data_dir.path).map_err(failed)?;
-        let Start { name, ports, cluster, setup } = &self.start;
+        let Start { name, peer_url, cluster, .. } = &self.start;
         let mut command = self.etcdctl()?;
         command.args(["snapshot", "restore"]).arg(snapshot).arg("--data-dir").arg(&self.data_dir.path);
         command.args(["--name", name, "--initial-cluster", cluster]);
-        command.args(["--initial-advertise-peer-urls", &setup.url(ports.peer)]);
+        command.args(["--initial-advertise-peer-urls", peer_url]);
         let output = command.output().map_err(failed)?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -311,7 +327,7 @@ fn new_name() -> String {
     format!("tidegate-{:016x}", fastrand::u64(..))
 }
 
-fn spawn(data_dir: &Path, Start { name, ports, cluster, setup }: &Start) -> Result<Process, ProcessError> {
+fn spawn(data_dir: &Path, Start { name, ports, peer_url, cluster, setup }: &Start) -> Result<Process, ProcessError> {
     let mut command = Command::new(find_program("etcd", "etcd-server")?);
     let (client, peer) = (setup.url(ports.client), setup.url(ports.peer));
     command
@@ -319,7 +335,7 @@ fn spawn(data_dir: &Path, Start { name, ports, cluster, setup }: &Start) -> Resu
         .arg(data_dir)
         .args(["--name", name, "--logger", "zap"])
         .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", peer_url])
         .args(["--listen-metrics-urls", &format!("http://127.0.0.1:{}", ports.health)])
         .args(["--initial-cluster", cluster]);
     if let Some(bytes) = setup.quota_bytes {

@@ -203,3 +203,42 @@ async fn of_three_etcd_nodes_the_leading_one_is_killed_and_nobody_brakes_for_lon
     member.client.close().await;
     controller.stop().await;
 }
+
+/// The nodes answer whoever asks them, but hear nothing of each other: a watch has signs of life and no news.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_nodes_that_lose_each_other_brake_members_and_nothing_older_comes_back() {
+    let (mut ways, setup) = (Vec::new(), EtcdSetup::default());
+    let cluster = Etcd::start_cluster_behind(3, &setup, async |peer_url| {
+        ways.push(Proxy::to(&peer_url).await);
+        ways[ways.len() - 1].url()
+    });
+    let mut cluster = cluster.await.expect("etcd starts");
+    leader_first(&mut cluster);
+    let endpoints: Vec<String> = cluster.iter().map(|etcd| etcd.endpoint().to_owned()).collect();
+    let controller = controller(&endpoints, None).await;
+    let member = Member::on(&endpoints).await;
+    let offers = Offers::begin(&member.pool);
+    member.holds_most().await;
+
+    let slow_at = Instant::now();
+    ways.iter().for_each(|way| way.is(Weather::Slow(50, 150)));
+    let seen = member.stamp();
+    member.active_after(Stamp { epoch: seen.epoch + 5, ..seen }).await;
+    println!("slow ways between etcd nodes: not active for {:.2?}; {}", offers.inactive(slow_at), offers.hold());
+
+    let (seen, cut_at) = (member.stamp(), Instant::now());
+    ways.iter().for_each(|way| way.is(Weather::Cut));
+    let braking = offers.first(MemberState::Braking, cut_at).await.duration_since(offers.heard_before(cut_at));
+    offers.admit_more("it goes on").await;
+    let healed_at = Instant::now();
+    ways.iter().for_each(|way| way.is(Weather::Clear));
+    member.active_after(seen).await;
+    let active = healed_at.elapsed();
+    println!(
+        "etcd nodes cut from each other: braking after {braking:.2?}, active {active:.2?} after; {}",
+        offers.hold()
+    );
+    in_time("braking", braking, BRAKES_AFTER + LOOKS_EVERY);
+    member.client.close().await;
+    controller.stop().await;
+}

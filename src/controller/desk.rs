@@ -37,7 +37,7 @@ pub(super) struct Office {
     /// The leader key's create revision.
     pub term: u64,
     /// When it began.
-    began_at: MonoTime,
+    pub began_at: MonoTime,
     /// The last keep-alive that the store confirmed.
     pub confirmed_at: MonoTime,
     /// The last tick that was done.

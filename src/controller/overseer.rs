@@ -149,7 +149,7 @@ impl Overseer {
         let in_force = self.policies.in_force();
         let now = leading.clock.now();
         let (mut fresh, mut gone) = (Vec::new(), Vec::new());
-        leading.desk.with_office(|office| {
+        let began_at = leading.desk.with_office(|office| {
             for (id, params) in &in_force {
                 match office.pools.get_mut(*id) {
                     Some(planner) if planner.params() == *params => {}
@@ -165,6 +165,7 @@ impl Overseer {
                 info!(pool = %id, "the pool's policy was taken away, and the pool with it");
                 self.epochs.extend(office.pools.remove(id).map(|planner| (id.clone(), planner.outbox().epoch())));
             }
+            office.began_at
         });
         // Overrides of a pool that came or went are to be judged again.
         let changed: BTreeSet<&PoolId> = fresh.iter().map(|params| &params.id).chain(&gone).collect();
@@ -176,6 +177,8 @@ impl Overseer {
                 info!(pool = %params.id, mode = params.mode.as_str(), "a pool by its policy");
                 let (id, left) = (params.id.clone(), left.remove(&params.id).unwrap_or_default());
                 let mut planner = left.planner(params, term, now, leading.clock.wall());
+                // A leader that was deposed may have read the policy too, before it noticed.
+                began_at.into_iter().for_each(|began_at| planner.learn(began_at));
                 if let Some(epoch) = self.epochs.get(&id) {
                     // Members may hold what they were given before it went.
                     planner.outbox_mut().go_on_behind(*epoch);

@@ -127,9 +127,9 @@ impl PoolPlanner {
         Checkpoint { schema: CHECKPOINT_SCHEMA, unix_ms: wall, meters: meters.collect() }
     }
 
-    /// Members may hold leases that it did not give: nobody gets more than it has until these have run out.
-    pub fn learn(&mut self, now: MonoTime) {
-        self.learning_until = Some(learned(now));
+    /// Members may hold leases that others gave until `then`: nobody gets more than it has until these have run out.
+    pub fn learn(&mut self, then: MonoTime) {
+        self.learning_until = self.learning_until.max(Some(learned(then)));
     }
 
     /// The overrides, to be kept up to date by the loop.

@@ -11,7 +11,7 @@ use tidegate::controller::{Ended, Leading, Reign, Won};
 use tidegate::plan::keyspace::{Key, Keyspace, LeaderRecord};
 use tidegate::plan::{Grant, Reply};
 use tidegate::provider::{Dialect, Usage};
-use tidegate::quota::{Cost, PoolId};
+use tidegate::quota::{Cost, Grantee, PoolId};
 use tidegate::sim::errand::{Counter, Errand};
 use tidegate::sim::lossy::{Answer, Ask};
 use tidegate::store::{Change, Entry, Kv, Op, Select, Txn};
@@ -361,6 +361,63 @@ fn a_new_leader_waits_for_what_a_deposed_one_gave_before_it_noticed() {
         court.clock.advance(ms(250));
     }
     assert!(court.share(&other) > 0.9);
+}
+
+/// A leader that was deposed, and does not know it, reads of a new pool and gives shares of it until its first write is refused;
+/// the next leader, for whom the pool is as new, gave the same shares at the same time.
+#[test]
+fn of_a_pool_that_comes_while_leaders_change_nobody_is_given_what_a_deposed_one_gave() {
+    let mut court = Court::new();
+    court.pool = "guest".parse().expect("valid");
+    let (old, new) = (court.controller(0), court.controller(1));
+    let (won, reign) = court.win(&old);
+    let (mut reign, ms) = (Some(reign), Duration::from_millis);
+    for _ in 0..32 {
+        court.keep(&old, won);
+        court.turn(&old, &mut reign).expect("leads");
+        court.clock.advance(ms(250));
+    }
+    // Who hears nothing of what comes; nobody has a grant of the pool yet, and so all of it is `@default`.
+    let one = court.member("one");
+    court.revoke_leader();
+    let (new_won, new_reign) = court.win(&new);
+    let mut new_reign = Some(new_reign);
+    court.turn(&new, &mut new_reign).expect("leads");
+    let policy = br#"{"dialect":"openai","capacity":{"requests/minute":60},"tenants":{"acme":{}}}"#;
+    let key = Keyspace::default().key(&Key::Policy(court.pool.clone()));
+    court.kv.commit(Txn::put(key, policy.to_vec()), Duration::ZERO).expect("puts");
+
+    // It reads, and its writes are on their way.
+    let (leading, mut ruling) = (old.clone(), reign.take().expect("a term"));
+    let mut turn = Errand::new(async move { leading.turn(&mut ruling, false).await });
+    while turn.go_on().is_none() {
+        let asked = court.counter.take();
+        if asked.iter().any(|(ask, _)| !matches!(ask, Ask::List(_))) {
+            break;
+        }
+        for (ask, waits) in asked {
+            if let Ask::List(selects) = ask {
+                let _ = waits.send(court.kv.list(&selects).map(Answer::Listed));
+            }
+        }
+    }
+    let other = court.member("other");
+    let (clock, pool) = (court.clock.clone(), court.pool.clone());
+    let share = |core: &Core| {
+        let held = core.with_views(|views| views[&pool].share_at(&Grantee::Default, clock.now()));
+        held.map_or(0.0, |share| share.share)
+    };
+    report(&one, &old);
+    assert_eq!(share(&one), 1.0, "of the one that is deposed");
+    for _ in 0..40 {
+        court.keep(&new, new_won);
+        court.turn(&new, &mut new_reign).expect("leads");
+        report(&other, &new);
+        let shares = [share(&one), share(&other)];
+        assert!(shares.iter().sum::<f64>() <= 1.0 + 1e-9, "{shares:?}");
+        court.clock.advance(ms(250));
+    }
+    assert!(share(&other) > 0.9);
 }
 
 /// A leader dies between hearing that a pool's policy is gone and taking the pool's records away: no other one ever did.

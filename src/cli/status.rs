@@ -280,7 +280,10 @@ async fn newer(reach: &Reach, doubted: &mut BTreeMap<PoolId, Stamp>, revision: u
 fn members(reach: &Reach, listing: &Listing, account: Option<&LeaderAccount>) -> Vec<MemberStatus> {
     let heard = |member: &str| {
         let pools = account.into_iter().flat_map(|account| account.pools.values());
-        let ages = pools.flat_map(|pool| pool.members.iter()).filter(|heard| heard.member == member);
+        // Where reporters are declared, the member's name ends with its reporter's.
+        let is_it =
+            |heard: &str| heard.strip_prefix(member).is_some_and(|rest| rest.is_empty() || rest.starts_with('@'));
+        let ages = pools.flat_map(|pool| pool.members.iter()).filter(|heard| is_it(&heard.member));
         ages.map(|heard| heard.report_age_ms).min()
     };
     let member = |(key, value): (Option<Key>, &[u8])| {

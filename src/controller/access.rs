@@ -6,6 +6,10 @@
 //! nobody guesses, such as `tidegate token` makes.
 //!
 //! *What is cut*: pools and tenants outside a reporter's globs, as though the report did not speak of them; the rest is taken.
+//! What is told of a pool as a whole, readings and holds, is believed of whoever tells of a tenant that it may tell of: so it is
+//! `pools` that says whose word counts for a pool.
+//!
+//! *Whose members*: a member's boot is taken with the reporter's name, so that nobody speaks for another reporter's members.
 //!
 //! Pure: a header in, a [`Caller`] or why not out.
 
@@ -26,6 +30,8 @@ pub const TOKENS_MAX: usize = 2;
 /// The longest glob, in bytes: no name of a pool or tenant is longer.
 const GLOB_BYTES_MAX: usize = 128;
 const SCHEME: &str = "bearer";
+/// How the undeclared tenants together are written; a glob that is this text alone means them, and no tenant of that name.
+const DEFAULT: &str = "@default";
 
 /// SHA-256 of a token. Written as 64 hex digits; [`fmt::Debug`] shows none of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +98,12 @@ impl FromStr for Glob {
 }
 
 impl Glob {
+    /// Whether it is all names.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        *self.0 == *"*"
+    }
+
     /// Whether the name is one of these.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
@@ -134,10 +146,8 @@ pub enum Denied {
     /// It asks for what its reporter may not read.
     #[error("this reporter may not read: its read is not true in the controller's configuration")]
     Read,
-    /// Nothing of its report is of a pool and a tenant that its reporter may report of.
-    #[error(
-        "this reporter may report of no pool and tenant in the report: see its globs in the controller's configuration"
-    )]
+    /// Nothing of its report is of a pool that its reporter may report of.
+    #[error("this reporter may report of no pool in the report: see its globs in the controller's configuration")]
     Report,
 }
 
@@ -226,27 +236,35 @@ impl Caller {
         }
     }
 
-    /// Cuts from a report what the caller may not report of; whether that was anything.
+    /// Cuts from a report what the caller may not report of; whether that was anything that it need not have told. Every member
+    /// tells of `@default`, which is nobody's.
     ///
     /// # Errors
-    /// [`Denied::Report`]: nothing is left.
+    /// [`Denied::Report`]: it is of no pool that the caller may report of.
     pub fn cut(&self, report: &mut Report) -> Result<bool, Denied> {
-        let Self::Reporter(_, params) = self else { return Ok(false) };
+        let Self::Reporter(name, params) = self else { return Ok(false) };
         let any = |globs: &[Glob], name: &str| globs.iter().any(|glob| glob.matches(name));
         let mut cut = false;
         let told = !report.pools.is_empty();
         report.pools.retain(|id, pool| {
-            let tenants = pool.tenants.len();
             pool.tenants.retain(|grantee, _| match grantee {
-                Grantee::Default => any(&params.tenants, "@default"),
-                Grantee::Tenant(id) => any(&params.tenants, id.as_str()),
+                Grantee::Default => any(&params.tenants, DEFAULT),
+                Grantee::Tenant(id) => {
+                    let named = params.tenants.iter().filter(|glob| *glob.0 != *DEFAULT);
+                    let kept = named.into_iter().any(|glob| glob.matches(id.as_str()));
+                    cut |= !kept;
+                    kept
+                }
             });
-            cut |= pool.tenants.len() < tenants;
-            // Of a pool in which it serves nobody that it may, it is not believed the readings either.
-            let kept = any(&params.pools, id.as_str()) && (tenants == 0 || !pool.tenants.is_empty());
+            if pool.tenants.is_empty() && !params.tenants.iter().any(Glob::is_all) {
+                pool.meters.clear();
+                pool.hold_ms.clear();
+            }
+            let kept = any(&params.pools, id.as_str());
             cut |= !kept;
             kept
         });
+        report.boot = format!("{}@{name}", report.boot);
         if told && report.pools.is_empty() { Err(Denied::Report) } else { Ok(cut) }
     }
 }

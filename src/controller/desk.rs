@@ -223,11 +223,6 @@ impl Desk {
     fn take(&self, office: &mut Office, report: &Report, now: MonoTime) -> Reply {
         let mut shares = BTreeMap::new();
         let member = format!("{}/{}", report.instance, report.boot);
-        if report.leaving {
-            office.heard.remove(&member);
-        } else {
-            office.heard.insert(member, now);
-        }
         for (id, pool_report) in &report.pools {
             let Some(pool) = office.pools.get_mut(id) else {
                 self.telemetry.add(Metric::ReportsRefused, &["unknown_pool"], 1.0);
@@ -254,6 +249,12 @@ impl Desk {
                 continue;
             }
             shares.insert(id.clone(), answered);
+        }
+        if report.leaving {
+            office.heard.remove(&member);
+        } else if !shares.is_empty() {
+            // Who uses no pool that there is does not slow the others down.
+            office.heard.insert(member, now);
         }
         office.replies += 1;
         self.telemetry.add(Metric::ReportsAccepted, &[], 1.0);

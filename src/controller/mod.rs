@@ -17,6 +17,7 @@ mod account;
 pub mod alignment;
 pub mod apportion;
 pub mod checkpoint;
+mod connections;
 mod desk;
 pub mod history;
 pub mod law;

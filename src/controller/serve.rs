@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::access::{Access, Caller, Denied};
+use super::connections::Bounded;
 use super::desk::{Desk, NotLeading, Unknown};
 use super::params::Params;
 use super::tls::TlsListener;
@@ -100,8 +101,8 @@ impl Port {
     pub(super) async fn serve(self, app: Router, mut stopped: watch::Receiver<bool>) {
         let until = async move { drop(stopped.wait_for(|stop| *stop).await) };
         let ended = match self.listening {
-            Listening::Plain(tcp) => axum::serve(tcp, app).with_graceful_shutdown(until).await,
-            Listening::Tls(tls) => axum::serve(tls, app).with_graceful_shutdown(until).await,
+            Listening::Plain(tcp) => axum::serve(Bounded::new(tcp), app).with_graceful_shutdown(until).await,
+            Listening::Tls(tls) => axum::serve(Bounded::new(tls), app).with_graceful_shutdown(until).await,
         };
         if let Err(error) = ended {
             tracing::error!("report server ended: {error}");

@@ -172,7 +172,8 @@ async fn shares_are_held_beside(others: usize) -> u32 {
     for n in 0..TENANTS {
         admit(&core, n).settle(Usage::default());
     }
-    (0..others).for_each(|other| drop(court.leading.answer(&empty(other, BTreeMap::new()))));
+    (0..others)
+        .for_each(|other| drop(court.leading.answer(&empty(other, BTreeMap::from([(pool(), PoolReport::default())])))));
     let began = court.clock.now();
     let (mut ticked, mut reports) = (began, 0_u32);
     let mut heard = BTreeSet::new();

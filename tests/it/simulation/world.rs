@@ -36,8 +36,9 @@ const POOLS_OF_FILES: usize = 2;
 /// So many members are told which tenants they serve, and follow those alone.
 const NARROW: f64 = 0.3;
 
-/// After the last trouble: a watch that is silent is given up after 9 s, and listed anew within 4 s; a share follows.
-const HEALED_WITHIN: Duration = Duration::from_secs(15);
+/// After the last trouble: a watch that is silent is given up after 9 s, a controller's too; the leader that comes of it leaves
+/// everybody what it has for 7 s; a share follows.
+const HEALED_WITHIN: Duration = Duration::from_secs(18);
 /// How often what a member is told of comes once more.
 const TOLD_AGAIN: f64 = 0.02;
 /// How long shares of a store that is no more may be in force.

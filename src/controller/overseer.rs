@@ -178,7 +178,7 @@ impl Overseer {
                 let (id, left) = (params.id.clone(), left.remove(&params.id).unwrap_or_default());
                 let mut planner = left.planner(params, term, now, leading.clock.wall());
                 // A leader that was deposed may have read the policy too, before it noticed.
-                began_at.into_iter().for_each(|began_at| planner.learn(began_at));
+                planner.learn(began_at.unwrap_or(now));
                 if let Some(epoch) = self.epochs.get(&id) {
                     // Members may hold what they were given before it went.
                     planner.outbox_mut().go_on_behind(*epoch);

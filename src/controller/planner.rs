@@ -198,6 +198,10 @@ impl PoolPlanner {
         // Two processes under one name are two members, and so is one that restarted: its old lease still counts.
         let member = format!("{instance}/{boot}");
         let urgency = self.signal.ingest(&member, report, now);
+        if urgency.overtaken {
+            // The share that it echoes is not the one in force any more.
+            return (BTreeMap::new(), urgency);
+        }
         // A member without a tenant's traffic needs no part of its threshold.
         let answered = report
             .tenants

@@ -221,17 +221,23 @@ async fn etcd_nodes_that_lose_each_other_brake_members_and_nothing_older_comes_b
     member.holds_most().await;
 
     let slow_at = Instant::now();
-    ways.iter().for_each(|way| way.is(Weather::Slow(50, 150)));
+    for way in &ways {
+        way.is(Weather::Slow(50, 150));
+    }
     let seen = member.stamp();
     member.active_after(Stamp { epoch: seen.epoch + 5, ..seen }).await;
     println!("slow ways between etcd nodes: not active for {:.2?}; {}", offers.inactive(slow_at), offers.hold());
 
     let (seen, cut_at) = (member.stamp(), Instant::now());
-    ways.iter().for_each(|way| way.is(Weather::Cut));
+    for way in &ways {
+        way.is(Weather::Cut);
+    }
     let braking = offers.first(MemberState::Braking, cut_at).await.duration_since(offers.heard_before(cut_at));
     offers.admit_more("it goes on").await;
     let healed_at = Instant::now();
-    ways.iter().for_each(|way| way.is(Weather::Clear));
+    for way in &ways {
+        way.is(Weather::Clear);
+    }
     member.active_after(seen).await;
     let active = healed_at.elapsed();
     println!(

@@ -227,6 +227,26 @@ fn a_report_overtaken_by_a_later_one_changes_nothing() {
     assert_eq!(signal.own_at(Unit::Requests, ms(2_000)), 11.0);
 }
 
+/// Reports that a member gave up still came to a leader that had been stopped: each echoed a share that was not in force any more,
+/// and what the member did hold was given to another.
+#[test]
+fn a_report_overtaken_by_a_later_one_gives_no_share_back() {
+    let mut planner = planner(600.0, &["a"]);
+    let report = |sequence: u64, n: u64, share: Option<f64>| {
+        let mut report = PoolReport { sequence, ..report_of(&[("a", counters(n))]) };
+        report.tenants.get_mut(&tenant("a")).unwrap().share = share;
+        report
+    };
+    let share = |answer: (BTreeMap<Grantee, Share>, Urgency)| answer.0.get(&tenant("a")).map(|share| share.share);
+    assert_eq!(share(planner.report("one", "boot", &report(1, 1, None), ms(0))), Some(1.0));
+    assert_eq!(share(planner.report("one", "boot", &report(5, 1, Some(1.0)), ms(1_000))), Some(1.0));
+    assert_eq!(share(planner.report("other", "boot", &report(1, 100, None), ms(1_100))), None);
+    for sequence in [2, 3] {
+        planner.report("one", "boot", &report(sequence, 1, Some(0.1)), ms(1_200 + sequence));
+    }
+    assert_eq!(share(planner.report("other", "boot", &report(2, 200, None), ms(1_300))), None, "one has it still");
+}
+
 /// A member drops the gate of a tenant that nobody uses, and counts the next one's from nothing.
 #[test]
 fn a_tenant_that_is_counted_anew_is_heard_again() {
@@ -480,6 +500,28 @@ fn a_new_leader_goes_on_with_what_the_earlier_one_had_learned_of_others() {
     // It makes the difference; one that is too old makes none.
     for anew in [run(None), run(Some(61_000))] {
         assert!(anew > 0.5, "{anew}");
+    }
+}
+
+/// Above the limit is what the account's bucket holds: a new leader that had heard of nobody yet cut it to the limit that the
+/// earlier one had learned, and gave it back with the first reading.
+#[test]
+fn a_new_leader_cuts_nothing_before_members_had_time_to_tell_what_they_read() {
+    let mut bucket = Bucket { level: 600.0, own: 0.0, at_s: 0 };
+    let mut first = planner(600.0, &["a", "b"]);
+    let before = *bucket.under(&mut first, 3).last().unwrap();
+    assert!(before > 12.0, "ten and some of the bucket's: {before}");
+    let now = 3_000;
+    let pulse = first.tick(ms(now), WALL);
+    let left = first.outbox().published().clone();
+    let mut next = PoolPlanner::new(pool(600.0, &["a", "b"]), 8, left, Some(&pulse), ms(now));
+    next.resume(&first.checkpoint(ms(now), WALL), ms(now), WALL);
+    for (at, least, most) in
+        [(now, 0.9 * before, before), (now + 2_000, 0.9 * before, before), (now + 3_000, 9.9, 10.0)]
+    {
+        tick(&mut next, at);
+        let capacity = step(&next).capacity_per_s;
+        assert!((least..=most).contains(&capacity), "{capacity} of {before} at {at}");
     }
 }
 

@@ -86,12 +86,17 @@ struct Distrust {
     limit_per_s: f64,
 }
 
+/// Members have found a new leader within this, and told it what they last read.
+const HEARD_WITHIN: Duration = Duration::from_secs(3);
+
 /// The law of one meter.
 #[derive(Debug, Clone)]
 pub struct MeterLaw {
     observer: Option<Observer>,
     /// What an earlier leader had learned, until a first sample.
     learned: Option<Learned>,
+    /// Until then a rate above the learned limit may well be what the account's bucket holds, as members are about to tell.
+    unheard_until: Option<MonoTime>,
     aimd: Aimd,
     distrust: Option<Distrust>,
 }
@@ -114,7 +119,7 @@ impl MeterLaw {
     /// A law that begins at `start_per_s`: the static capacity, or what an earlier leader had granted.
     #[must_use]
     pub fn new(start_per_s: f64) -> Self {
-        Self { observer: None, learned: None, aimd: Aimd::new(start_per_s), distrust: None }
+        Self { observer: None, learned: None, unheard_until: None, aimd: Aimd::new(start_per_s), distrust: None }
     }
 
     /// Goes on from what an earlier leader's law was `age` ago.
@@ -123,6 +128,7 @@ impl MeterLaw {
             self.aimd.resume(now.before(Duration::from_millis(ms).saturating_add(age)));
         }
         self.learned = state.learned;
+        self.unheard_until = Some(now + HEARD_WITHIN);
         self.distrust = state.distrusted_ms.zip(state.learned).map(|(ms, learned)| Distrust {
             until: now + Duration::from_millis(ms).min(DISTRUST).saturating_sub(age),
             limit_per_s: learned.limit_per_s,
@@ -182,8 +188,9 @@ impl MeterLaw {
             }
         }
         let mode = self.aimd.step(inputs.now, nominal.rate, &inputs.traffic);
-        if let Some(limit_per_s) = self.learned().map(|learned| learned.limit_per_s) {
-            self.aimd.cap(limit_per_s);
+        let heard = self.observer.is_some() || self.unheard_until.is_none_or(|until| inputs.now >= until);
+        if let Some(learned) = self.learned().filter(|_| heard) {
+            self.aimd.cap(learned.limit_per_s);
         }
         Step {
             mode,

@@ -86,6 +86,8 @@ pub struct PoolSignal {
 pub struct Urgency {
     /// The provider refused something since the member's last report.
     pub throttled: bool,
+    /// A later one came before it, and has said all of it.
+    pub overtaken: bool,
     /// A limit that it told of and that is not believed yet.
     pub doubted: Option<DoubtedLimit>,
 }
@@ -105,8 +107,7 @@ impl PoolSignal {
         });
         member.seen_at = now;
         if report.sequence < member.sequence {
-            // Overtaken by a later one, which has said all of it.
-            return Urgency { doubted, ..Urgency::default() };
+            return Urgency { doubted, overtaken: true, ..Urgency::default() };
         }
         member.sequence = report.sequence;
 
@@ -116,7 +117,7 @@ impl PoolSignal {
             let known = self.tenants.entry(grantee.clone()).or_default().entry(name.to_owned()).or_insert_with(|| {
                 member.tenants.insert(grantee.clone());
                 // What it counted before it was first heard of (by this leader) is where counting begins, not news.
-                let counters = if !member.told_all { tenant.counters.clone() } else { Counters::default() };
+                let counters = if member.told_all { Counters::default() } else { tenant.counters.clone() };
                 TenantSignal { counters, ..TenantSignal::default() }
             });
             if runs_backwards(&known.counters, &tenant.counters) {
@@ -159,7 +160,7 @@ impl PoolSignal {
         while self.endings.front().is_some_and(|old| now.since(old.at) > HISTORY) {
             self.endings.pop_front();
         }
-        Urgency { throttled, doubted }
+        Urgency { throttled, doubted, overtaken: false }
     }
 
     /// Returns a limit that is doubted, if any is.

@@ -27,7 +27,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 
 use crate::store::StoreError;
-use crate::store::etcd::pem;
+use crate::store::pem::pem;
 
 /// The longest token, in bytes.
 const TOKEN_BYTES_MAX: usize = 512;

@@ -19,7 +19,7 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
-use crate::store::etcd::pem;
+use crate::store::pem::pem;
 use crate::telemetry::{Metric, Telemetry};
 
 /// A member shakes hands within milliseconds; across continents, within one second.

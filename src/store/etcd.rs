@@ -8,10 +8,9 @@
 //! for that was not done, so it is repeated whatever it was.
 
 use std::future::Future;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,6 +21,7 @@ use etcd_client::{
 use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
+use super::pem::pem;
 use super::{
     ALIVE_EVERY, CALL_TIMEOUT, Change, Condition, Entry, Health, LeaseId, Listing, Op, Outcome, Select, Source, Store,
     StoreError, TXN_OPS_MAX, Txn, WATCH_SILENT_MAX, Watch, WatchEvent, WatchSender, disjoint,
@@ -32,9 +32,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const PAGE: i64 = 1_000;
 /// The largest message taken; gRPC's own 4 MiB are less than the first pages of a few full prefixes.
 const MESSAGE_MAX: usize = 64 << 20;
-/// The largest file of certificates: the authorities of a whole operating system take a quarter of it.
-const PEM_BYTES_MAX: u64 = 1 << 20;
-const PEM_BEGINS: &[u8] = b"-----BEGIN ";
 
 /// Who one is to etcd.
 #[derive(Clone, PartialEq, Eq)]
@@ -56,6 +53,8 @@ impl std::fmt::Debug for EtcdUser {
 #[derive(Clone)]
 pub struct EtcdTls {
     options: TlsOptions,
+    /// Whether there is a certificate of one's own among them.
+    shows_certificate: bool,
 }
 
 impl std::fmt::Debug for EtcdTls {
@@ -69,7 +68,10 @@ impl EtcdTls {
     /// Trusts what these authorities have signed: PEM, one certificate or several.
     #[must_use]
     pub fn new(authorities_pem: impl AsRef<[u8]>) -> Self {
-        Self { options: TlsOptions::new().ca_certificate(Certificate::from_pem(authorities_pem)) }
+        Self {
+            options: TlsOptions::new().ca_certificate(Certificate::from_pem(authorities_pem)),
+            shows_certificate: false,
+        }
     }
 
     /// The same from files: the authorities', and those of a certificate of one's own and its key.
@@ -87,23 +89,8 @@ impl EtcdTls {
     /// Shows this certificate (PEM, with those that lead to its authority) to an etcd that asks for one.
     #[must_use]
     pub fn with_identity(self, certificate_pem: impl AsRef<[u8]>, key_pem: impl AsRef<[u8]>) -> Self {
-        Self { options: self.options.identity(Identity::from_pem(certificate_pem, key_pem)) }
+        Self { options: self.options.identity(Identity::from_pem(certificate_pem, key_pem)), shows_certificate: true }
     }
-}
-
-/// A file of certificates, or of a key.
-pub(crate) fn pem(file: &Path) -> Result<Vec<u8>, StoreError> {
-    let unread = |detail: String| StoreError::File { file: file.display().to_string(), detail };
-    let mut bytes = Vec::new();
-    let opened = std::fs::File::open(file).map_err(|error| unread(error.to_string()))?;
-    opened.take(PEM_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| unread(error.to_string()))?;
-    if bytes.len() as u64 > PEM_BYTES_MAX {
-        return Err(unread(format!("more than {PEM_BYTES_MAX} bytes")));
-    }
-    if !bytes.windows(PEM_BEGINS.len()).any(|window| window == PEM_BEGINS) {
-        return Err(unread("nothing in it begins as PEM does".into()));
-    }
-    Ok(bytes)
 }
 
 /// How one is known to etcd, and etcd to one.
@@ -138,6 +125,8 @@ struct Shared {
 struct Node {
     endpoint: String,
     client: Mutex<Client>,
+    /// Whether the client has given its name, where etcd would else go by the one in the certificate.
+    introduced: AtomicBool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -174,7 +163,7 @@ impl EtcdStore {
         for endpoint in endpoints {
             let endpoint = valid_endpoint(endpoint, access.tls.is_some())?;
             let client = Mutex::new(lazy_client(&endpoint, access.tls.as_ref()).await?);
-            nodes.push(Node { endpoint, client });
+            nodes.push(Node { endpoint, client, introduced: AtomicBool::new(false) });
         }
         let endpoints = nodes.iter().map(|node| node.endpoint.as_str()).collect::<Vec<_>>().join(", ");
         let (signing_in, current, listed) = (tokio::sync::Mutex::new(()), AtomicUsize::new(0), AtomicU64::new(0));
@@ -209,8 +198,8 @@ fn valid_endpoint(endpoint: &str, tls: bool) -> Result<String, StoreError> {
 async fn lazy_client(endpoint: &str, tls: Option<&EtcdTls>) -> Result<Client, StoreError> {
     // A member cut off from its cluster still answers; requiring a leader makes it say so instead.
     let mut options = ConnectOptions::new().with_connect_timeout(CONNECT_TIMEOUT).with_require_leader(true);
-    if let Some(EtcdTls { options: tls }) = tls {
-        options = options.with_tls(tls.clone());
+    if let Some(tls) = tls {
+        options = options.with_tls(tls.options.clone());
     }
     Client::connect([endpoint], Some(options))
         .await
@@ -230,7 +219,7 @@ impl Shared {
             let index = self.current.load(Ordering::Relaxed);
             let node = &self.nodes[index];
             let client = node.client.lock().clone();
-            let (error, late) = match timeout_at(deadline, self.signed_in(client, &call)).await {
+            let (error, late) = match timeout_at(deadline, self.signed_in(node, client, &call)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => (self.explain(&error), false),
                 Err(_) => (self.unavailable(format!("{}: no answer within {CALL_TIMEOUT:?}", node.endpoint)), true),
@@ -242,6 +231,7 @@ impl Shared {
                 // The connection may be to a host that is no more; TCP would take minutes to notice.
                 if let Ok(fresh) = lazy_client(&node.endpoint, self.access.tls.as_ref()).await {
                     *node.client.lock() = fresh;
+                    node.introduced.store(false, Ordering::Relaxed);
                 }
             }
             let next = (index + 1) % self.nodes.len();
@@ -257,11 +247,12 @@ impl Shared {
     }
 
     /// Makes a call, and signs in for it where etcd does not know who asks.
-    async fn signed_in<T, F, C>(&self, mut client: Client, call: &F) -> Result<T, Error>
+    async fn signed_in<T, F, C>(&self, node: &Node, mut client: Client, call: &F) -> Result<T, Error>
     where
         F: Fn(Client) -> C,
         C: Future<Output = Result<T, Error>>,
     {
+        self.introduce(node, &mut client).await?;
         let (mut alone, mut signed) = (None, false);
         loop {
             // Of many kinds of calls this is the largest part of each one, and none is so frequent that the heap matters.
@@ -276,6 +267,23 @@ impl Shared {
                 signed = true;
             }
         }
+    }
+
+    /// Signs in before the first call, where a certificate is shown: etcd would take one for whoever that names, and never ask.
+    async fn introduce(&self, node: &Node, client: &mut Client) -> Result<(), Error> {
+        let certified = self.access.tls.as_ref().is_some_and(|tls| tls.shows_certificate);
+        let Some(user) = self.access.user.as_ref().filter(|_| certified) else { return Ok(()) };
+        if node.introduced.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let _alone = self.signing_in.lock().await;
+        if !node.introduced.load(Ordering::Relaxed) {
+            match client.update_user(Some((user.name.clone(), user.password.clone()))).await {
+                Err(error) if !knows_no_users(&error) => return Err(error),
+                _ => node.introduced.store(true, Ordering::Relaxed),
+            }
+        }
+        Ok(())
     }
 
     fn unavailable(&self, detail: String) -> StoreError {
@@ -318,6 +326,11 @@ fn is_unknown(error: &Error) -> bool {
     ["invalid auth token", "user name is empty", "revision of auth store is old"]
         .iter()
         .any(|words| status.message().contains(words))
+}
+
+/// Whether etcd has authentication off.
+fn knows_no_users(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if status.message().contains("authentication is not enabled"))
 }
 
 /// The message with the reason beneath it: gRPC says "transport error" and leaves "connection refused" to its source.

@@ -30,9 +30,10 @@
 //! # Ok(()) }
 //! ```
 
-pub(crate) mod etcd;
+mod etcd;
 mod kv;
 mod memory;
+pub(crate) mod pem;
 
 use std::collections::HashSet;
 use std::future::Future;

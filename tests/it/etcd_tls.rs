@@ -11,7 +11,7 @@ use tidegate::controller::Controller;
 use tidegate::plan::Stamp;
 use tidegate::provider::Dialect;
 use tidegate::sim::{Etcd, EtcdServerTls, EtcdSetup};
-use tidegate::store::{EtcdAccess, EtcdStore, EtcdTls, Select, Source, StoreError};
+use tidegate::store::{EtcdAccess, EtcdStore, EtcdTls, EtcdUser, Select, Source, Store, StoreError, Txn};
 use tidegate::telemetry::Telemetry;
 
 use super::by_hand::grantee;
@@ -183,4 +183,27 @@ fn a_configuration_names_all_files_or_is_refused() {
     let tls = config.etcd.expect("a table").tls.expect("files");
     assert_eq!(tls.authorities, Path::new("ca.pem"));
     assert_eq!(tls.identity, Some(("c.pem".into(), "k.pem".into())));
+}
+
+/// A certificate names somebody too, of whom etcd may know nothing, or something else: it is the user that counts, and its password.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_shows_a_certificate_and_names_a_user_is_that_user() {
+    let papers = Papers::draw_up();
+    let etcd = Etcd::start_as(&papers.setup()).await.expect("etcd starts");
+    let access = |password: &str| EtcdAccess {
+        user: Some(EtcdUser { name: "root".to_owned(), password: password.to_owned() }),
+        tls: Some(papers.tls()),
+    };
+    let at = [etcd.endpoint().to_owned()];
+    let before = EtcdStore::connect_with(&at, access("secret")).await.expect("an endpoint");
+    before.commit(Txn::put("/a".to_owned(), Vec::new())).await.expect("nobody is asked for a name yet");
+    for args in [&["user", "add", "root:secret"][..], &["user", "grant-role", "root", "root"], &["auth", "enable"]] {
+        let output = etcd.etcdctl().expect("there").args(args).output().expect("it runs");
+        assert!(output.status.success(), "{args:?}: {output:?}");
+    }
+    let store = EtcdStore::connect_with(&at, access("secret")).await.expect("an endpoint");
+    store.commit(Txn::put("/a".to_owned(), Vec::new())).await.expect("root may do all");
+    let wrong = EtcdStore::connect_with(&at, access("wrong")).await.expect("an endpoint");
+    let refused = wrong.commit(Txn::put("/a".to_owned(), Vec::new())).await.expect_err("a wrong password").to_string();
+    assert!(refused.contains("password"), "{refused}");
 }

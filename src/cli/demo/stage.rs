@@ -16,12 +16,15 @@ use crate::sim::emulator::EmulatorState;
 use crate::sim::process::{Process, ProcessError};
 use crate::sim::seat::Swept;
 use crate::sim::{Etcd, Seat};
-use crate::store::{EtcdStore, Select, Source, StoreError};
+use crate::store::{EtcdStore, Listing, Select, Source, StoreError};
 
 const POOL: &str = "demo";
 const START_WAIT: Duration = Duration::from_secs(15);
 const SERVICES: [&str; 2] = ["service-a", "service-b"];
 const CONTROLLERS: [&str; 2] = ["controller-a", "controller-b"];
+
+/// So often the records are asked for, each time for as long as one call may take.
+const LIST_TRIES: usize = 4;
 
 /// Why the demo could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -171,8 +174,19 @@ impl Stage {
         }
     }
 
+    /// Lists. An etcd on a busy disk may keep one waiting, which is no reason to end.
+    async fn listed(&self, selects: &[Select]) -> Result<Listing, StoreError> {
+        let mut tries = 1;
+        loop {
+            match self.store.list(selects).await {
+                Err(StoreError::Unavailable { .. }) if tries < LIST_TRIES => tries += 1,
+                listed => return listed,
+            }
+        }
+    }
+
     async fn kill_leader(&mut self) -> Result<String, StageError> {
-        let leader = self.store.list(&self.selects[..1]).await?.entries.into_iter().next();
+        let leader = self.listed(&self.selects[..1]).await?.entries.into_iter().next();
         let leader: Option<LeaderRecord> = leader.and_then(|entry| serde_json::from_slice(&entry.value).ok());
         let leads =
             |controller: &&mut Server| leader.as_ref().is_some_and(|leader| leader.report_url == controller.url);
@@ -233,7 +247,7 @@ impl Stage {
         }
         let mut newest = None;
         let mut sample = Sample { ways: [adaptive, fixed], tenants, reason: String::new(), leader: None, told };
-        for entry in self.store.list(&self.selects).await?.entries {
+        for entry in self.listed(&self.selects).await?.entries {
             match self.keys.parse(&entry.key) {
                 Some(Key::Leader) => {
                     let leader: Option<LeaderRecord> = serde_json::from_slice(&entry.value).ok();

@@ -161,7 +161,13 @@ impl Controller {
         let gone = match event {
             Ok(WatchEvent::Changes { changes, .. }) => changes.iter().any(|c| matches!(c, Change::Delete { .. })),
             Ok(WatchEvent::Alive) => false,
-            Err(_) => true,
+            // As its loop does: a store that refuses to be watched is not asked without end.
+            Err(error) => {
+                store.close(watch);
+                self.doing = Doing::Nothing;
+                timeline.after(RETRY_AFTER, Event::Controller(self.of, Duty::Campaign));
+                return Some(format!("cannot stand by: {error}"));
+            }
         };
         gone.then(|| {
             store.close(watch);

@@ -189,8 +189,7 @@ async fn post(core: &Core, http: &LeaderHttp, url: &str) -> Result<Duration, Pos
             return Err(PostError::Failed("unauthorized", what.to_owned()));
         }
         403 => {
-            let what =
-                ": no pool and tenant of this process is in the globs of its token in [controller.reporters] there";
+            let what = ": no pool of this process is in the globs of its token in [controller.reporters] there";
             return Err(PostError::Failed("unauthorized", what.to_owned()));
         }
         503 => return Err(failed("no_leader")),

@@ -26,11 +26,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 
+use crate::observation::TOKEN_BYTES_MAX;
 use crate::store::StoreError;
 use crate::store::pem::pem;
 
-/// The longest token, in bytes.
-const TOKEN_BYTES_MAX: usize = 512;
 /// The most that an answer is read of: a pool of 1,000 members with ten tenants each takes less than a tenth.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 

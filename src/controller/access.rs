@@ -20,11 +20,9 @@ use std::sync::Arc;
 
 use ring::digest;
 
-use crate::observation::Report;
+use crate::observation::{Report, TOKEN_BYTES_MAX};
 use crate::quota::Grantee;
 
-/// The longest token that is looked at, in bytes.
-pub const TOKEN_BYTES_MAX: usize = 512;
 /// The tokens of one reporter: the one in use, and the next while members change over.
 pub const TOKENS_MAX: usize = 2;
 /// The longest glob, in bytes: no name of a pool or tenant is longer.
@@ -99,8 +97,7 @@ impl FromStr for Glob {
 
 impl Glob {
     /// Whether it is all names.
-    #[must_use]
-    pub fn is_all(&self) -> bool {
+    fn is_all(&self) -> bool {
         *self.0 == *"*"
     }
 
@@ -250,8 +247,7 @@ impl Caller {
             pool.tenants.retain(|grantee, _| match grantee {
                 Grantee::Default => any(&params.tenants, DEFAULT),
                 Grantee::Tenant(id) => {
-                    let named = params.tenants.iter().filter(|glob| *glob.0 != *DEFAULT);
-                    let kept = named.into_iter().any(|glob| glob.matches(id.as_str()));
+                    let kept = params.tenants.iter().any(|glob| *glob.0 != *DEFAULT && glob.matches(id.as_str()));
                     cut |= !kept;
                     kept
                 }

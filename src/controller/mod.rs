@@ -9,8 +9,8 @@
 //! `shares` splits it over members, `alignment` knows where windows end, `history` remembers what was decided and from what,
 //! `checkpoint` is what the next leader is told of it, `policies` knows which policy holds, `account` is what is told to who asks,
 //! `access` knows who may report and ask, `lease` the times of the leader's. These and the planner are pure; `lead`, `overseer`
-//! (operators' overrides, members' presence), `upkeep` (checkpoints, old audit records, how full the store is), `publish`, `serve`
-//! and `tls` do the I/O.
+//! (what operators and members write, and records of pools that nobody knows), `upkeep` (checkpoints, old audit records, how full the
+//! store is), `publish`, `serve`, `tls` and `connections` (how many, and how long one may be silent) do the I/O.
 
 pub mod access;
 mod account;

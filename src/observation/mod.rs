@@ -9,5 +9,5 @@ mod report;
 pub use reading::{MeterReading, Reading};
 pub use report::{
     Counters, Ending, HOLD_MS_MAX, LogSums, MeterReport, PoolReport, REPORT_BYTES_MAX, REPORT_SCHEMA, Report,
-    ReportError, TenantReport, ThrottleKind, UnitCounts,
+    ReportError, TOKEN_BYTES_MAX, TenantReport, ThrottleKind, UnitCounts,
 };

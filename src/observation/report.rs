@@ -14,6 +14,9 @@ pub const REPORT_SCHEMA: u32 = 1;
 /// Largest report body, in bytes.
 pub const REPORT_BYTES_MAX: usize = 1024 * 1024;
 
+/// The longest reporter's token, in bytes.
+pub const TOKEN_BYTES_MAX: usize = 512;
+
 /// The longest hold that one report can ask for, in ms: 15 minutes. Some providers say 86,400 s for a limit per minute;
 /// after this long somebody looks again.
 pub const HOLD_MS_MAX: u64 = 15 * 60 * 1_000;

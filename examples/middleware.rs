@@ -6,7 +6,7 @@
 //! cargo run --example middleware        # in another
 //! ```
 //!
-//! `TIDEGATE_PROVIDER` names another provider.
+//! `TIDEGATE_PROVIDER` names another provider; `TIDEGATE_ETCD` an etcd, by way of which a controller sets the limits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tidegate::client::{Client, ClientParams, Limited, PoolParams, Refusal};
 use tidegate::plan::{Rate, Thresholds};
 use tidegate::provider::Dialect;
 use tidegate::quota::{Meter, TenantId};
-use tidegate::store::MemoryStore;
+use tidegate::store::{EtcdStore, MemoryStore, Store};
 use tidegate::telemetry::Telemetry;
 
 #[tokio::main]
@@ -30,10 +30,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A call that would wait longer than this is refused at once.
     let params = ClientParams { max_wait: Duration::from_millis(1_500), ..ClientParams::new(vec![pool]) };
 
-    // Without etcd no controller can reach this process; with one, this line is all that changes:
-    // let store = EtcdStore::connect(&["http://127.0.0.1:2379".to_owned()]).await?;
-    let store = MemoryStore::new();
-    let client = Client::start(params, Arc::new(store), Arc::new(Telemetry::new())).await;
+    // Without etcd no controller can reach this process; with one, this is all that changes.
+    let store: Arc<dyn Store> = match std::env::var("TIDEGATE_ETCD") {
+        Ok(endpoint) => Arc::new(EtcdStore::connect(&[endpoint]).await?),
+        Err(_) => Arc::new(MemoryStore::new()),
+    };
+    let client = Client::start(params, store, Arc::new(Telemetry::new())).await;
 
     // The emulator is on this machine: no proxy on the way to it.
     let http = reqwest::Client::builder().no_proxy().build()?;

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use super::reach::access_of;
+use super::table::counted;
 use super::{Failure, print};
-use crate::config::{Config, Mistakes};
+use crate::config::{Config, Mistake, Mistakes};
 use crate::quota::Meter;
 
 /// So many names stand in the summary's line.
@@ -23,7 +25,11 @@ pub(super) struct CheckArgs {
 
 /// Prints the mistakes, or one line that says what was understood.
 pub(super) fn check(args: &CheckArgs) -> Result<(), Failure> {
-    let checked = Config::load(&args.file);
+    let mut checked = Config::load(&args.file);
+    if let Ok(config) = &mut checked {
+        let absent = absent(config, &args.file.display().to_string());
+        config.warnings.list.extend(absent);
+    }
     let mistakes = match &checked {
         Ok(config) => &config.warnings,
         Err(mistakes) => mistakes,
@@ -41,9 +47,20 @@ pub(super) fn check(args: &CheckArgs) -> Result<(), Failure> {
     }
 }
 
+/// What the files are that it names and that are not good here: perhaps they are where it is to run.
+fn absent(config: &Config, file: &str) -> Vec<Mistake> {
+    let tls = config.controller.tls.as_ref().and_then(|tls| tls.check().err());
+    let etcd = config.etcd.as_ref().and_then(|etcd| access_of(etcd).err()).map(|failure| failure.to_string());
+    let named = [("controller.tls", tls), ("etcd", etcd)].into_iter();
+    let absent = named.filter_map(|(key, error)| {
+        Some(Mistake::of_what_it_names(file, key, format!("{}: here it would not start", error?)))
+    });
+    absent.collect()
+}
+
 /// How many mistakes there are.
 pub(super) fn count(mistakes: &Mistakes) -> String {
-    number(mistakes.errors(), "mistake")
+    counted(mistakes.errors(), "mistake")
 }
 
 fn understood(config: &Config) -> String {
@@ -57,22 +74,18 @@ fn understood(config: &Config) -> String {
     let tls = if config.controller.tls.is_some() { " over TLS" } else { "" };
     let of = match config.controller.reporters.len() {
         0 => String::new(),
-        count => format!(" of {}", number(count, "reporter")),
+        count => format!(" of {}", counted(count, "reporter")),
     };
     let pools_named = pools.iter().map(|pool| format!("{}: {}", pool.id, pool.dialect));
     format!(
         "{} ({}), {}, {} ({}), reports{of} at {}{tls}, {etcd}",
-        number(pools.len(), "pool"),
+        counted(pools.len(), "pool"),
         some(pools_named),
-        number(tenants, "tenant"),
-        number(meters.len(), "meter"),
+        counted(tenants, "tenant"),
+        counted(meters.len(), "meter"),
         some(meters.iter().map(Meter::to_string)),
         config.controller.listen,
     )
-}
-
-fn number(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The first few of a list.

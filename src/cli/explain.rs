@@ -53,6 +53,9 @@ fn text(told: &Explained, wall: UnixMillis) -> String {
     for (target, record) in &told.overrides {
         let _ = writeln!(text, "override in force  {target}: {}", describe(record, wall));
     }
+    for (target, record) in &told.elsewhere {
+        let _ = writeln!(text, "taken out before   {target}: {}", describe(record, wall));
+    }
     let now = told.now.iter().map(|(meter, of)| {
         vec![meter.to_string(), number(of.base.rate), number(of.effective.rate), by(of.by).to_owned()]
     });
@@ -87,7 +90,8 @@ fn step_text(step: &StepTold, wall: UnixMillis) -> String {
                 reading(&of.reading),
                 number(of.used),
                 number(of.demand),
-                shown(of.others.map(number)),
+                // Below zero where the limit is better than told: nobody else uses any.
+                shown(of.others.map(|others| number(others.max(0.0)))),
                 format!("{}/{}", of.refused, of.ended),
                 law(of).to_owned(),
                 number(of.capacity),

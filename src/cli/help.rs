@@ -77,7 +77,9 @@ Check a configuration as `tidegate run` would read it, and start nothing.
 
 All mistakes are printed at once, each on a line of its own: file, line, column, key, what was
 found, what is allowed, and what was probably meant. A line with `warning:` does not keep the
-controller from starting. A good file gives one line that says what was understood.";
+controller from starting. A good file gives one line that says what was understood. Certificates,
+keys and a password's file are read too, and are a warning where they are not good: they may be
+elsewhere.";
 
 pub(super) const CHECK: &str = "\
 Examples:
@@ -239,8 +241,9 @@ Examples:
   tidegate override list openai-gpt4o --json | jq -r '.[] | select(.status == \"rejected\") | .error'
 
 Output of --json:
-  An array of { pool, target, record, status, error, applied }; status is accepted, rejected, unanswered (no leader has
-  spoken of it yet) or ended; applied is the record in force, as the leader says.
+  An array of { pool, target, record, status, error, warning, applied }; status is accepted, rejected, unanswered (no
+  leader has spoken of it yet) or ended; warning is what the leader finds odd, applied the record that it says is in
+  force.
 
 Exit codes:
   0  printed
@@ -368,8 +371,8 @@ Examples:
   tidegate audit --json | jq -r '.[] | select(.by == \"mori\") | .key'
 
 Output of --json:
-  An array of { at, by, what, key, from, to, reason }; what is override_set, override_clear, import or policy_put; from
-  is absent when there was no record, to when it was taken away.
+  An array of { at, by, what, key, from, to, reason }; what is override_set, override_clear, import,
+  policy_put or policy_clear; from is absent when there was no record, to when it was taken away.
 
 Exit codes:
   0  printed

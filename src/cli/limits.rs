@@ -17,7 +17,7 @@ use crate::client::{LeaderHttp, MeterTerms, PoolParams, PoolView, Session, Terms
 use crate::clock::{Clock, MonoTime, SystemClock, UnixMillis};
 use crate::controller::{PoolAccount, nearest};
 use crate::plan::keyspace::{Key, Keyspace};
-use crate::plan::{Grant, Rate, Share, Target, Thresholds};
+use crate::plan::{Grant, Mode, Override, Rate, Share, Target, Thresholds};
 use crate::provider::Dialect;
 use crate::quota::{Grantee, Meter, PoolId};
 use crate::store::{Change, Entry, Listing, Select, Source, StoreError, WatchEvent};
@@ -105,6 +105,8 @@ struct Followed {
     views: BTreeMap<PoolId, PoolView>,
     /// Whole: a view does not keep their reasons.
     grants: BTreeMap<Grantee, Grant>,
+    /// What is wrong with overrides that are no records.
+    malformed: BTreeMap<Target, String>,
 }
 
 impl Followed {
@@ -117,11 +119,13 @@ impl Followed {
             session: Session::new(keys.clone(), [pool.clone()]),
             views: BTreeMap::from([(pool.clone(), PoolView::new(bootstrap, now))]),
             grants: BTreeMap::new(),
+            malformed: BTreeMap::new(),
         }
     }
 
     fn on_list(&mut self, listing: &Listing, now: MonoTime) {
         self.grants.clear();
+        self.malformed.clear();
         listing.entries.iter().for_each(|entry| self.on_put(entry));
         self.session.on_list(listing, &mut self.views, now);
     }
@@ -130,11 +134,11 @@ impl Followed {
         for change in changes {
             match change {
                 Change::Put(entry) => self.on_put(entry),
-                Change::Delete { key, .. } => {
-                    if let Some(Key::Limits(_, grantee)) = self.keys.parse(key) {
-                        self.grants.remove(&grantee);
-                    }
-                }
+                Change::Delete { key, .. } => match self.keys.parse(key) {
+                    Some(Key::Limits(_, grantee)) => drop(self.grants.remove(&grantee)),
+                    Some(Key::Override(_, target)) => drop(self.malformed.remove(&target)),
+                    _ => {}
+                },
             }
         }
         self.session.on_changes(changes, revision, &mut self.views, now);
@@ -142,8 +146,17 @@ impl Followed {
 
     /// What is malformed changes nothing, as in a member.
     fn on_put(&mut self, entry: &Entry) {
-        if let (Some(Key::Limits(_, grantee)), Ok(grant)) = (self.keys.parse(&entry.key), Grant::parse(&entry.value)) {
-            self.grants.insert(grantee, grant);
+        match self.keys.parse(&entry.key) {
+            Some(Key::Limits(_, grantee)) => {
+                if let Ok(grant) = Grant::parse(&entry.value) {
+                    self.grants.insert(grantee, grant);
+                }
+            }
+            Some(Key::Override(_, target)) => match Override::parse(&entry.value, &target) {
+                Ok(_) => drop(self.malformed.remove(&target)),
+                Err(error) => drop(self.malformed.insert(target, error.to_string())),
+            },
+            _ => {}
         }
     }
 
@@ -159,11 +172,17 @@ impl Followed {
         }
         let view = self.views.get(&self.pool);
         let named = tenant.map_or_else(|| self.grants.keys().cloned().collect(), |tenant| vec![tenant.clone()]);
-        let shown = |grantee: Grantee| Shown {
-            grant: self.grants.get(&grantee).cloned(),
-            terms: view.and_then(|view| view.terms_of(&grantee, now, wall)),
-            overrides: self.standing(&grantee, wall),
-            grantee,
+        let shown = |grantee: Grantee| {
+            // Who has no grant shares what those have that are not declared, unless it is blocked itself.
+            let grant = self.grants.get(&grantee).or_else(|| self.grants.get(&Grantee::Default));
+            let own = view.and_then(|view| view.terms_of(&grantee, now, wall));
+            let terms = match own {
+                Some(terms) if !terms.meters.is_empty() => Some(terms),
+                own => view
+                    .and_then(|view| view.terms_of(&Grantee::Default, now, wall))
+                    .map(|shared| Terms { blocked: shared.blocked || own.is_some_and(|own| own.blocked), ..shared }),
+            };
+            Shown { grant: grant.cloned(), terms, overrides: self.standing(&grantee, wall), grantee }
         };
         named.into_iter().map(shown).collect()
     }
@@ -171,11 +190,14 @@ impl Followed {
     /// The overrides in force for a tenant, in a line each.
     fn standing(&self, grantee: &Grantee, wall: UnixMillis) -> Vec<String> {
         let targets = [Target::Every, Target::One(grantee.clone()), Target::Capacity];
-        let line = |target: &Target| {
-            let record = self.views.get(&self.pool)?.overrides().at(target, wall)?;
-            Some(format!("{}: {}", target_name(target), describe(record, wall)))
+        let lines = |target: &Target| {
+            let name = target_name(target);
+            let malformed = self.malformed.get(target).map(|error| format!("{name}: rejected: {error}"));
+            let record = self.views.get(&self.pool).and_then(|view| view.overrides().at(target, wall));
+            let record = record.map(|record| format!("{name}: {}", describe(record, wall)));
+            malformed.into_iter().chain(record).collect::<Vec<_>>()
         };
-        targets.iter().filter_map(line).collect()
+        targets.iter().flat_map(lines).collect()
     }
 
     fn leader(&self) -> Option<Leader> {
@@ -184,6 +206,10 @@ impl Followed {
 
     fn state(&self, now: MonoTime) -> &'static str {
         self.views.get(&self.pool).map_or(NONE, |view| view.state(now).as_str())
+    }
+
+    fn mode(&self) -> Mode {
+        self.views.get(&self.pool).map(PoolView::mode).unwrap_or_default()
     }
 }
 
@@ -199,7 +225,7 @@ enum Whose {
 struct Shown {
     grantee: Grantee,
     grant: Option<Grant>,
-    /// `None` for one that shares what `@default` has.
+    /// Of one that is not declared: what `@default` has.
     terms: Option<Terms>,
     overrides: Vec<String>,
 }
@@ -217,21 +243,21 @@ async fn get(args: GetArgs) -> Result<(), Failure> {
         Some(member) => member_of(&args.leader.http()?, followed.leader().as_ref(), &pool, &member).await?,
         None => Whose::Tenant,
     };
-    // Who has no grant shares what those have that are not declared.
-    let tenant = tenant.map(|tenant| {
-        if followed.grants.contains_key(&tenant) {
-            return tenant;
-        }
+    let warning = tenant.as_ref().filter(|tenant| !followed.grants.contains_key(tenant)).map(|tenant| {
         let names: Vec<String> = followed.grants.keys().map(tenant_name).collect();
-        let name = tenant_name(&tenant);
+        let name = tenant_name(tenant);
         let near = nearest(&name, names.iter().map(String::as_str), 3);
-        say(&format!("warning: {name} has no grant in {pool}: it shares @default's{}", meant(&near)));
-        Grantee::Default
+        format!("{name} has no grant in {pool}: it shares @default's{}", meant(&near))
     });
+    if let Some(warning) = &warning {
+        say(&format!("warning: {warning}"));
+    }
     let (now, wall) = (clock.now(), clock.wall());
     let shown = followed.look(tenant.as_ref(), &whose, now, wall);
     if args.json {
-        return print_json(&json(&followed, &whose, &shown, now));
+        let mut json = json(&followed, &whose, &shown, now);
+        json["warnings"] = warning.into_iter().collect();
+        return print_json(&json);
     }
     let text = if effective { effective_text(&followed, &whose, &shown, now) } else { granted_text(&shown) };
     let why = if let [one] = &shown[..] { why(one, effective) } else { String::new() };
@@ -248,6 +274,12 @@ async fn unknown_pool(reach: &Reach, pool: &PoolId) -> Result<Failure, Failure> 
     let pools: Vec<PoolId> = pools.collect();
     let near = nearest(pool.as_str(), pools.iter().map(PoolId::as_str), 3);
     let what = "nothing is granted: members serve their bootstrap thresholds";
+    if pools.is_empty() {
+        let prefix = reach.keys.prefix();
+        return Ok(Failure::Run(format!(
+            "{pool}: {what}; no pool has grants under {prefix}: is it the right --prefix?"
+        )));
+    }
     Ok(Failure::Run(format!("{pool}: {what}{}", meant(&near))))
 }
 
@@ -302,7 +334,8 @@ fn effective_text(followed: &Followed, whose: &Whose, shown: &[Shown], now: Mono
                 let factors = [t.kept, t.brake, t.share, limit.burst].map(number);
                 let [kept, brake, share, burst] = factors;
                 let (pulse, capacity) = (number(t.scale), number(t.capacity));
-                let overridden = overridden(t).map_or_else(|| NONE.to_owned(), |rate| number(rate.rate));
+                let none = if terms.frozen { "frozen" } else { NONE };
+                let overridden = overridden(t).map_or_else(|| none.to_owned(), |rate| number(rate.rate));
                 let rate = blocked(number(limit.rate));
                 vec![meter.to_string(), base, pulse, capacity, blocked(overridden), kept, brake, share, rate, burst]
             });
@@ -324,10 +357,14 @@ fn effective_text(followed: &Followed, whose: &Whose, shown: &[Shown], now: Mono
         Whose::Member { name, .. } => format!("member {name}"),
     };
     let leader = followed.leader().map_or_else(
-        || "nobody leads: members fall to the safe thresholds".to_owned(),
+        || "nobody leads: so begins a member that starts now; others brake, and fall to it".to_owned(),
         |leader| format!("{} leads, term {}", leader.record.name, leader.term),
     );
-    format!("{text}\nshare     {of}\nstate     {}; {leader}\n", followed.state(now))
+    let mode = match followed.mode() {
+        Mode::Enforce => String::new(),
+        mode => format!("mode      {}: none of it is enforced\n", mode.as_str()),
+    };
+    format!("{text}\nshare     {of}\nstate     {}; {leader}\n{mode}", followed.state(now))
 }
 
 /// What an override makes of a rate, if it makes anything else of it.
@@ -367,6 +404,7 @@ fn json(followed: &Followed, whose: &Whose, shown: &[Shown], now: MonoTime) -> V
         "pool": followed.pool,
         "leader": followed.leader().map(|leader| json!({ "name": leader.record.name, "term": leader.term })),
         "state": followed.state(now),
+        "mode": followed.mode(),
         "member": if let Whose::Member { name, .. } = whose { Some(name) } else { None },
         "tenants": shown.iter().map(tenant).collect::<Vec<_>>(),
     })

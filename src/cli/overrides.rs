@@ -235,7 +235,8 @@ async fn set(args: SetArgs) -> Result<(), Failure> {
     let revision = write(&reach, &author, std::slice::from_ref(&change), wall).await?;
     let verdict = match known.leader {
         Some(_) => verdict(&reach, pool.clone(), target.clone(), revision).await?,
-        None => Verdict::Unanswered,
+        None if known.granted || known.pools.contains(&pool) => Verdict::Unanswered,
+        None => Verdict::Unheard,
     };
     told(args.json, shown, &verdict, &summary(&pool, &target, &change, wall))
 }
@@ -243,23 +244,40 @@ async fn set(args: SetArgs) -> Result<(), Failure> {
 /// What becomes of an override that was put.
 enum Verdict {
     DryRun,
-    Accepted,
-    Rejected(String),
+    /// With what the leader finds odd about it.
+    Accepted(Option<String>),
+    /// What is wrong, and whether an earlier record holds instead.
+    Rejected {
+        error: String,
+        earlier: bool,
+    },
     Unanswered,
+    /// Nobody leads, and nobody has ever granted in such a pool.
+    Unheard,
 }
 
 fn told(json: bool, mut shown: Value, verdict: &Verdict, summary: &str) -> Result<(), Failure> {
     let (word, sentence) = match verdict {
         Verdict::DryRun => ("dry_run", "nothing is written: a dry run"),
-        Verdict::Accepted => ("accepted", "accepted by the leader"),
-        Verdict::Rejected(_) => {
+        Verdict::Accepted(_) => ("accepted", "accepted by the leader"),
+        Verdict::Rejected { earlier: true, .. } => {
             ("rejected", "written, and rejected by the leader; the last good record stays in force")
         }
+        Verdict::Rejected { .. } => ("rejected", "written, and rejected by the leader; nothing is in force"),
         Verdict::Unanswered => ("unanswered", "written; no leader answers: members apply it all the same"),
+        Verdict::Unheard => ("unanswered", "written; no leader answers, and it reaches nobody as far as is known"),
     };
+    if let Verdict::Accepted(Some(warning)) = verdict {
+        // Said already where it was seen before.
+        let warned = shown["warnings"].as_array_mut().filter(|warnings| warnings.is_empty());
+        if let Some(warnings) = warned {
+            warnings.push(warning.as_str().into());
+            say(&format!("warning: {warning}"));
+        }
+    }
     if json {
         shown["status"] = word.into();
-        if let Verdict::Rejected(error) = verdict {
+        if let Verdict::Rejected { error, .. } = verdict {
             shown["error"] = error.as_str().into();
         }
         print_json(&shown)?;
@@ -267,7 +285,7 @@ fn told(json: bool, mut shown: Value, verdict: &Verdict, summary: &str) -> Resul
         print(&format!("{summary}{sentence}\n"))?;
     }
     match verdict {
-        Verdict::Rejected(error) => Err(Failure::Run(format!("rejected: {error}"))),
+        Verdict::Rejected { error, .. } => Err(Failure::Run(format!("rejected: {error}"))),
         _ => Ok(()),
     }
 }
@@ -360,7 +378,14 @@ impl Known {
     async fn warnings(&self, reach: &Reach, pool: &PoolId, target: &Target) -> Result<Vec<String>, Failure> {
         if !self.granted && !self.pools.contains(pool) {
             let near = nearest(pool.as_str(), self.pools.iter().map(PoolId::as_str), 3);
-            return Ok(vec![format!("no controller has a pool {pool}{}", meant(&near))]);
+            let mut warnings = vec![format!("no controller has a pool {pool}{}", meant(&near))];
+            if self.pools.is_empty() {
+                warnings.push(format!(
+                    "nobody has granted anything under {}: is it the right --prefix?",
+                    reach.keys.prefix()
+                ));
+            }
+            return Ok(warnings);
         }
         let Target::One(grantee @ Grantee::Tenant(_)) = target else { return Ok(Vec::new()) };
         if self.granted {
@@ -401,8 +426,10 @@ async fn verdict(reach: &Reach, pool: PoolId, target: Target, revision: u64) -> 
         }
     };
     Ok(match tokio::time::timeout(VERDICT_WAIT, said).await {
-        Ok(Ok(OverrideStatus { accepted: true, .. })) => Verdict::Accepted,
-        Ok(Ok(OverrideStatus { error, .. })) => Verdict::Rejected(error.unwrap_or_default()),
+        Ok(Ok(OverrideStatus { accepted: true, warning, .. })) => Verdict::Accepted(warning),
+        Ok(Ok(OverrideStatus { error, applied, .. })) => {
+            Verdict::Rejected { error: error.unwrap_or_default(), earlier: applied.is_some() }
+        }
         // It is written: that nobody speaks of it is no failure.
         Ok(Err(_)) | Err(_) => Verdict::Unanswered,
     })
@@ -469,7 +496,7 @@ impl Standing {
         Ok(found)
     }
 
-    /// How it stands: for people, with what is wrong.
+    /// How it stands: for people, with what is wrong, or is odd about it.
     pub(super) fn word(&self, wall: UnixMillis) -> (&'static str, Option<String>) {
         match (&self.record, &self.status) {
             (Err(error), _) => ("rejected", Some(error.clone())),
@@ -477,7 +504,7 @@ impl Standing {
             // What it says of an earlier record says nothing of this one.
             (Ok(_), Some(status)) if status.revision == self.revision => {
                 if status.accepted {
-                    ("accepted", None)
+                    ("accepted", status.warning.clone())
                 } else {
                     ("rejected", status.error.clone())
                 }
@@ -507,8 +534,9 @@ impl Standing {
         let (status, error) = self.word(wall);
         json!({
             "pool": self.pool, "target": target_name(&self.target), "record": json_of(&self.value),
-            "status": status, "error": error,
-            "applied": self.status.as_ref().and_then(|status| status.applied.as_ref()),
+            "status": status, "error": error.as_ref().filter(|_| status == "rejected"),
+            "warning": error.as_ref().filter(|_| status != "rejected"),
+            "applied": self.status.as_ref().and_then(|told| told.applied.as_ref()).filter(|one| !one.expired(wall)),
         })
     }
 }

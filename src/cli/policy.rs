@@ -411,7 +411,8 @@ fn flatten(path: &str, value: &Value, flat: &mut BTreeMap<String, Value>) {
                 flatten(&if path.is_empty() { name } else { format!("{path}.{name}") }, value, flat);
             }
         }
-        value => drop(flat.insert(path.to_owned(), value.clone())),
+        // What is no record at all differs as a whole.
+        value => drop(flat.insert(if path.is_empty() { "all of it" } else { path }.to_owned(), value.clone())),
     }
 }
 

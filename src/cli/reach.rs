@@ -239,7 +239,11 @@ impl Leader {
         let silent = |why: String| NoAnswer::Silent { url: address.clone(), why };
         let url = format!("{}{path}", address.trim_end_matches('/'));
         let answer = http.ask(Method::GET, &url, Vec::new(), ANSWER_TIMEOUT).await;
-        let (status, body) = answer.map_err(|error| silent(error.to_string()))?;
+        let (status, body) = answer.map_err(|error| {
+            let why = error.to_string();
+            let hint = if why.contains("certificate") { "; --leader-ca names its authorities" } else { "" };
+            silent(format!("{why}{hint}"))
+        })?;
         match (status.as_u16(), serde_json::from_slice(&body)) {
             (404, Ok(Unknown { error, nearest })) => return Err(NoAnswer::Unknown { error, nearest }),
             (200, _) => {}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::overrides::Standing;
+use super::overrides::{Standing, target_name};
 use super::reach::{Leader, LeaderArgs, Reach, ReachArgs};
 use super::table::{NONE, number, span, table};
 use super::{Failure, policy, print, print_json};
@@ -148,9 +148,13 @@ async fn look(reach: &Reach, http: &LeaderHttp, quota_bytes: Option<u64>) -> Res
         }
     }
     for one in &standing {
-        if let ("rejected", Some(error)) = one.word(wall) {
-            let target = &one.target;
-            warnings.push(format!("the override of {} {target} is rejected: {error}", one.pool));
+        let target = target_name(&one.target);
+        match one.word(wall) {
+            ("rejected", Some(error)) => {
+                warnings.push(format!("the override of {} {target} is rejected: {error}", one.pool));
+            }
+            (_, Some(warning)) => warnings.push(format!("the override of {} {target}: {warning}", one.pool)),
+            (_, None) => {}
         }
     }
     let members = members(reach, &listing, account.as_ref());
@@ -354,7 +358,8 @@ fn pool_rows(id: &PoolId, pool: &PoolStatus) -> Vec<Vec<String>> {
         if pool.stale { format!("{age}, stale") } else { age },
     ];
     let meter = |(meter, of): (&Meter, &MeterAccount)| {
-        let others = of.others.map_or_else(|| NONE.to_owned(), number);
+        // Below zero where the limit is better than told: nobody else uses any.
+        let others = of.others.map_or_else(|| NONE.to_owned(), |others| number(others.max(0.0)));
         vec![meter.to_string(), number(of.capacity), number(of.used), number(of.demand), others]
     };
     let mut meters: Vec<Vec<String>> =

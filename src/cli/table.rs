@@ -23,10 +23,18 @@ pub(super) fn number(x: f64) -> String {
     ((x * 1e3).round() / 1e3).to_string()
 }
 
-/// A span in its largest units, to the second from two on: `29m 12s`, `350ms`.
+/// A span in its largest units, to the second from ten on and to its tenth from one on: `29m 12s`, `1.3s`, `350ms`.
 pub(super) fn span(ms: i64) -> String {
-    let whole = if ms.abs() >= 2_000 { ms / 1_000 * 1_000 } else { ms };
-    format!("{:#}", SignedDuration::from_millis(whole))
+    match ms.abs() {
+        10_000.. => format!("{:#}", SignedDuration::from_millis(ms / 1_000 * 1_000)),
+        1_000.. => format!("{}.{}s", ms / 1_000, ms.abs() % 1_000 / 100),
+        _ => format!("{ms}ms"),
+    }
+}
+
+/// Some of a noun: `1 record`, `2 records`.
+pub(super) fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// What is not there.

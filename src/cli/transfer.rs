@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::change::{AuthorArgs, Change, RECORD_BYTES_MAX, ask, json_of, write};
 use super::overrides::{Standing, target_name};
 use super::reach::{Reach, ReachArgs};
+use super::table::counted;
 use super::{Failure, policy, print, print_json, say};
 use crate::clock::{Clock, SystemClock, UnixMillis};
 use crate::config;
@@ -92,7 +93,7 @@ pub(super) async fn export(args: ExportArgs) -> Result<(), Failure> {
         }
     }
     print_json(&document)?;
-    if left_out == 0 { Ok(()) } else { Err(Failure::Run(format!("{left_out} records are left out"))) }
+    if left_out == 0 { Ok(()) } else { Err(Failure::Run(format!("left out: {}", counted(left_out, "record")))) }
 }
 
 /// Checks the whole document, shows what would change, and writes it when told to.
@@ -113,7 +114,7 @@ pub(super) async fn import(args: ImportArgs) -> Result<(), Failure> {
         return Ok(());
     }
     if !args.yes {
-        let question = format!("Write {} records? [y/N] ", changes.len());
+        let question = format!("Write {}? [y/N] ", counted(changes.len(), "record"));
         match ask(&question)?.as_deref() {
             Some("y" | "yes") => {}
             Some(_) => return Err(Failure::Run("nothing is written".into())),
@@ -172,7 +173,7 @@ fn wanted(reach: &Reach, document: &Document, wall: UnixMillis) -> Result<BTreeM
     for mistake in &mistakes {
         say(mistake);
     }
-    Err(Failure::Usage(format!("{} mistakes; nothing is written", mistakes.len())))
+    Err(Failure::Usage(format!("{}; nothing is written", counted(mistakes.len(), "mistake"))))
 }
 
 /// What a record is to be, and when it ends.

@@ -98,6 +98,12 @@ impl Mistakes {
 
 impl Mistake {
     /// A mistake of the file as a whole.
+    /// Something that the file cannot say: what it names is not there.
+    #[must_use]
+    pub fn of_what_it_names(file: &str, key: &str, message: String) -> Self {
+        Self { severity: Severity::Warning, key: key.to_owned(), ..Self::of_file(file, message) }
+    }
+
     pub(super) fn of_file(file: &str, message: String) -> Self {
         let file = file.to_owned();
         let (line, column, found, expected, suggestion) = (None, None, None, None, None);

@@ -170,6 +170,9 @@ pub struct Explained {
     pub tenant: Grantee,
     /// Overrides in force now, by target: `*`, the tenant's, `@capacity`.
     pub overrides: BTreeMap<String, Override>,
+    /// Overrides of other tenants: what they use is taken out before the rest is divided.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub elsewhere: BTreeMap<String, Override>,
     /// What holds now.
     pub now: BTreeMap<Meter, ThresholdDecided>,
     /// The steps that concern it, the oldest first.

@@ -216,9 +216,10 @@ impl Leading {
         let listing = self.store.list(&selects).await?;
         let Some(entry) = listing.entries.first() else { return Ok(()) };
         let leader: Option<LeaderRecord> = serde_json::from_slice(&entry.value).ok();
-        if let Some(leader) = &leader {
-            if leader.report_url == self.report_url {
-                // Its lease has a few seconds to run.
+        let other = leader.filter(|leader| {
+            let own = leader.report_url == self.report_url;
+            if own {
+                // Its lease has a few seconds to run; until then it sends nobody to itself.
                 info!(
                     url = leader.report_url,
                     "standing by: the leader's key is of an earlier term of this controller"
@@ -226,8 +227,9 @@ impl Leading {
             } else {
                 info!(leader = leader.name, url = leader.report_url, "standing by: another controller leads");
             }
-        }
-        self.desk.set_leader(leader);
+            !own
+        });
+        self.desk.set_leader(other);
         let mut watch = self.store.watch(&selects, listing.revision + 1).await?;
         loop {
             let event = tokio::select! {

@@ -10,12 +10,14 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::lead::Leading;
+use super::nearest;
+use super::params::PoolParams;
 use super::policies::{Policies, Standing};
 use super::publish::PublishError;
 use crate::clock::MonoTime;
 use crate::plan::keyspace::{Key, Presence};
-use crate::plan::{OverrideStatus, Target};
-use crate::quota::PoolId;
+use crate::plan::{Action, Override, OverrideStatus, Target};
+use crate::quota::{Grantee, PoolId, TenantId};
 use crate::store::{Entry, Select, StoreError};
 use crate::telemetry::Metric;
 
@@ -148,7 +150,7 @@ impl Overseer {
         }
         let in_force = self.policies.in_force();
         let now = leading.clock.now();
-        let (mut fresh, mut gone) = (Vec::new(), Vec::new());
+        let (mut fresh, mut gone, mut adopted) = (Vec::new(), Vec::new(), BTreeSet::new());
         let began_at = leading.desk.with_office(|office| {
             for (id, params) in &in_force {
                 match office.pools.get_mut(*id) {
@@ -156,6 +158,7 @@ impl Overseer {
                     Some(planner) => {
                         info!(pool = %id, mode = params.mode.as_str(), "another policy is in force");
                         planner.adopt((*params).clone());
+                        adopted.insert((*id).clone());
                     }
                     None => fresh.push((*params).clone()),
                 }
@@ -167,8 +170,8 @@ impl Overseer {
             }
             office.began_at
         });
-        // Overrides of a pool that came or went are to be judged again.
-        let changed: BTreeSet<&PoolId> = fresh.iter().map(|params| &params.id).chain(&gone).collect();
+        // Overrides of a pool that came, went or has another policy are to be judged again.
+        let changed: BTreeSet<&PoolId> = fresh.iter().map(|params| &params.id).chain(&gone).chain(&adopted).collect();
         self.judged.retain(|(pool, _), _| !changed.contains(pool));
         self.leaving.extend(gone);
         if !fresh.is_empty() {
@@ -259,11 +262,15 @@ impl Overseer {
                     let error = format!("no pool {}: expected one of {}", key.0, names(office.pools.keys()));
                     warn!(key = entry.key, "override without effect: {error}");
                     let revision = entry.mod_revision;
-                    let status = OverrideStatus { accepted: false, revision, error: Some(error), applied: None };
+                    let status =
+                        OverrideStatus { accepted: false, revision, error: Some(error), warning: None, applied: None };
                     said.push((key.clone(), Some(status), entry.mod_revision));
                     continue;
                 };
                 let error = pool.overrides_mut().put(key.1.clone(), &entry.value).err();
+                let applied = pool.overrides_mut().last_good(&key.1).cloned();
+                let warning = applied.as_ref().filter(|_| error.is_none());
+                let warning = warning.and_then(|record| oddity(&key.1, record, pool.params()));
                 if let Some(error) = &error {
                     leading.telemetry.add(Metric::OverridesRejected, &[key.0.as_str()], 1.0);
                     warn!(key = entry.key, "override rejected, the last good one stays: {error}");
@@ -272,11 +279,15 @@ impl Overseer {
                         String::from_utf8_lossy(&entry.value).chars().take(RECORD_CHARS_SHOWN).collect();
                     info!(key = entry.key, %record, "override in force");
                 }
+                if let Some(warning) = &warning {
+                    warn!(key = entry.key, "override: {warning}");
+                }
                 let status = OverrideStatus {
                     accepted: error.is_none(),
                     revision: entry.mod_revision,
                     error: error.map(|error| error.to_string()),
-                    applied: pool.overrides_mut().last_good(&key.1).cloned(),
+                    warning,
+                    applied,
                 };
                 said.push((key.clone(), Some(status), entry.mod_revision));
             }
@@ -284,6 +295,26 @@ impl Overseer {
         });
         judged.unwrap_or_default()
     }
+}
+
+/// What is odd about an override, though it is in force: it was meant for something else.
+fn oddity(target: &Target, record: &Override, params: &PoolParams) -> Option<String> {
+    let near = |name: &str, known: &[String]| {
+        let near = nearest(name, known.iter().map(String::as_str), 1);
+        near.first().map_or_else(String::new, |near| format!("; did you mean {near}?"))
+    };
+    if let Target::One(Grantee::Tenant(tenant)) = target
+        && !params.tenants.contains_key(tenant)
+        && record.action != Action::Block
+    {
+        let known: Vec<String> = params.tenants.keys().map(TenantId::to_string).collect();
+        let near = near(tenant.as_str(), &known);
+        return Some(format!("{tenant} is no declared tenant, so only a block reaches it{near}"));
+    }
+    let strange = record.action.amounts()?.keys().find(|meter| !params.capacity.contains_key(meter))?;
+    let known: Vec<String> = params.capacity.keys().map(ToString::to_string).collect();
+    let near = near(&strange.to_string(), &known);
+    Some(format!("the pool has no meter {strange}{near}"))
 }
 
 /// Counts and tells of a policy that is not taken.

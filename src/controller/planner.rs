@@ -21,8 +21,8 @@ use super::signal::{PoolSignal, Urgency};
 use crate::clock::{MonoTime, UnixMillis};
 use crate::observation::PoolReport;
 use crate::plan::{
-    Action, GRANT_SCHEMA, Grant, OverrideBook, PULSE_SCHEMA, Pulse, Rate, Reason, Share, Stamp, Target, Thresholds,
-    capacity_factor, effective,
+    Action, Effective, GRANT_SCHEMA, Grant, Override, OverrideBook, PULSE_SCHEMA, Pulse, Rate, Reason, Share, Stamp,
+    Target, Thresholds, capacity_factor, effective,
 };
 use crate::provider::TokenCharge;
 use crate::quota::{Grantee, Meter, Unit};
@@ -40,6 +40,8 @@ const IDLE_PER_S: f64 = 0.1;
 const IDLE_PART: f64 = 0.1;
 /// Thresholds this much above the provider's limit want a word of explanation.
 const ABOVE_LIMIT: f64 = 1.02;
+/// So many overrides of other tenants are told of with a tenant's steps.
+const OVERRIDES_TOLD_MAX: usize = 50;
 /// Without a leader a tenant keeps this part of its threshold.
 const SAFE_PART: f64 = 0.5;
 
@@ -311,9 +313,8 @@ impl PoolPlanner {
     /// A tenant's thresholds, what overrides make of them, and who decided that.
     fn decided(&self, grantee: &Grantee, base: &Thresholds, wall: UnixMillis) -> Granted {
         // Asked of each grant that is rewritten, and mostly there are none.
-        let none = self.overrides.targets().next().is_none();
-        let (star, own) = if none { (None, None) } else { self.overrides.for_tenant(grantee, wall) };
-        let used = star.or(own).map(|_| effective(base, star, own));
+        let overridden = self.overrides.targets().next().is_some();
+        let used = overridden.then(|| self.overridden(grantee, base, wall));
         let policy = self.params.of(grantee);
         let at_bound = |meter: &Meter, rate: f64| {
             let bounds = policy.into_iter().flat_map(|policy| [policy.floor.get(meter), policy.ceiling.get(meter)]);
@@ -338,18 +339,45 @@ impl PoolPlanner {
         base.rates.iter().map(decide).collect()
     }
 
-    /// The last steps that concern a tenant; `None` when it has no grant.
+    /// What members make of a tenant's base by the overrides, that of `@capacity` among them.
+    fn overridden(&self, grantee: &Grantee, base: &Thresholds, wall: UnixMillis) -> Effective {
+        let (star, own) = self.overrides.for_tenant(grantee, wall);
+        let capacity = self.overrides.at(&Target::Capacity, wall);
+        let left = |(meter, rate): (&Meter, &Rate)| {
+            let told = self.pulse.as_ref().and_then(|pulse| pulse.capacity.get(meter)).copied();
+            (*meter, rate.scaled(capacity_factor(capacity, told, *meter)))
+        };
+        let rates = base.rates.iter().map(left).collect();
+        effective(&Thresholds { rates, concurrency: base.concurrency }, star, own)
+    }
+
+    /// The last steps that concern a tenant; `None` when it has no grant and no override names it. Who has none shares what
+    /// undeclared tenants have, unless it is blocked.
     #[must_use]
     pub fn explain(&self, grantee: &Grantee, wall: UnixMillis) -> Option<Explained> {
-        let grant = self.outbox.published().get(grantee)?;
-        let targets = [Target::Every, Target::One(grantee.clone()), Target::Capacity];
-        let standing = targets.iter().filter_map(|target| Some((target, self.overrides.at(target, wall)?)));
+        let own = Target::One(grantee.clone());
+        let published = self.outbox.published();
+        let (of, grant) = match (published.get(grantee), self.overrides.at(&own, wall)) {
+            (Some(grant), _) => (grantee, grant),
+            (None, Some(_)) => (&Grantee::Default, published.get(&Grantee::Default)?),
+            (None, None) => return None,
+        };
+        let blocked = self.overrides.at(&own, wall).is_some_and(|record| record.action == Action::Block);
+        let (about, elsewhere) = self
+            .overrides
+            .targets()
+            .filter_map(|target| Some((target, self.overrides.at(target, wall)?.clone())))
+            .partition(|(target, _)| [&Target::Every, &own, &Target::Capacity].contains(target));
+        let named = |records: Vec<(&Target, Override)>| {
+            records.into_iter().map(|(target, record)| (target.to_string(), record)).take(OVERRIDES_TOLD_MAX).collect()
+        };
         Some(Explained {
             pool: self.params.id.clone(),
             tenant: grantee.clone(),
-            overrides: standing.map(|(target, record)| (target.to_string(), record.clone())).collect(),
-            now: self.decided(grantee, &grant.thresholds, wall).into_iter().collect(),
-            steps: self.history.of(grantee),
+            overrides: named(about),
+            elsewhere: named(elsewhere),
+            now: self.decided(if blocked { grantee } else { of }, &grant.thresholds, wall).into_iter().collect(),
+            steps: self.history.of(of),
         })
     }
 

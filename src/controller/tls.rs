@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::Listener;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -39,6 +40,14 @@ pub struct TlsParams {
 }
 
 impl TlsParams {
+    /// Whether the files are there, and good.
+    ///
+    /// # Errors
+    /// Which one is wrong, and how, in one line.
+    pub fn check(&self) -> Result<(), String> {
+        self.read().map(drop)
+    }
+
     /// Reads the files; which one is wrong, and how, in one line.
     pub(super) fn read(&self) -> Result<Arc<ServerConfig>, String> {
         let of = |file: &PathBuf, why: &str| format!("{}: {why}", file.display());
@@ -120,6 +129,9 @@ impl Listener for TlsListener {
     }
 }
 
+/// Handshakes that failed are counted, and said once in so long.
+const SAID_EVERY: Duration = Duration::from_secs(60);
+
 async fn accept(
     mut tcp: TcpListener,
     acceptor: TlsAcceptor,
@@ -127,20 +139,24 @@ async fn accept(
     telemetry: Arc<Telemetry>,
 ) {
     let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let said_at: Arc<Mutex<Option<Instant>>> = Arc::default();
     // It is never closed.
     while let Ok(place) = places.clone().acquire_owned().await {
         // axum's own, which waits where the process has no more files to open.
         let (stream, peer) = Listener::accept(&mut tcp).await;
         let (handshake, shaken, telemetry) = (acceptor.accept(stream), shaken.clone(), telemetry.clone());
+        let said_at = said_at.clone();
         tokio::spawn(async move {
-            let why = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            let (why, error) = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
                 Ok(Ok(stream)) => return drop(shaken.send((stream, peer)).await),
-                Ok(Err(error)) => {
-                    tracing::debug!(%peer, "TLS handshake failed: {error}");
-                    "handshake"
-                }
-                Err(_) => "handshake_timeout",
+                Ok(Err(error)) => ("handshake", error.to_string()),
+                Err(_) => ("handshake_timeout", format!("nothing within {HANDSHAKE_TIMEOUT:?}")),
             };
+            let is_due = |at: &Instant| at.elapsed() >= SAID_EVERY;
+            if said_at.lock().as_ref().is_none_or(is_due) {
+                *said_at.lock() = Some(Instant::now());
+                tracing::warn!(%peer, "a TLS handshake failed: {error}; said once a minute");
+            }
             telemetry.add(Metric::ConnectionsRefused, &[why], 1.0);
             drop(place);
         });

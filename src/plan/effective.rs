@@ -57,19 +57,13 @@ pub fn capacity_factor(record: Option<&Override>, capacity: Option<f64>, meter: 
     }
 }
 
-fn map_of(action: Option<&Action>) -> Option<&BTreeMap<Meter, Amount>> {
-    match action {
-        Some(Action::Set(map) | Action::Floor(map) | Action::Ceiling(map)) => Some(map),
-        _ => None,
-    }
-}
-
 fn named(action: Option<&Action>) -> impl Iterator<Item = Meter> + '_ {
-    map_of(action).into_iter().flat_map(|map| map.keys().copied())
+    action.and_then(Action::amounts).into_iter().flat_map(|map| map.keys().copied())
 }
 
 fn touches(action: Option<&Action>, meter: Meter) -> bool {
-    matches!(action, Some(Action::Scale(_))) || map_of(action).is_some_and(|map| map.contains_key(&meter))
+    matches!(action, Some(Action::Scale(_)))
+        || action.and_then(Action::amounts).is_some_and(|map| map.contains_key(&meter))
 }
 
 fn apply(action: Option<&Action>, meter: Meter, base: Option<Rate>) -> Option<Rate> {

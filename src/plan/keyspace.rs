@@ -106,6 +106,12 @@ impl Keyspace {
         if valid { Ok(Self { prefix: prefix.to_owned() }) } else { Err(PrefixError(prefix.to_owned())) }
     }
 
+    /// What all keys begin with.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// A key as written in the store.
     #[must_use]
     pub fn key(&self, key: &Key) -> String {

@@ -76,6 +76,17 @@ pub enum Action {
     Block,
 }
 
+impl Action {
+    /// The meters that it names, and what of each.
+    #[must_use]
+    pub fn amounts(&self) -> Option<&BTreeMap<Meter, Amount>> {
+        match self {
+            Self::Set(map) | Self::Floor(map) | Self::Ceiling(map) => Some(map),
+            Self::Scale(_) | Self::Freeze | Self::Block => None,
+        }
+    }
+}
+
 /// A number (units per window; the burst keeps the base's ratio, at least 1) or a whole rate.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(untagged)]
@@ -332,6 +343,9 @@ pub struct OverrideStatus {
     /// What is wrong with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What is odd about it, though it is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// The last good record: the one in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied: Option<Override>,

@@ -41,6 +41,7 @@ mod limiter_twin;
 mod line;
 mod member;
 mod middleware;
+mod mistaken;
 mod mode;
 mod operators;
 mod peers;

@@ -224,8 +224,12 @@ async fn without_a_leader_an_override_is_written_all_the_same() {
     let office = Office::empty().await;
     let said = office.run(&["override", "set", POOL, "*", "--block", "--reason", "key leaked"]);
     assert_eq!(said.code, 0, "{said:?}");
-    assert!(said.out.ends_with("written; no leader answers: members apply it all the same\n"), "{said:?}");
+    assert!(said.out.ends_with("written; no leader answers, and it reaches nobody as far as is known\n"), "{said:?}");
     assert!(said.err.contains("no controller has a pool openai-gpt4o"), "{said:?}");
+    office.etcdctl(&["put", "/tidegate/v1/pulse/openai-gpt4o", "{}"]);
+    let said = office.run(&["override", "set", POOL, "*", "--block", "--reason", "key leaked"]);
+    assert_eq!((said.code, said.err.as_str()), (0, ""), "{said:?}");
+    assert!(said.out.ends_with("written; no leader answers: members apply it all the same\n"), "{said:?}");
     let list = office.json(&["override", "list"]);
     assert_eq!((&list[0]["target"], &list[0]["status"]), (&json!("*"), &json!("unanswered")));
     // One whose key is still there, and which says nothing.

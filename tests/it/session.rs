@@ -248,7 +248,13 @@ fn a_record_of_a_pool_that_is_not_ours_is_left_alone() {
 #[test]
 fn the_last_good_override_is_restored_where_the_key_holds_a_malformed_one() {
     let good = Override::parse(br#"{"block":true}"#, &target("acme")).expect("good");
-    let status = OverrideStatus { accepted: false, revision: 1, error: Some("broken".to_owned()), applied: Some(good) };
+    let status = OverrideStatus {
+        accepted: false,
+        revision: 1,
+        error: Some("broken".to_owned()),
+        warning: None,
+        applied: Some(good),
+    };
     let mut story = Story::led();
     story.put(&Key::Override(pool(), target("acme")), b"broken");
     story.put(&Key::OverrideStatus(pool(), target("acme")), &bytes(&status));

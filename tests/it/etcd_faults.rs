@@ -1,6 +1,8 @@
 //! What fails around etcd, on a real one: full, restored from a backup, its lease revoked by hand, out of reach, compacted under
 //! a watch. A client offers more than it may all the while; what it was let send is held against what it was to enforce.
 
+use std::time::Duration;
+
 use tidegate::client::MemberState;
 use tidegate::controller::Controller;
 use tidegate::plan::Stamp;
@@ -199,7 +201,10 @@ async fn of_three_etcd_nodes_the_leading_one_is_killed_and_nobody_brakes_for_lon
         offers.hold()
     );
     offers.hold_steady();
-    assert!(inactive <= election, "{inactive:?} of {election:?}");
+    // On a machine that is slow to elect the controller's lease may run out meanwhile: then a takeover comes on top.
+    let again = member.stamp().term > seen.term;
+    let most = election + if again { TAKEOVER } else { Duration::ZERO };
+    assert!(inactive <= most, "{inactive:?} of {most:?}, another term: {again}");
     member.client.close().await;
     controller.stop().await;
 }

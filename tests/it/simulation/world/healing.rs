@@ -67,8 +67,9 @@ impl World {
         // One tick or two, and not a third.
         self.wait(Duration::from_millis(1_900))?;
         let after = self.base("minded", "acme")?;
-        // Whoever may send less is soon granted less; but not half within two ticks.
-        if after < 0.6 * before {
+        // Whoever may send less is soon granted less, 0.597 of it in one world where demand fell as well; an override that is
+        // applied twice leaves half at once.
+        if after < 0.55 * before {
             return Err(format!("an override is applied twice: the base of minded/acme went from {before} to {after}"));
         }
         Ok(())

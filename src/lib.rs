@@ -14,6 +14,7 @@
 //! | change pools and tenants without a restart, try limits, turn them off | `tidegate policy --help`; [`plan::Mode`], [`client::MODE_VARIABLE`] |
 //! | override a limit, by hand or from code | `tidegate override --help`; [`plan`], with the record's fields; [`store`] to write it |
 //! | see what holds, and why | `tidegate status --help`, `tidegate limits --help`, `tidegate explain --help` |
+//! | try a law in a simulated world | [`sim::world`], or `tidegate simulate` |
 //! | test against a provider that says no | [`sim::emulator`], or `tidegate emulate` |
 //! | read a provider's headers without the rest | [`provider`] |
 //! | limit something with `now` as an argument | [`limiter`] |

@@ -18,6 +18,7 @@ mod replay;
 mod run;
 mod schema;
 mod signals;
+mod simulate;
 mod status;
 mod table;
 mod token;
@@ -98,6 +99,9 @@ enum Command {
     /// Emulate an LLM provider: real limits, real headers, real 429s.
     #[command(long_about = help::tools::EMULATE_ABOUT, after_long_help = help::tools::EMULATE)]
     Emulate(emulate::EmulateArgs),
+    /// Live through scenarios in simulated worlds, under our law and others.
+    #[command(long_about = help::tools::SIMULATE_ABOUT, after_long_help = help::tools::SIMULATE)]
+    Simulate(simulate::SimulateArgs),
     /// Show the closed loop with real processes, in about a minute.
     #[command(long_about = help::tools::DEMO_ABOUT, after_long_help = help::tools::DEMO)]
     Demo(demo::DemoArgs),
@@ -147,6 +151,7 @@ pub fn main() -> ExitCode {
             Command::Headers(args) => headers::headers(&args),
             Command::Replay(args) => replay::replay(&args),
             Command::Emulate(args) => emulate::emulate(args).await,
+            Command::Simulate(args) => simulate::simulate(&args),
             Command::Demo(args) => demo::demo(args).await,
             Command::DemoService(args) => demo::service(args).await,
         }

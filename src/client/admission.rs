@@ -191,6 +191,19 @@ impl Admission {
         }
     }
 
+    /// Asks once, now, without a runtime: the answer, or after how long to ask again if nothing changes before. For who keeps
+    /// time by himself, as a simulation does: when a permit ends or limits change, whoever stands first is to ask again.
+    ///
+    /// # Errors
+    /// After how long to ask again; it stands in line.
+    pub fn ask(&mut self) -> Result<Result<Permit, Refusal>, Duration> {
+        self.now = self.gates.pool.clock.now();
+        match self.step() {
+            Step::Done(answer) => Ok(answer),
+            Step::Wait(_, at_most) => Err(at_most),
+        }
+    }
+
     /// Asks once, now; a request that would have to wait is refused when it may not wait, and else stands in line.
     fn step(&mut self) -> Step {
         loop {

@@ -31,15 +31,15 @@ const REPORT_EVERY_MIN_MS: u64 = 250;
 /// Twice within a share's life: after a report that fails the next one comes sooner.
 const REPORT_EVERY_MAX_MS: u64 = 2_500;
 
-/// A term of leadership.
+/// A term of leadership: what the leader knows, without its store and its clock.
 #[derive(Debug)]
-pub(super) struct Office {
+pub struct Office {
     /// The leader key's create revision.
     pub term: u64,
     /// When it began.
-    pub began_at: MonoTime,
+    pub(super) began_at: MonoTime,
     /// The last keep-alive that the store confirmed.
-    pub confirmed_at: MonoTime,
+    pub(super) confirmed_at: MonoTime,
     /// The last tick that was done.
     ticked_at: MonoTime,
     /// The pools; none while what the earlier leader left is being read.
@@ -59,7 +59,7 @@ const STRANGE_MAX: usize = 100;
 impl Office {
     /// A new term.
     #[must_use]
-    pub(super) fn new(term: u64, confirmed_at: MonoTime) -> Self {
+    pub fn new(term: u64, confirmed_at: MonoTime) -> Self {
         Self {
             term,
             began_at: confirmed_at,
@@ -71,6 +71,54 @@ impl Office {
             doubted: BTreeSet::new(),
             strange: BTreeSet::new(),
         }
+    }
+
+    /// Takes a report, and answers it with shares; says whether it asks for a tick before its time.
+    pub fn take(&mut self, report: &Report, now: MonoTime, telemetry: &Telemetry) -> (Reply, bool) {
+        let mut early = false;
+        let mut shares = BTreeMap::new();
+        let member = format!("{}/{}", report.instance, report.boot);
+        for (id, pool_report) in &report.pools {
+            let Some(pool) = self.pools.get_mut(id) else {
+                telemetry.add(Metric::ReportsRefused, &["unknown_pool"], 1.0);
+                // Once each, and no more than a mistake makes: anyone may report any name.
+                if self.strange.len() < STRANGE_MAX && self.strange.insert(id.clone()) {
+                    let member = report.instance.as_str();
+                    warn!(pool = %id, member, "a member uses a pool that is not configured: its bootstrap thresholds hold");
+                }
+                continue;
+            };
+            let (answered, urgency) = pool.report(&report.instance, &report.boot, pool_report, now);
+            if urgency.throttled {
+                early = true;
+            }
+            if let Some(DoubtedLimit { meter, told, accepted }) = urgency.doubted {
+                telemetry.add(Metric::LimitsDoubted, &[id.as_str()], 1.0);
+                if self.doubted.insert((id.clone(), meter)) {
+                    let member = report.instance.as_str();
+                    warn!(pool = %id, %meter, member, told, accepted, "a limit that others do not tell of: another account's key?");
+                }
+            }
+            if report.leaving {
+                pool.leave(&report.instance, &report.boot);
+                continue;
+            }
+            shares.insert(id.clone(), answered);
+        }
+        if report.leaving {
+            self.heard.remove(&member);
+        } else if !shares.is_empty() {
+            // Who uses no pool that there is does not slow the others down.
+            self.heard.insert(member, now);
+        }
+        self.replies += 1;
+        telemetry.add(Metric::ReportsAccepted, &[], 1.0);
+        // Some 1,000 posts a second: as many members as that report once a second. Above 2,500 members it is their shares that
+        // say how often.
+        let members = u64::try_from(self.heard.len()).unwrap_or(u64::MAX);
+        let next_report_ms = members.clamp(REPORT_EVERY_MIN_MS, REPORT_EVERY_MAX_MS);
+        let share_valid_ms = u64::try_from(SHARE_VALID.as_millis()).unwrap_or(u64::MAX);
+        (Reply { term: self.term, epoch: self.replies, share_valid_ms, next_report_ms, shares }, early)
     }
 
     /// A tick is done.
@@ -217,57 +265,10 @@ impl Desk {
     /// # Errors
     /// [`NotLeading`] with where to go instead.
     pub(super) fn answer(&self, report: &Report, now: MonoTime) -> Result<Reply, NotLeading> {
-        self.leading(now, |office| self.take(office, report, now))
-    }
-
-    fn take(&self, office: &mut Office, report: &Report, now: MonoTime) -> Reply {
-        let mut shares = BTreeMap::new();
-        let member = format!("{}/{}", report.instance, report.boot);
-        for (id, pool_report) in &report.pools {
-            let Some(pool) = office.pools.get_mut(id) else {
-                self.telemetry.add(Metric::ReportsRefused, &["unknown_pool"], 1.0);
-                // Once each, and no more than a mistake makes: anyone may report any name.
-                if office.strange.len() < STRANGE_MAX && office.strange.insert(id.clone()) {
-                    let member = report.instance.as_str();
-                    warn!(pool = %id, member, "a member uses a pool that is not configured: its bootstrap thresholds hold");
-                }
-                continue;
-            };
-            let (answered, urgency) = pool.report(&report.instance, &report.boot, pool_report, now);
-            if urgency.throttled {
-                self.early.notify_one();
-            }
-            if let Some(DoubtedLimit { meter, told, accepted }) = urgency.doubted {
-                self.telemetry.add(Metric::LimitsDoubted, &[id.as_str()], 1.0);
-                if office.doubted.insert((id.clone(), meter)) {
-                    let member = report.instance.as_str();
-                    warn!(pool = %id, %meter, member, told, accepted, "a limit that others do not tell of: another account's key?");
-                }
-            }
-            if report.leaving {
-                pool.leave(&report.instance, &report.boot);
-                continue;
-            }
-            shares.insert(id.clone(), answered);
+        let (reply, early) = self.leading(now, |office| office.take(report, now, &self.telemetry))?;
+        if early {
+            self.early.notify_one();
         }
-        if report.leaving {
-            office.heard.remove(&member);
-        } else if !shares.is_empty() {
-            // Who uses no pool that there is does not slow the others down.
-            office.heard.insert(member, now);
-        }
-        office.replies += 1;
-        self.telemetry.add(Metric::ReportsAccepted, &[], 1.0);
-        // Some 1,000 posts a second: as many members as that report once a second. Above 2,500 members it is their shares that
-        // say how often.
-        let members = u64::try_from(office.heard.len()).unwrap_or(u64::MAX);
-        let next_report_ms = members.clamp(REPORT_EVERY_MIN_MS, REPORT_EVERY_MAX_MS);
-        Reply {
-            term: office.term,
-            epoch: office.replies,
-            share_valid_ms: u64::try_from(SHARE_VALID.as_millis()).unwrap_or(u64::MAX),
-            next_report_ms,
-            shares,
-        }
+        Ok(reply)
     }
 }

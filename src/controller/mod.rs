@@ -43,7 +43,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use account::{LeaderAccount, MemberAccount, MeterAccount, PoolAccount};
-pub use desk::NotLeading;
+pub use desk::{NotLeading, Office};
 pub use lead::{EARLY_TICK_GAP, Ended, Leading, Reign, TICK_EVERY, Won};
 pub use lease::{KEEP_ALIVE_EVERY, LEADER_TTL};
 pub use nearest::nearest;

@@ -168,6 +168,17 @@ impl Dice {
         self.0.f64()
     }
 
+    /// The next gap of a Poisson process of this rate, in seconds.
+    pub fn exponential(&mut self, per_second: f64) -> f64 {
+        -(1.0 - self.0.f64()).ln() / per_second
+    }
+
+    /// A number whose logarithm is normal around that of `median`. (Box and Muller 1958.)
+    pub fn log_normal(&mut self, median: f64, sigma: f64) -> f64 {
+        let (radius, angle) = ((-2.0 * (1.0 - self.0.f64()).ln()).sqrt(), std::f64::consts::TAU * self.0.f64());
+        median * (sigma * radius * angle.cos()).exp()
+    }
+
     /// A whole number of a range.
     pub fn number(&mut self, of: Range<u64>) -> u64 {
         self.0.u64(of)

@@ -10,6 +10,7 @@ pub mod events;
 pub mod lossy;
 pub mod process;
 pub mod seat;
+pub mod world;
 
 pub use etcd::{Etcd, EtcdServerTls, EtcdSetup};
 pub use seat::Seat;

@@ -28,7 +28,7 @@ const MAY_IMPORT: &[(&str, &[&str], &[&str])] = &[
     ("client", PURE, &["store"]),
     ("exposition", &[], &["telemetry"]),
     ("controller", PURE, &["store", "exposition"]),
-    ("sim", PURE, &["store", "exposition"]),
+    ("sim", PURE, &["store", "client", "exposition", "controller"]),
     ("config", PURE, &["client", "controller"]),
     ("cli", PURE, &["store", "client", "exposition", "controller", "sim", "config"]),
 ];

@@ -75,3 +75,4 @@ mod usage;
 mod windows;
 mod windows_by_clock;
 mod world;
+mod worlds;

@@ -162,3 +162,32 @@ Environment:
                 or directives such as tidegate=debug,h2=warn
   TMPDIR        where its folder is made; /tmp by default
   NO_COLOR      when set, the live view has no colours";
+
+pub(in crate::cli) const SIMULATE_ABOUT: &str = "\
+Live through scenarios in simulated worlds, under our law and under others, and say how each did.
+
+Ours is the production code: limiter, planner and law. The others are what is published of them. All see the
+same requests at the same moments; efficiency, unfairness and Jain's index are against an oracle that sees the
+provider's account. The same file, law and seed give the same numbers, whatever the machine.";
+
+pub(in crate::cli) const SIMULATE: &str = "\
+Examples:
+  tidegate simulate config/scenarios/steady.toml
+  tidegate simulate config/scenarios/*.toml --law ours --law aimd_fair --seeds 10
+  tidegate simulate my.toml --law ours --json | jq '.[].throttled_ratio'
+
+Scenarios:
+  config/scenarios/ has the format in its README and some thirty worlds; [accept.<law>] in a file says
+  what its outcome is to be.
+
+Output of --json:
+  An array of { scenario, law, seed, efficiency, throttled_ratio, throttled_after_event, unfairness, jain,
+  wait_p50_s, wait_p99_s, slo_miss_ratio, convergence_s, others_kept }; what does not apply is null.
+
+Exit codes:
+  0  done, and every outcome is within what its file accepts
+  1  some outcome is outside, or the output cannot be written
+  2  wrong arguments, or a file that is no scenario
+
+Environment:
+  TIDEGATE_LOG  as for `tidegate run`; simulated members log nothing";

@@ -302,11 +302,28 @@ impl Account {
     /// A setting is outside its range.
     pub fn new(emulated: Emulated, params: AccountParams, now: MonoTime, unix: UnixMillis) -> Result<Self, OutOfRange> {
         let calendar = Calendar { began_at: now, began_unix: unix, semantics: emulated.semantics() };
-        let tally = |meter: &Meter| Tally::new(*meter, emulated.refill(*meter), calendar);
+        Self::counting(emulated, params, now, |meter| Tally::new(meter, emulated.refill(meter), calendar))
+    }
+
+    /// A full account where what was used within the last window counts, whatever its provider does.
+    ///
+    /// # Errors
+    /// A setting is outside its range.
+    pub fn sliding(emulated: Emulated, params: AccountParams, now: MonoTime) -> Result<Self, OutOfRange> {
+        let calendar = Calendar { began_at: now, began_unix: UnixMillis::default(), semantics: emulated.semantics() };
+        Self::counting(emulated, params, now, |meter| Tally::sliding(meter, calendar))
+    }
+
+    fn counting(
+        emulated: Emulated,
+        params: AccountParams,
+        now: MonoTime,
+        tally: impl Fn(Meter) -> Tally,
+    ) -> Result<Self, OutOfRange> {
         let mut account = Self {
             emulated,
             params,
-            meters: emulated.meters().iter().map(tally).collect(),
+            meters: emulated.meters().iter().copied().map(tally).collect(),
             updated_at: now,
             total: UserTruth::default(),
             users: BTreeMap::new(),
@@ -350,7 +367,7 @@ impl Account {
         let refusal = self.refusal(cost);
         if refusal.is_none() {
             for tally in &mut self.meters {
-                tally.charge(cost.of(tally.meter.unit));
+                tally.charge(cost.of(tally.meter.unit), now);
             }
         }
         self.count(user, |truth| match &refusal {
@@ -366,6 +383,16 @@ impl Account {
             self.first_refusal_at.get_or_insert(self.updated_at);
         }
         Verdict { refusal, shown: self.shown() }
+    }
+
+    /// For how long this request would have to wait for room as it is now, in seconds; the largest number when it never fits.
+    #[must_use]
+    pub fn seconds_to_fit(&self, cost: &Cost) -> f64 {
+        let wait = |tally: &Tally| {
+            let cost = cost.of(tally.meter.unit);
+            if tally.is_too_large(cost) { f64::MAX } else { tally.seconds_to_fit(cost, self.updated_at) }
+        };
+        self.meters.iter().map(wait).fold(0.0, f64::max)
     }
 
     /// An admitted request's output is known: what was charged for it becomes what it really was.

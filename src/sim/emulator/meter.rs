@@ -1,5 +1,6 @@
 //! The arithmetic of one meter: what is used of it, and how that is given back — all the time, or when its window ends.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::account::{MeterTruth, Refusal};
@@ -32,12 +33,14 @@ impl Calendar {
 }
 
 /// How what is used is given back.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Fill {
     /// limit ÷ window per second.
     Continuous,
     /// All of it, at this moment and at each end of a window after it.
     At(MonoTime),
+    /// Each unit when it is a window old.
+    Log(VecDeque<(MonoTime, f64)>),
 }
 
 /// One meter.
@@ -61,6 +64,15 @@ impl Tally {
             Refill::Continuous => Fill::Continuous,
             Refill::FixedWindow => Fill::At(calendar.end_of(meter.window, calendar.began_at)),
         };
+        Self::filling(meter, fill, calendar)
+    }
+
+    /// The same, of which the use within the last window counts.
+    pub(super) fn sliding(meter: Meter, calendar: Calendar) -> Self {
+        Self::filling(meter, Fill::Log(VecDeque::new()), calendar)
+    }
+
+    fn filling(meter: Meter, fill: Fill, calendar: Calendar) -> Self {
         let truth = MeterTruth::default();
         Self { meter, truth, fill, calendar, limit: 1.0, hidden_per_second: 0.0, burst: 1.0, used: 0.0 }
     }
@@ -70,7 +82,7 @@ impl Tally {
         (self.limit, self.hidden_per_second) = (limit, hidden_per_second);
         self.burst = match self.fill {
             Fill::Continuous => (limit * part_stored).max(1.0),
-            Fill::At(_) => limit,
+            Fill::At(_) | Fill::Log(_) => limit,
         };
     }
 
@@ -95,13 +107,22 @@ impl Tally {
         self.burst.min(self.limit)
     }
 
-    pub(super) fn charge(&mut self, cost: f64) {
+    pub(super) fn charge(&mut self, cost: f64, now: MonoTime) {
         self.used += cost;
+        if let Fill::Log(log) = &mut self.fill {
+            log.push_back((now, cost));
+        }
     }
 
     /// What was charged becomes what it really was. What was given back meanwhile stays so: it is never more than full.
     pub(super) fn correct(&mut self, charged: f64, used: f64) {
         self.used = (self.used + used - charged).max(0.0);
+        if let Fill::Log(log) = &mut self.fill
+            && let Some((_, units)) = log.back_mut()
+        {
+            // Of whichever request: it is the sum that counts.
+            *units += used - charged;
+        }
     }
 
     /// Somebody else takes so much, as far as it is there.
@@ -113,10 +134,19 @@ impl Tally {
     }
 
     pub(super) fn seconds_to_fit(&self, cost: f64, now: MonoTime) -> f64 {
-        match self.fill {
+        match &self.fill {
             _ if self.fits(cost) => 0.0,
             Fill::Continuous => (self.used + cost - self.burst) / self.rate(),
             Fill::At(end) => end.seconds_since(now),
+            Fill::Log(log) => {
+                let mut used = self.used;
+                let fits = log.iter().find(|(_, units)| {
+                    used -= units;
+                    used + cost <= self.burst + DUST_UNITS
+                });
+                let window = self.meter.window.seconds();
+                fits.map_or(window, |(at, _)| (window - now.seconds_since(*at)).max(0.0))
+            }
         }
     }
 
@@ -132,9 +162,17 @@ impl Tally {
             from = end;
         }
         let seconds = now.seconds_since(from);
-        match self.fill {
+        let window = self.meter.window.seconds();
+        match &mut self.fill {
             Fill::Continuous => self.leak(seconds),
             Fill::At(_) => self.spend(self.hidden_per_second * seconds),
+            Fill::Log(log) => {
+                while let Some((_, units)) = log.front().filter(|(at, _)| now.seconds_since(*at) >= window) {
+                    self.used = (self.used - units).max(0.0);
+                    self.truth.capacity_units += units;
+                    log.pop_front();
+                }
+            }
         }
     }
 
@@ -163,12 +201,13 @@ impl Tally {
     }
 
     pub(super) fn shown(&self, now: MonoTime) -> Shown {
-        let reset = match self.fill {
+        let reset = match &self.fill {
             Fill::Continuous => {
                 let seconds = (self.limit - self.level()) / self.rate();
                 Duration::from_millis(whole((seconds * 1_000.0).round()))
             }
             Fill::At(end) => end.since(now),
+            Fill::Log(_) => Duration::from_secs_f64(self.seconds_to_fit(1.0, now)),
         };
         let remaining = (self.level() + DUST_UNITS).floor().max(0.0);
         Shown { meter: self.meter, limit: self.limit, remaining, reset: Some(reset) }

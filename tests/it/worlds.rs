@@ -1,0 +1,162 @@
+//! Simulated worlds: what they are made of, the laws that are compared in them, and how ours does.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tidegate::clock::MonoTime;
+use tidegate::sim::world::laws::{Arc, AwsAdaptive, Client, NAMES, law};
+use tidegate::sim::world::{Outcome, Scenario, Server, run};
+
+fn scenario(name: &str) -> Scenario {
+    Scenario::load(Path::new(&format!("config/scenarios/{name}.toml"))).expect("it is one")
+}
+
+fn outcome(scenario: &Scenario, seed: u64, name: &str) -> Outcome {
+    let live = |name: &str| run(scenario, seed, &mut *law(name, scenario).expect("a law")).expect("a world");
+    live(name).outcome(&live("oracle"))
+}
+
+/// Ours, over three seeds.
+fn ours(name: &str) -> Vec<Outcome> {
+    let scenario = scenario(name);
+    (0..3).map(|seed| outcome(&scenario, seed, "ours")).collect()
+}
+
+#[track_caller]
+fn within(name: &str, efficiency: f64, throttled: f64, unfairness: f64) {
+    for outcome in ours(name) {
+        assert!(outcome.efficiency >= efficiency, "{outcome:?}");
+        assert!(outcome.throttled_ratio <= throttled, "{outcome:?}");
+        assert!(outcome.unfairness <= unfairness, "{outcome:?}");
+    }
+}
+
+#[test]
+fn where_headers_tell_use_is_full_and_nothing_is_refused() {
+    within("steady", 0.975, 0.0, 0.015);
+    within("others", 0.97, 0.001, 0.015);
+    within("noisy", 0.975, 0.0, 0.025);
+    within("skewed", 0.975, 0.0, 0.015);
+}
+
+#[test]
+fn a_limit_that_moves_is_followed_within_seconds() {
+    within("halved", 0.98, 0.003, 0.04);
+    within("doubled", 0.975, 0.001, 0.03);
+    for outcome in ours("halved").iter().chain(&ours("doubled")) {
+        assert!(outcome.convergence_s.is_some_and(|s| s <= 3.0), "{outcome:?}");
+    }
+}
+
+#[test]
+fn where_nothing_is_told_refusals_are_few() {
+    within("no_headers", 0.94, 0.015, 0.03);
+    within("cold_low_no_headers", 0.91, 0.012, 0.045);
+}
+
+#[test]
+fn others_keep_what_is_theirs() {
+    for outcome in ours("others") {
+        assert!(outcome.others_kept.is_some_and(|kept| kept >= 0.995), "{outcome:?}");
+    }
+    let hammering = outcome(&scenario("others"), 0, "retry");
+    assert!(hammering.others_kept.is_some_and(|kept| kept < 0.6), "{hammering:?}");
+}
+
+#[test]
+fn without_a_leader_members_brake_by_themselves() {
+    within("outage_halved", 0.98, 0.01, 0.03);
+    within("failover", 0.97, 0.003, 0.02);
+}
+
+#[test]
+fn the_same_seed_is_the_same_world_under_each_law() {
+    let scenario = Scenario { seconds: 60.0, ..scenario("noisy") };
+    let scenario = Scenario { events: Vec::new(), ..scenario };
+    for name in NAMES {
+        let (first, second) = (outcome(&scenario, 7, name), outcome(&scenario, 7, name));
+        assert_eq!(first, second);
+        assert_eq!(first.law, name);
+    }
+    assert_ne!(outcome(&scenario, 8, "ours").wait_p99_s, outcome(&scenario, 7, "ours").wait_p99_s);
+}
+
+#[test]
+fn every_scenario_is_one_and_says_why() {
+    let mut names = Vec::new();
+    for file in std::fs::read_dir("config/scenarios").expect("the folder") {
+        let path = file.expect("a file").path();
+        if path.extension().is_some_and(|end| end == "toml") {
+            let scenario = Scenario::load(&path).expect("a scenario");
+            assert!(scenario.about.trim().len() > 40, "{}: {}", scenario.name, scenario.about);
+            names.push(scenario.name);
+        }
+    }
+    assert!(names.len() >= 30, "{names:?}");
+}
+
+#[test]
+fn what_is_wrong_with_a_scenario_is_told_in_a_line() {
+    let tenants = "about = \"a\"\n[tenants.a]\nper_second = 1\n";
+    let cases = [
+        ("seconds = 5\n", "seconds is 5: expected 10–86400"),
+        ("[provider]\nheaders = { rounded = 2 }\n", "provider.headers.rounded is 2: expected 0.001–0.5"),
+        ("[members]\nsplit = [0.5, 0.4]\n", "the sum of members.split is 0.9: expected 0.999999–1.000001"),
+        ("[[event]]\nat_s = 1\n", "an event: expected at_s and one thing that happens"),
+        ("[[event]]\nat_s = 1\ntenant = \"x\"\nper_second = 1\n", "event at 1 s: no tenant x"),
+        ("[[event]]\nat_s = 1\nkill = 9\n", "event at 1 s: no member 9: expected 0–2"),
+        ("[provider]\nlimit = 1\n", "unknown field `limit`"),
+    ];
+    for (text, part) in cases {
+        let text = if text.starts_with("seconds") { format!("{text}{tenants}") } else { format!("{tenants}{text}") };
+        let wrong = Scenario::parse("t", &text).expect_err(part);
+        assert!(wrong.contains(part) && !wrong.contains('\n'), "{wrong}");
+    }
+    assert!(Scenario::parse("t", "about = 1").expect_err("no text").starts_with("line 1: "));
+}
+
+// === what the others are by their papers ===
+
+/// RFC 9438 and the AWS SDKs: at the end of K the rate is that of the last refusal, and it begins at β of it.
+#[test]
+fn aws_adaptive_grows_as_cubic_does() {
+    for most in [1.0, 10.0, 200.0_f64] {
+        let k = (most * 0.3 / 0.4).cbrt();
+        assert!((AwsAdaptive::cubic(most, 0.0) - 0.7 * most).abs() < 1e-9);
+        assert!((AwsAdaptive::cubic(most, k) - most).abs() < 1e-9);
+        assert!((AwsAdaptive::cubic(most, 2.0 * k) - 1.3 * most).abs() < 1e-9);
+    }
+}
+
+/// Vector: one more for each round trip while the limit is reached and trips are not longer than before; a tenth less when
+/// refused.
+#[test]
+fn vector_arc_adds_one_and_takes_a_tenth() {
+    let at = |ms: u64| MonoTime::from_millis(ms);
+    let mut arc = Arc::new(1.0);
+    let trip = Duration::from_millis(100);
+    for n in 0..30 {
+        let now = at(1_000 + 200 * n);
+        assert!(arc.ready_at(arc.limit(), now) > now, "the limit is reached");
+        arc.answered(trip, arc.limit(), now);
+    }
+    let grown = arc.limit();
+    assert!((25..=31).contains(&grown), "{grown}");
+    arc.refused(None, at(10_000));
+    assert_eq!(arc.limit(), (grown as f64 * 0.9) as usize);
+}
+
+/// n jobs on K slots each advance at K/n of their speed.
+#[test]
+fn a_server_is_shared_evenly() {
+    let mut server = Server::new(2, MonoTime::default());
+    for job in 0..4 {
+        server.begin(job, 1.0, MonoTime::default());
+    }
+    assert_eq!(server.next(), Some(MonoTime::from_millis(2_000)));
+    assert_eq!(server.finished(MonoTime::from_millis(1_999)), None);
+    let done: Vec<u64> = std::iter::from_fn(|| server.finished(MonoTime::from_millis(2_000))).collect();
+    assert_eq!(done.len(), 4);
+    server.begin(9, 1.0, MonoTime::from_millis(2_000));
+    assert_eq!(server.next(), Some(MonoTime::from_millis(3_000)), "alone, at full speed");
+}

@@ -481,7 +481,9 @@ impl Law for Ours {
         self.observe(request, verdict, moment);
         let (n, tenant) = (moment.requests[request].member, moment.requests[request].tenant);
         let Some(member) = &mut self.members[n] else { return };
-        drop(member.permits.remove(&request));
+        // Of a process that died meanwhile nobody asks again.
+        let Some(permit) = member.permits.remove(&request) else { return };
+        drop(permit);
         let at = moment.now.max(member.reported_at + REPORT_GAP);
         if member.reports_at > at {
             self.plan_report(n, at, moment);
@@ -502,8 +504,8 @@ impl Law for Ours {
         let of = &moment.requests[request];
         if let Some(permit) = self.members[of.member].as_mut().and_then(|member| member.permits.remove(&request)) {
             permit.settle(Usage { input_tokens: of.cost.input_tokens, output_tokens: of.output_tokens });
+            self.freed(of.member, of.tenant, moment);
         }
-        self.freed(of.member, of.tenant, moment);
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "made from an index")]

@@ -63,7 +63,7 @@ impl Plant {
         let _ = self.account.change(params(&self.provider, factor), now);
     }
 
-    /// A request arrives; the tenant's name is for the books.
+    /// A request arrives.
     pub fn request(&mut self, cost: &Cost, now: MonoTime) -> Verdict {
         let verdict = self.account.request(None, cost, now);
         let refusal = verdict.refusal;

@@ -87,10 +87,15 @@ impl Oracle {
             let into_s = now.seconds_since(MonoTime::default()) % WINDOW_S;
             self.window = (now.after_seconds(WINDOW_S - into_s), 0.0);
         }
+        let (left, left_s) = self.left(now);
+        if left < 1.0 { left_s } else { self.next_at.seconds_since(now).min(left_s / left * 2.0) }
+    }
+
+    /// What is left of a window, less what others will use of it, and for how many seconds it is to last.
+    fn left(&self, now: MonoTime) -> (f64, f64) {
         let left_s = self.window.0.seconds_since(now).max(1e-3);
         let quota = self.limit_per_s * self.factor * WINDOW_S;
-        let left = (quota - self.window.1 - self.others_per_second * left_s).max(0.0);
-        if left < 1.0 { left_s } else { self.next_at.seconds_since(now).min(left_s / left * 2.0) }
+        ((quota - self.window.1 - self.others_per_second * left_s).max(0.0), left_s)
     }
 
     fn go(&mut self, moment: &mut Moment<'_>) {
@@ -119,10 +124,8 @@ impl Oracle {
         self.in_flight += 1;
         if self.windowed {
             self.window.1 += 1.0;
-            let left_s = self.window.0.seconds_since(now).max(1e-3);
-            let left =
-                (self.limit_per_s * self.factor * WINDOW_S - self.window.1 - self.others_per_second * left_s).max(1.0);
-            self.next_at = now.after_seconds(left_s / left);
+            let (left, left_s) = self.left(now);
+            self.next_at = now.after_seconds(left_s / left.max(1.0));
         }
         // One at a time: what is sent changes what fits.
         moment.send(id);

@@ -102,6 +102,9 @@ enum Command {
     /// Live through scenarios in simulated worlds, under our law and others.
     #[command(long_about = help::tools::SIMULATE_ABOUT, after_long_help = help::tools::SIMULATE)]
     Simulate(simulate::SimulateArgs),
+    /// Print scenarios and laws as a Markdown table.
+    #[command(long_about = help::tools::COMPARE_ABOUT, after_long_help = help::tools::COMPARE)]
+    Compare(simulate::CompareArgs),
     /// Show the closed loop with real processes, in about a minute.
     #[command(long_about = help::tools::DEMO_ABOUT, after_long_help = help::tools::DEMO)]
     Demo(demo::DemoArgs),
@@ -152,6 +155,7 @@ pub fn main() -> ExitCode {
             Command::Replay(args) => replay::replay(&args),
             Command::Emulate(args) => emulate::emulate(args).await,
             Command::Simulate(args) => simulate::simulate(&args),
+            Command::Compare(args) => simulate::compare(&args),
             Command::Demo(args) => demo::demo(args).await,
             Command::DemoService(args) => demo::service(args).await,
         }

@@ -1,7 +1,8 @@
 //! What a member knows of one pool, and what it therefore enforces. Pure: records and `now` in, limits out.
 //!
 //! States: *bootstrap* (no grant yet), *active* (the pulse is fresh), *braking* (the pulse is older than 3 s: ×0.7 per
-//! second with 429s, +1 %/s after 8 clean seconds, never above the last base), *lapsed* (older than its `valid_for_ms`:
+//! second with 429s, +1 %/s after 8 clean seconds, never above the last base; what thresholds add up to beyond the capacity ends
+//! within 3 s more), *lapsed* (older than its `valid_for_ms`:
 //! exponentially to the safe thresholds, τ 30 s).
 //!
 //! The order in which numbers are put on each other: the grant's base × the pulse's scale × `@capacity` → overrides
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::terms::{MeterTerms, Terms};
 use crate::clock::{MonoTime, UnixMillis};
 use crate::limiter::{Alignment, Counting, ENTRIES_MAX, Limits, MeterLimit};
 use crate::plan::{
@@ -31,6 +33,7 @@ const RELEASE_PER_S: f64 = 0.01;
 const CLEAN_BEFORE_RELEASE_S: f64 = 8.0;
 const LAPSE_TAU_S: f64 = 30.0;
 const LAPSE_STEPS: f64 = 100.0;
+const LENT_STEPS: f64 = 4.0;
 /// Ends of a window that are told no further apart than this are one: pulses travel.
 const SAME_WINDOW_END: Duration = Duration::from_millis(500);
 
@@ -140,54 +143,14 @@ pub struct Changes {
     pub some: BTreeSet<Grantee>,
 }
 
-/// What a meter's limit follows from, in the order in which the terms are put on each other:
-/// (base × scale × capacity, overridden) × kept × brake × share.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct MeterTerms {
-    /// As granted, or the bootstrap's; `None` where only an operator limits it.
-    pub base: Option<Rate>,
-    /// The pulse's factor: a cut that went ahead of the grants.
-    pub scale: f64,
-    /// What `@capacity` leaves, 0–1.
-    pub capacity: f64,
-    /// What the overrides make of all that.
-    pub overridden: Rate,
-    /// What is kept on the way to the safe thresholds, 0–1.
-    pub kept: f64,
-    /// What the brake leaves, 0–1.
-    pub brake: f64,
-    /// This member's part.
-    pub share: f64,
-    /// What is enforced.
-    pub limit: MeterLimit,
-}
-
-/// What a tenant's limits follow from.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Terms {
-    /// Per meter.
-    pub meters: Vec<(Meter, MeterTerms)>,
-    /// Requests in flight at a time.
-    pub concurrency: Option<u32>,
-    /// Nothing is admitted.
-    pub blocked: bool,
-    /// The base is kept and does not lapse.
-    pub frozen: bool,
-}
-
-impl From<Terms> for Limits {
-    fn from(terms: Terms) -> Self {
-        let meters = terms.meters.iter().map(|(meter, terms)| (*meter, terms.limit)).collect();
-        Self { meters, concurrency: terms.concurrency, blocked: terms.blocked }
-    }
-}
-
 /// What limits follow from beside records: told apart so that time alone changes none.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Moving {
     brake: f64,
     /// How much is left of the way from safe to the threshold.
     kept: f64,
+    /// How much is left of what thresholds add up to beyond the capacity.
+    lent: f64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -238,7 +201,7 @@ impl PoolView {
             braked_at: now,
             throttled_at: None,
             changes: Changes { all: true, some: BTreeSet::new() },
-            taken: (now, UnixMillis::default(), Moving { brake: 1.0, kept: 0.0 }),
+            taken: (now, UnixMillis::default(), Moving { brake: 1.0, kept: 0.0, lent: 0.0 }),
         }
     }
 
@@ -254,7 +217,7 @@ impl PoolView {
     pub fn take_changes(&mut self, now: MonoTime, wall: UnixMillis) -> Changes {
         let mut changes = std::mem::take(&mut self.changes);
         let (then, then_wall, moving) = self.taken;
-        let moving_now = Moving { brake: self.brake, kept: self.kept_at(now) };
+        let moving_now = Moving { brake: self.brake, kept: self.kept_at(now), lent: self.lent_at(now) };
         changes.all |= moving != moving_now;
         let ended = self.leases.iter().filter(|(_, lease)| lease.until > then && lease.until <= now);
         changes.some.extend(ended.map(|(grantee, _)| grantee.clone()));
@@ -622,6 +585,7 @@ impl PoolView {
             None => 1.0 / (members + 1.0),
         };
         let left = if used.frozen { 1.0 } else { self.kept_at(now) };
+        let lent = self.lent_at(now);
         let meters = used
             .thresholds
             .rates
@@ -630,7 +594,7 @@ impl PoolView {
                 let safe = grant.safe_part(*meter);
                 let (kept, brake) = match (used.set.contains(meter) || used.frozen, lease) {
                     (true, _) => (1.0, 1.0),
-                    (false, Some(_)) => (safe + (1.0 - safe) * left, self.brake),
+                    (false, Some(_)) => (safe + (self.covered(*meter, lent) - safe).max(0.0) * left, self.brake),
                     (false, None) => (safe, self.brake),
                 };
                 let mine = rate.scaled(kept * brake * share);
@@ -676,6 +640,25 @@ impl PoolView {
     /// The newest pulse's factor for a meter of a grant.
     fn scale_of(&self, grant: &Granted, meter: Meter) -> f64 {
         self.pulse().map_or(1.0, |pulse| pulse.scale_for(grant.stamp, meter))
+    }
+
+    /// How much is left of what thresholds add up to beyond the capacity: nobody takes it back without a leader, so it ends by
+    /// itself, within as long again as a pulse may be late.
+    fn lent_at(&self, now: MonoTime) -> f64 {
+        match &self.pulse {
+            Some((_, Some(at))) => {
+                let late_s = now.seconds_since(*at + PULSE_QUIET);
+                // In steps: each is a retune of every tenant.
+                ((1.0 - late_s / PULSE_QUIET.as_secs_f64()) * LENT_STEPS).ceil().clamp(0.0, LENT_STEPS) / LENT_STEPS
+            }
+            _ => 0.0,
+        }
+    }
+
+    /// What part of a meter's threshold the capacity covers, with so much left of what is beyond it.
+    fn covered(&self, meter: Meter, lent: f64) -> f64 {
+        let overcommit = self.pulse().map_or(1.0, |pulse| pulse.overcommit_of(meter));
+        (1.0 + (overcommit - 1.0) * lent) / overcommit
     }
 
     /// How much of the way from safe to the threshold is left: 1 until the grants lapse, then exponentially to 0.

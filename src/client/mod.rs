@@ -103,6 +103,7 @@ mod rota;
 mod session;
 mod status;
 pub mod swap;
+mod terms;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -121,7 +122,7 @@ pub use gate::{LINE_MAX, Traffic};
 pub use layer::{BoxError, Limit, LimitLayer};
 pub(crate) use leader_http::LeaderHttp;
 pub use leader_http::{NoToken, ReportTls, ReportTlsError, ReportToken};
-pub use member::{Changes, MemberState, MeterTerms, Order, PULSE_QUIET, PoolView, Remembered, Terms};
+pub use member::{Changes, MemberState, Order, PULSE_QUIET, PoolView, Remembered};
 pub use middleware::Limited;
 pub use params::{ClientParams, MODE_VARIABLE, PoolParams};
 pub use permit::Permit;
@@ -129,6 +130,7 @@ pub use process::Core;
 pub use session::{Notice, OldTerm, Session, TENANTS_FOLLOWED_MAX};
 pub use status::{ClientStatus, PoolStatus};
 pub use swap::Tuning;
+pub use terms::{MeterTerms, Terms};
 
 use crate::clock::SystemClock;
 pub use crate::limiter::Priority;

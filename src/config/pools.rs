@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 use super::keys;
 use super::names::Names;
 use super::section::{Field, Place, Section};
+use crate::controller::law::LawParams;
 use crate::controller::{PoolParams, TenantParams};
 use crate::plan::{Algorithm, Mode, Rate};
 use crate::provider::{Dialect, Refill, ResetForm, TaughtMeter, TaughtParams};
@@ -54,6 +55,7 @@ pub(super) fn pool(name: &str, at: &Place<'_>, field: Field<'_>) -> Option<PoolP
         capacity: capacity.rates.into_iter().map(|(meter, (rate, _))| (meter, rate)).collect(),
         concurrency: concurrency.and_then(|(places, _)| places),
         tenants: declared,
+        law: LawParams::default(),
         default_tenant: default,
     })
 }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use jiff::tz::TimeZone;
 
 use super::access::ReporterParams;
+use super::law::LawParams;
 use super::tls::TlsParams;
 use crate::plan::keyspace::Keyspace;
 use crate::plan::{Algorithm, Mode, Rate};
@@ -55,6 +56,8 @@ pub struct PoolParams {
     pub zones: BTreeMap<Meter, TimeZone>,
     /// Requests in flight at a time, over all tenants; `None` is no limit.
     pub concurrency: Option<u32>,
+    /// The law's constants.
+    pub law: LawParams,
     /// The declared tenants.
     pub tenants: BTreeMap<TenantId, TenantParams>,
     /// The undeclared tenants together.

@@ -12,7 +12,7 @@ use super::alignment::window_left;
 use super::apportion::{Claim, divide, divide_places};
 use super::checkpoint::{CHECKPOINT_SCHEMA, Checkpoint};
 use super::history::{Decided, DecidedBy, Explained, Granted, History, MeterDecided, ThresholdDecided};
-use super::law::{Inputs, MeterLaw, Mode, Step};
+use super::law::{Inputs, LatencyLaw, LatencyStep, MeterLaw, Mode, Step};
 use super::lease::LEASE_FRESH_FOR;
 use super::outbox::{Batch, Cut, Outbox};
 use super::params::{PoolParams, TenantParams};
@@ -58,6 +58,9 @@ pub struct PoolPlanner {
     laws: BTreeMap<Meter, MeterLaw>,
     /// What the law was told at the last tick, and its step.
     steps: BTreeMap<Meter, (Inputs, Step)>,
+    latency: LatencyLaw,
+    /// Its last step.
+    latency_step: LatencyStep,
     shares: BTreeMap<Grantee, Shares>,
     overrides: OverrideBook,
     history: History,
@@ -92,10 +95,14 @@ impl PoolPlanner {
                 // Bases of overridden tenants come on top of the capacity, so their sum is only an upper bound.
                 let told = pulse.and_then(|pulse| pulse.capacity.get(meter)).copied().unwrap_or(granted);
                 let start = if granted > 0.0 { told.min(granted) } else { nominal.rate };
-                (*meter, MeterLaw::new(meter.per_second(start)))
+                let mut law = MeterLaw::new(meter.per_second(start), params.law);
+                law.resume_overcommit(pulse.map_or(1.0, |pulse| pulse.overcommit_of(*meter)));
+                (*meter, law)
             })
             .collect();
         Self {
+            latency: LatencyLaw::new(params.law.latency),
+            latency_step: LatencyStep::default(),
             params,
             outbox: Outbox::new(term, left),
             pulse: None,
@@ -154,7 +161,7 @@ impl PoolPlanner {
         self.steps.retain(|meter, _| capacity.contains_key(meter));
         for (meter, nominal) in capacity {
             let start_per_s = meter.per_second(nominal.rate);
-            let law = self.laws.entry(*meter).or_insert_with(|| MeterLaw::new(start_per_s));
+            let law = self.laws.entry(*meter).or_insert_with(|| MeterLaw::new(start_per_s, self.params.law));
             if old.capacity.get(meter).is_none_or(|old| old.rate != nominal.rate) {
                 law.restart_without_headers(start_per_s);
             }
@@ -260,6 +267,7 @@ impl PoolPlanner {
         self.is_pulsed = false;
         self.signal.forget_silent(now);
         self.step_laws(now);
+        self.latency_step = self.latency.step(now, &self.signal.latencies());
         let planned = self.plan(now, wall);
         let (stamp, Cut { scale, epoch: scale_epoch }) = self.outbox.plan(planned, now);
         let capacity = |(meter, step): (&Meter, &Step)| (*meter, round(per_window(*meter, step.capacity_per_s)));
@@ -268,6 +276,7 @@ impl PoolPlanner {
             stamp,
             valid_for_ms: u64::try_from(VALID_FOR.as_millis()).unwrap_or(u64::MAX),
             capacity: self.steps().map(capacity).collect(),
+            overcommit: self.overcommitted(wall),
             scale_epoch,
             scale,
             hold_ms: self.signal.holds_ms(now),
@@ -275,6 +284,16 @@ impl PoolPlanner {
             mode: self.params.mode,
             unix_ms: wall,
         }
+    }
+
+    /// By how much thresholds add up to more than the capacity. What an operator sets is not exceeded.
+    fn overcommit(&self, step: &Step, wall: UnixMillis) -> f64 {
+        if self.overrides.at(&Target::Capacity, wall).is_some() { 1.0 } else { step.overcommit }
+    }
+
+    fn overcommitted(&self, wall: UnixMillis) -> BTreeMap<Meter, f64> {
+        let of = |(meter, step): (&Meter, &Step)| (*meter, round(self.overcommit(step, wall)));
+        self.steps().map(of).filter(|(_, factor)| *factor > 1.0).collect()
     }
 
     /// What is left of the windows that end by a clock.
@@ -426,7 +445,7 @@ impl PoolPlanner {
                 self.steps.get(meter).map_or(meter.per_second(nominal.rate), |(_, step)| step.capacity_per_s);
             let inputs = Inputs {
                 now,
-                sample: self.signal.sample(*meter, semantics.level_slack(meter.unit), now),
+                sample: self.signal.sample(*meter, semantics, now),
                 own_now: self.signal.own_at(meter.unit, now),
                 traffic: self.signal.traffic(*meter, rate_per_s, law.decreased_at(), now),
                 nominal_per_s: Rate { rate: meter.per_second(nominal.rate), burst: nominal.burst },
@@ -439,11 +458,7 @@ impl PoolPlanner {
     fn plan(&self, now: MonoTime, wall: UnixMillis) -> BTreeMap<Grantee, Grant> {
         let grantees = self.grantees();
         let weights: Vec<f64> = grantees.iter().map(|(_, tenant)| tenant.weight).collect();
-        // One place each, the rest by weight: a tenant without a place would wait for ever.
-        let places = self.params.concurrency.map(|places| {
-            let rest = places.saturating_sub(u32::try_from(weights.len()).unwrap_or(u32::MAX));
-            divide_places(rest, &weights).into_iter().map(|n| n + 1).collect::<Vec<u32>>()
-        });
+        let places = self.places().map(|places| self.divide_places(places, &grantees));
         let weight_sum: f64 = weights.iter().sum();
         let mut thresholds = vec![Thresholds::default(); grantees.len()];
         for (meter, step) in self.steps() {
@@ -465,13 +480,33 @@ impl PoolPlanner {
                 if let Some(frozen) = self.frozen(&grantee, wall) {
                     thresholds = frozen.thresholds.clone();
                 }
-                let safe = self.safe(&thresholds, tenant.weight / weight_sum);
+                let safe = self.safe(&thresholds, tenant.weight / weight_sum, wall);
                 // Filled in when it is written.
                 let stamp = Stamp::default();
                 let (algorithms, reason) = (self.params.algorithms.clone(), reason.clone());
                 (grantee, Grant { schema: GRANT_SCHEMA, stamp, thresholds, safe, algorithms, members, reason })
             })
             .collect()
+    }
+
+    /// Requests in flight at a time, all tenants together: as the operator says, and as latency says.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at least 1")]
+    fn places(&self) -> Option<u32> {
+        let by_latency = self.latency_step.places.map(|places| places.max(1.0) as u32);
+        self.params.concurrency.into_iter().chain(by_latency).min()
+    }
+
+    /// One place each, as a tenant without a place would wait for ever; the rest by what each could use.
+    fn divide_places(&self, places: u32, grantees: &[(Grantee, TenantParams)]) -> Vec<u32> {
+        let rest = places.saturating_sub(u32::try_from(grantees.len()).unwrap_or(u32::MAX));
+        let claim = |(grantee, tenant): &(Grantee, TenantParams)| Claim {
+            weight: tenant.weight,
+            demand: self.signal.places_wanted(grantee),
+            floor: 0.0,
+            ceiling: f64::INFINITY,
+        };
+        let parts = divide(f64::from(rest), &grantees.iter().map(claim).collect::<Vec<_>>());
+        divide_places(rest, &parts).into_iter().map(|n| n + 1).collect()
     }
 
     /// What a tenant may store of a meter, in units.
@@ -539,9 +574,9 @@ impl PoolPlanner {
         now: MonoTime,
         wall: UnixMillis,
     ) -> Vec<f64> {
-        let capacity = step.capacity_per_s;
-        let told = per_window(meter, capacity);
+        let told = per_window(meter, step.capacity_per_s);
         let factor = capacity_factor(self.overrides.at(&Target::Capacity, wall), Some(told), meter);
+        let capacity = step.capacity_per_s * self.overcommit(step, wall);
         let claims = self.claims(meter, capacity, grantees, now);
         let mut parts = divide(capacity, &claims);
         for ((grantee, _), part) in grantees.iter().zip(&mut parts) {
@@ -573,9 +608,11 @@ impl PoolPlanner {
     }
 
     /// What holds without a leader: at most half the threshold, and at most the static capacity by weight.
-    fn safe(&self, thresholds: &Thresholds, weight_part: f64) -> Thresholds {
+    fn safe(&self, thresholds: &Thresholds, weight_part: f64, wall: UnixMillis) -> Thresholds {
         let mut safe = thresholds.scaled(SAFE_PART);
         for (meter, rate) in &mut safe.rates {
+            let lent = self.steps.get(meter).map_or(1.0, |(_, step)| self.overcommit(step, wall));
+            *rate = rate.scaled(1.0 / lent);
             if let Some(nominal) = self.params.capacity.get(meter) {
                 let most = nominal.rate * weight_part;
                 if rate.rate > most {
@@ -589,6 +626,10 @@ impl PoolPlanner {
     /// Why the grants are as they are: said of the meter with the least room.
     #[must_use]
     pub fn reason(&self) -> Reason {
+        if let (Some(places), Some(slowness)) = (self.latency_step.places, self.latency_step.slowness) {
+            let text = format!("answers take {slowness:.1} times as long as usual: at most {places:.0} at a time");
+            return Reason { code: "latency".into(), text };
+        }
         let room = |step: &Step| step.level.map_or(f64::INFINITY, |level| level / step.burst.max(1.0));
         let Some((meter, step)) = self.steps().min_by(|a, b| room(a.1).total_cmp(&room(b.1))) else {
             return Reason { code: "no_meter".into(), text: "no meter is configured".into() };

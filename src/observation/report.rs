@@ -295,6 +295,13 @@ impl UnitCounts {
 }
 
 impl LogSums {
+    /// Adds what was counted between two states of the same sums.
+    pub fn add_since(&mut self, before: &Self, after: &Self) {
+        self.n = self.n.saturating_add(after.n.saturating_sub(before.n));
+        self.sum += after.sum - before.sum;
+        self.sum_sq += after.sum_sq - before.sum_sq;
+    }
+
     /// Adds one measurement, in ms; anything not above zero is left out.
     pub fn add(&mut self, ms: f64) {
         if ms > 0.0 && ms.is_finite() {

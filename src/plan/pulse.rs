@@ -24,6 +24,10 @@ pub struct Pulse {
     /// The estimate of what the pool can take, in units per window.
     #[serde(default)]
     pub capacity: BTreeMap<Meter, f64>,
+    /// By how much grants add up to more than the capacity, as part of each lies idle: 1 when absent. Without a leader members
+    /// give that up.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub overcommit: BTreeMap<Meter, f64>,
     /// Factors for grants older than (term, `scale_epoch`): a cut that reaches every member in one record.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub scale: BTreeMap<Meter, f64>,
@@ -54,7 +58,16 @@ impl Pulse {
         if bad(&pulse.capacity) || bad(&pulse.scale) {
             return Err(RecordError::Range("capacity and scale: expected finite numbers, 0 or more".into()));
         }
+        if pulse.overcommit.values().any(|x| !x.is_finite() || *x < 1.0) {
+            return Err(RecordError::Range("overcommit: expected finite numbers, 1 or more".into()));
+        }
         Ok(pulse)
+    }
+
+    /// By how much a meter's grants add up to more than the capacity, 1 or more.
+    #[must_use]
+    pub fn overcommit_of(&self, meter: Meter) -> f64 {
+        self.overcommit.get(&meter).copied().unwrap_or(1.0)
     }
 
     /// The factor this pulse puts on a meter of a grant with `stamp`: 1 unless the grant is older than the cut.

@@ -52,6 +52,7 @@ pub fn pulse(stamp: Stamp) -> Pulse {
         stamp,
         valid_for_ms: 15_000,
         capacity: [(RPM, 600.0)].into(),
+        overcommit: BTreeMap::new(),
         scale: BTreeMap::new(),
         scale_epoch: None,
         hold_ms: BTreeMap::new(),

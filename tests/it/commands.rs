@@ -469,7 +469,8 @@ fn the_long_help_of_each_command_tells_how_it_is_used_and_ends() {
     let listed = brief.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     let commands: Vec<&str> = listed.filter_map(|line| line.split_whitespace().next()).collect();
     let operators = ["status", "limits", "explain", "override", "policy", "audit", "export", "import"];
-    let others = ["check", "schema", "token", "headers", "replay", "emulate", "simulate", "demo", "completions"];
+    let others =
+        ["check", "schema", "token", "headers", "replay", "emulate", "simulate", "compare", "demo", "completions"];
     assert_eq!(commands, [&["run"], &operators[..], &others, &["help"]].concat());
     let within = ["limits get", "limits watch", "override set", "override clear", "override list"];
     let policy = ["policy get", "policy put", "policy clear", "policy diff"];

@@ -5,12 +5,18 @@ use std::time::Duration;
 
 use statrs::distribution::{Binomial, DiscreteCDF};
 use tidegate::clock::MonoTime;
-use tidegate::controller::law::{Aimd, Inputs, MeterLaw, Mode, Observer, Sample, Traffic};
+use tidegate::controller::law::{
+    Aimd, AimdParams, Inputs, LawParams, MeterLaw, Mode, Observer, ObserverParams, Refilled, Sample, Traffic,
+};
 use tidegate::observation::Reading;
 use tidegate::plan::Rate;
 
 fn ms(ms: u64) -> MonoTime {
     MonoTime::from_millis(ms)
+}
+
+fn sample(at_ms: u64, limit_per_s: f64, level: f64, own: f64) -> Sample {
+    Sample { sent_at: ms(at_ms), limit_per_s, level, slack: 0.0, own, refill: Refilled::Always }
 }
 
 fn used(per_s: f64) -> Traffic {
@@ -23,7 +29,7 @@ fn throttled(per_s: f64) -> Traffic {
 
 /// An AIMD past its first congestion, stepped once, so that the next step has a span.
 fn after_congestion(start_per_s: f64) -> Aimd {
-    let mut aimd = Aimd::new(start_per_s * 2.0);
+    let mut aimd = Aimd::new(start_per_s * 2.0, AimdParams::default());
     assert_eq!(aimd.step(ms(0), start_per_s, &throttled(start_per_s)), Mode::Cut);
     aimd.step(ms(1_999), start_per_s, &used(0.0));
     aimd
@@ -44,7 +50,7 @@ fn the_increase_is_additive_the_same_at_any_rate() {
 /// §: a = 0 and b < 1 on the way down.
 #[test]
 fn the_decrease_is_multiplicative_and_comes_at_most_once_in_two_seconds() {
-    let mut aimd = Aimd::new(8.0);
+    let mut aimd = Aimd::new(8.0, AimdParams::default());
     assert_eq!(aimd.step(ms(0), 8.0, &throttled(8.0)), Mode::Cut);
     assert_eq!(aimd.rate_per_s(), 4.0);
     for at in [1, 500, 1_000, 1_999] {
@@ -74,7 +80,7 @@ fn two_parties_come_to_fair_parts() {
 
 #[test]
 fn a_single_429_never_cuts() {
-    let aimd = Aimd::new(1.0);
+    let aimd = Aimd::new(1.0, AimdParams::default());
     for resolved in [1, 2, 10, 1_000] {
         assert!(!aimd.congested(&Traffic { resolved, refused: 1, ..Traffic::default() }));
     }
@@ -82,7 +88,7 @@ fn a_single_429_never_cuts() {
 
 #[test]
 fn congestion_is_what_chance_at_one_percent_does_not_explain() {
-    let aimd = Aimd::new(1.0);
+    let aimd = Aimd::new(1.0, AimdParams::default());
     for resolved in 2..400_u64 {
         for refused in 2..12_u64.min(resolved) {
             // The plain sum instead of the survival function.
@@ -100,7 +106,7 @@ fn congestion_is_what_chance_at_one_percent_does_not_explain() {
 #[test]
 fn a_rate_that_is_not_used_does_not_grow_even_with_a_backlog() {
     for (sent, demand) in [(0.0, 0.0), (7.9, 9.0), (0.0, 50.0), (5.9, 50.0)] {
-        let mut aimd = Aimd::new(10.0);
+        let mut aimd = Aimd::new(10.0, AimdParams::default());
         let traffic = Traffic { demand_per_s: demand, sent_per_s: sent, resolved: 9, refused: 0 };
         (0..60).for_each(|s| assert_eq!(aimd.step(ms(s * 1_000), 10.0, &traffic), Mode::Hold));
         assert_eq!(aimd.rate_per_s(), 10.0);
@@ -109,7 +115,7 @@ fn a_rate_that_is_not_used_does_not_grow_even_with_a_backlog() {
 
 #[test]
 fn slow_start_ends_with_the_first_congestion() {
-    let mut aimd = Aimd::new(10.0);
+    let mut aimd = Aimd::new(10.0, AimdParams::default());
     aimd.step(ms(0), 10.0, &used(10.0));
     aimd.step(ms(1_000), 10.0, &used(10.0));
     assert!((aimd.rate_per_s() - 11.5).abs() < 1e-9);
@@ -122,7 +128,7 @@ fn slow_start_ends_with_the_first_congestion() {
 
 #[test]
 fn the_rate_never_falls_below_one_unit_a_minute() {
-    let mut aimd = Aimd::new(1.0);
+    let mut aimd = Aimd::new(1.0, AimdParams::default());
     for i in 0..60 {
         aimd.step(ms(i * 2_000), 1.0, &throttled(1.0));
     }
@@ -161,7 +167,7 @@ impl World {
             own: 0.0,
             empties: 0,
             overflow: 0.0,
-            law: MeterLaw::new(limit),
+            law: MeterLaw::new(limit, LawParams::default()),
             capacity: limit,
             delay,
             grain: 0.0,
@@ -184,7 +190,8 @@ impl World {
             if self.now.is_multiple_of(250) && headers {
                 let level = if self.grain > 0.0 { (self.level / self.grain).round() * self.grain } else { self.level };
                 let (sent_at, slack) = (ms(self.now), self.grain / 2.0);
-                let sample = Sample { sent_at, limit_per_s: self.limit, level, slack, own: self.own };
+                let sample =
+                    Sample { sent_at, limit_per_s: self.limit, level, slack, own: self.own, refill: Refilled::Always };
                 self.flying.push_back(sample);
             }
             while self.flying.front().is_some_and(|s| self.now >= s.sent_at.0 / 1_000_000 + self.delay) {
@@ -281,8 +288,7 @@ fn a_new_limit_is_fed_forward_in_the_same_tick() {
     let mut world = World::new(10.0, 600.0, 0.0, 100);
     world.run(300, true);
     (world.limit, world.depth, world.level) = (5.0, 300.0, world.level.min(300.0));
-    let sample =
-        Sample { sent_at: ms(world.now + 1), limit_per_s: 5.0, level: world.level, slack: 0.0, own: world.own };
+    let sample = sample(world.now + 1, 5.0, world.level, world.own);
     world.newest = Some(sample);
     world.now += 100;
     let step = world.tick();
@@ -293,21 +299,21 @@ fn a_new_limit_is_fed_forward_in_the_same_tick() {
 
 #[test]
 fn a_sample_that_was_sent_earlier_changes_nothing() {
-    let newer = Sample { sent_at: ms(5_000), limit_per_s: 10.0, level: 100.0, slack: 0.0, own: 0.0 };
-    let mut observer = Observer::new(&newer);
+    let newer = sample(5_000, 10.0, 100.0, 0.0);
+    let mut observer = Observer::new(&newer, ObserverParams::default());
     let before = observer.capacity_per_s(ms(5_000), 0.0);
-    observer.update(&Sample { sent_at: ms(4_000), limit_per_s: 2.0, level: 0.0, slack: 0.0, own: 0.0 });
-    observer.update(&Sample { sent_at: ms(5_000), limit_per_s: 2.0, level: 0.0, slack: 0.0, own: 0.0 });
+    observer.update(&sample(4_000, 2.0, 0.0, 0.0));
+    observer.update(&sample(5_000, 2.0, 0.0, 0.0));
     assert_eq!((observer.capacity_per_s(ms(5_000), 0.0), observer.limit_per_s()), (before, 10.0));
 }
 
 #[test]
 fn a_limit_of_nothing_and_back_leaves_numbers() {
-    let mut observer = Observer::new(&Sample { sent_at: ms(0), limit_per_s: 10.0, level: 100.0, slack: 0.0, own: 0.0 });
-    observer.update(&Sample { sent_at: ms(1_000), limit_per_s: 0.0, level: 0.0, slack: 0.0, own: 0.0 });
+    let mut observer = Observer::new(&sample(0, 10.0, 100.0, 0.0), ObserverParams::default());
+    observer.update(&sample(1_000, 0.0, 0.0, 0.0));
     assert_eq!(observer.capacity_per_s(ms(1_000), 0.0), 0.0);
-    observer.update(&Sample { sent_at: ms(2_000), limit_per_s: 10.0, level: 50.0, slack: 0.0, own: 0.0 });
-    observer.update(&Sample { sent_at: ms(3_000), limit_per_s: 10.0, level: 55.0, slack: 0.0, own: 5.0 });
+    observer.update(&sample(2_000, 10.0, 50.0, 0.0));
+    observer.update(&sample(3_000, 10.0, 55.0, 5.0));
     assert!(observer.capacity_per_s(ms(3_000), 5.0).is_finite() && observer.burst() >= 55.0);
 }
 

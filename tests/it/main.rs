@@ -34,6 +34,7 @@ mod gate_model;
 mod history;
 mod last_known;
 mod law;
+mod law_parts;
 mod layer;
 mod leader_faults;
 mod limiter;

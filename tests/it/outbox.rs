@@ -40,6 +40,7 @@ fn pulse(stamp: Stamp, cut: Cut) -> Pulse {
         stamp,
         valid_for_ms: 15_000,
         capacity: BTreeMap::new(),
+        overcommit: BTreeMap::new(),
         scale: cut.scale,
         scale_epoch: cut.epoch,
         hold_ms: BTreeMap::new(),

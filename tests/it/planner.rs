@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 
 use tidegate::clock::{MonoTime, UnixMillis};
 use tidegate::controller::checkpoint::Checkpoint;
-use tidegate::controller::law::{Mode as LawMode, Step};
+use tidegate::controller::law::{LawParams, Mode as LawMode, OvercommitParams, Step};
 use tidegate::controller::planner::PoolPlanner;
 use tidegate::controller::signal::{PoolSignal, SmoothRate, Urgency};
 use tidegate::controller::{PoolParams, TenantParams};
@@ -42,9 +42,14 @@ fn pool(per_minute: f64, names: &[&str]) -> PoolParams {
         zones: BTreeMap::new(),
         concurrency: None,
         tenants: names.iter().map(|name| (name.parse().unwrap(), TenantParams::default())).collect(),
+        law: LawParams { overcommit: NOTHING_LENT, ..LawParams::default() },
         default_tenant: TenantParams::default(),
     }
 }
+
+/// Thresholds add up to the capacity: what most tests here are about.
+const NOTHING_LENT: OvercommitParams =
+    OvercommitParams { gain_per_s: 0.0, most: 1.0, most_stored: 1.0, decay_per_s: 0.0 };
 
 fn planner(per_minute: f64, names: &[&str]) -> PoolPlanner {
     PoolPlanner::new(pool(per_minute, names), 7, BTreeMap::new(), None, ms(0))
@@ -269,7 +274,7 @@ fn tell_limit(signal: &mut PoolSignal, member: &str, limit: f64, age_ms: u64, at
 }
 
 fn limit_per_min(signal: &PoolSignal, at: u64) -> f64 {
-    signal.sample(RPM, 1.0, ms(at)).fresh().expect("a reading").limit_per_s * 60.0
+    signal.sample(RPM, Dialect::OpenAi.semantics(), ms(at)).fresh().expect("a reading").limit_per_s * 60.0
 }
 
 #[test]
@@ -361,9 +366,9 @@ fn the_newest_sent_reading_wins_whatever_order_answers_come_in() {
     let mut signal = PoolSignal::default();
     signal.ingest("a", &with_reading(PoolReport::default(), 600.0, 50.0, 200), ms(10_000));
     signal.ingest("b", &with_reading(PoolReport::default(), 600.0, 90.0, 5_000), ms(10_100));
-    let Reading::Fresh(sample) = signal.sample(RPM, 0.0, ms(10_100)) else { panic!("fresh") };
+    let Reading::Fresh(sample) = signal.sample(RPM, Dialect::OpenAi.semantics(), ms(10_100)) else { panic!("fresh") };
     assert_eq!((sample.level, sample.sent_at), (50.0, ms(9_800)));
-    assert!(matches!(signal.sample(RPM, 0.0, ms(30_000)), Reading::Stale { .. }));
+    assert!(matches!(signal.sample(RPM, Dialect::OpenAi.semantics(), ms(30_000)), Reading::Stale { .. }));
 }
 
 #[test]
@@ -671,6 +676,35 @@ fn with_any_override_all_tenants_together_stay_within_the_capacity() {
         // The tolerance of rewriting: grants that moved by less than 2 % stay.
         assert!(sum <= capacity * 1.02 && sum >= capacity * 0.95, "{records:?}: {sum} of {capacity}");
     }
+}
+
+#[test]
+fn what_lies_idle_is_lent_but_never_more_than_an_operator_set() {
+    let sum_of = |capacity: Option<&str>| {
+        let mut planner = PoolPlanner::new(
+            PoolParams { law: LawParams::default(), ..pool(600.0, &["a", "b"]) },
+            7,
+            BTreeMap::new(),
+            None,
+            ms(0),
+        );
+        if let Some(record) = capacity {
+            planner.overrides_mut().put(Target::Capacity, record.as_bytes()).unwrap();
+        }
+        // Much more is asked for than is sent.
+        for s in 0..30_u64 {
+            let asked = |sent: u64| Counters { attempts: 40 * s, ..counters(sent * s) };
+            planner.report("m", "boot", &report_of(&[("a", asked(3)), ("b", asked(2))]), ms(s * 1_000));
+            tick(&mut planner, s * 1_000);
+        }
+        let capacity = step(&planner).capacity_per_s * 60.0;
+        let grants = planner.outbox().published().values();
+        grants.map(|grant| grant.thresholds.rates[&RPM].rate).sum::<f64>() / capacity
+    };
+    let lent = sum_of(None);
+    assert!((1.5..1.61).contains(&lent), "{lent}");
+    let set = sum_of(Some(r#"{"set":{"requests/minute":300}}"#));
+    assert!((0.97..1.03).contains(&set), "{set}");
 }
 
 #[test]

@@ -4,8 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use tidegate::clock::MonoTime;
+use tidegate::sim::emulator::Emulated;
 use tidegate::sim::world::laws::{Arc, AwsAdaptive, Client, NAMES, law};
-use tidegate::sim::world::{Outcome, Scenario, Server, run};
+use tidegate::sim::world::scenario::Headers;
+use tidegate::sim::world::{Outcome, Scenario, Server, random, run};
 
 fn scenario(name: &str) -> Scenario {
     Scenario::load(Path::new(&format!("config/scenarios/{name}.toml"))).expect("it is one")
@@ -33,24 +35,70 @@ fn within(name: &str, efficiency: f64, throttled: f64, unfairness: f64) {
 
 #[test]
 fn where_headers_tell_use_is_full_and_nothing_is_refused() {
-    within("steady", 0.975, 0.0, 0.015);
-    within("others", 0.97, 0.001, 0.015);
-    within("noisy", 0.975, 0.0, 0.025);
-    within("skewed", 0.975, 0.0, 0.015);
+    within("steady", 0.985, 0.0, 0.01);
+    within("others", 0.985, 0.001, 0.01);
+    within("noisy", 0.985, 0.0, 0.015);
+    within("skewed", 0.985, 0.0, 0.01);
+    within("fixed_window", 0.975, 0.001, 0.02);
+    within("shallow", 0.985, 0.003, 0.01);
+    within("big", 0.975, 0.001, 0.035);
+}
+
+#[test]
+fn headers_that_are_rounded_cached_or_lie_are_used_for_what_they_are_worth() {
+    within("rounded", 0.965, 0.005, 0.02);
+    within("cached", 0.98, 0.002, 0.015);
+    within("lying_low", 0.98, 0.001, 0.015);
+    within("lying_high", 0.98, 0.01, 0.015);
+}
+
+#[test]
+fn a_server_past_its_knee_gets_fewer_at_a_time() {
+    for outcome in ours("inflated") {
+        assert!(outcome.efficiency >= 0.92, "{outcome:?}");
+        assert!(outcome.answer_p95_s <= 20.0, "{outcome:?}");
+    }
+    let groping = outcome(&scenario("inflated"), 0, "retry");
+    assert!(groping.answer_p95_s > 25.0, "{groping:?}");
+}
+
+/// Other seeds than those that anything was tuned on, and few: the whole table is `tidegate simulate --random 200`.
+#[test]
+fn in_worlds_drawn_at_random_ours_holds_too() {
+    let all: Vec<Outcome> = (50_000..50_016).map(|seed| outcome(&random(seed), seed, "ours")).collect();
+    let mean = |of: fn(&Outcome) -> f64| all.iter().map(of).sum::<f64>() / 16.0;
+    let (efficiency, throttled, jain) =
+        (mean(|o| o.efficiency.min(1.0)), mean(|o| o.throttled_ratio), mean(|o| o.jain));
+    assert!(efficiency >= 0.96 && throttled <= 0.008 && jain >= 0.985, "{efficiency} {throttled} {jain}");
+}
+
+#[test]
+fn a_seed_draws_the_same_world_and_each_is_a_scenario() {
+    for seed in 0..500 {
+        let scenario = random(seed);
+        assert_eq!(scenario.check(), Ok(()), "seed {seed}");
+        assert_eq!(scenario, random(seed));
+    }
+    let kinds: Vec<Scenario> = (0..200).map(random).collect();
+    let count = |of: fn(&Scenario) -> bool| kinds.iter().filter(|scenario| of(scenario)).count();
+    assert!((25..75).contains(&count(|s| s.provider.dialect == Emulated::FixedWindow)));
+    assert!((20..65).contains(&count(|s| s.provider.headers == Headers::None)));
+    assert!((65..135).contains(&count(|s| s.configured() == s.provider.requests_per_minute)));
 }
 
 #[test]
 fn a_limit_that_moves_is_followed_within_seconds() {
-    within("halved", 0.98, 0.003, 0.04);
-    within("doubled", 0.975, 0.001, 0.03);
+    within("halved", 0.985, 0.001, 0.03);
+    within("doubled", 0.98, 0.001, 0.02);
+    // What the bucket still holds is used up by the oracle at once, and by us over some seconds.
     for outcome in ours("halved").iter().chain(&ours("doubled")) {
-        assert!(outcome.convergence_s.is_some_and(|s| s <= 3.0), "{outcome:?}");
+        assert!(outcome.convergence_s.is_some_and(|s| s <= 9.0), "{outcome:?}");
     }
 }
 
 #[test]
 fn where_nothing_is_told_refusals_are_few() {
-    within("no_headers", 0.94, 0.015, 0.03);
+    within("no_headers", 0.95, 0.015, 0.03);
     within("cold_low_no_headers", 0.91, 0.012, 0.045);
 }
 

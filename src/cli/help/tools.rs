@@ -175,19 +175,41 @@ Examples:
   tidegate simulate config/scenarios/steady.toml
   tidegate simulate config/scenarios/*.toml --law ours --law aimd_fair --seeds 10
   tidegate simulate my.toml --law ours --json | jq '.[].throttled_ratio'
+  tidegate simulate my.toml --law ours --law retry --plot my.svg
+  tidegate simulate --random 200 --seed 1000 --law ours
 
 Scenarios:
   config/scenarios/ has the format in its README and some thirty worlds; [accept.<law>] in a file says
-  what its outcome is to be.
+  what its outcome is to be. Random worlds are drawn as that README says, each from its seed; of them
+  one line is printed for each law.
 
 Output of --json:
   An array of { scenario, law, seed, efficiency, throttled_ratio, throttled_after_event, unfairness, jain,
-  wait_p50_s, wait_p99_s, slo_miss_ratio, convergence_s, others_kept }; what does not apply is null.
+  wait_p50_s, wait_p99_s, slo_miss_ratio, convergence_s, others_kept, answer_p95_s }; what does
+  not apply is null.
 
 Exit codes:
   0  done, and every outcome is within what its file accepts
   1  some outcome is outside, or the output cannot be written
   2  wrong arguments, or a file that is no scenario
+
+Environment:
+  TIDEGATE_LOG  as for `tidegate run`; simulated members log nothing";
+
+pub(in crate::cli) const COMPARE_ABOUT: &str = "\
+Live through scenarios under laws, as `tidegate simulate` does, and print a Markdown table: a line for each
+scenario, a column for each law. Below it a line for each law over all runs.";
+
+pub(in crate::cli) const COMPARE: &str = "\
+Examples:
+  tidegate compare config/scenarios/*.toml --seeds 10
+  tidegate compare config/scenarios/*.toml --law ours --law aimd_fair --pictures pictures/
+  tidegate compare --random 200 --seed 1000
+
+Exit codes:
+  0  done
+  1  the output cannot be written
+  2  wrong arguments, a file that is no scenario, or a picture that cannot be written
 
 Environment:
   TIDEGATE_LOG  as for `tidegate run`; simulated members log nothing";

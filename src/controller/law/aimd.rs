@@ -13,22 +13,52 @@ use statrs::distribution::{Binomial, DiscreteCDF};
 use super::Mode;
 use crate::clock::MonoTime;
 
-const INCREASE_PER_S: f64 = 0.02;
-const SLOW_START_PER_S: f64 = 0.15;
-const DECREASE: f64 = 0.5;
-/// No second cut before the first could be felt, in seconds.
-const REACT_S: f64 = 2.0;
-/// A rate counts as used from this fraction on.
-const USED: f64 = 0.8;
-/// With more asked for than the rate, divided limits are never used to the last unit. Below this something else holds
-/// the requests back (another meter, a ceiling), and growing would go on without end.
-const USED_WITH_BACKLOG: f64 = 0.6;
-/// Share of 429s that is tolerated, and the chance of a false cut.
-const TOLERATED: f64 = 0.01;
-const SIGNIFICANCE: f64 = 0.01;
-/// One 429 is a pause at the member, never a cut of the pool.
-const REFUSALS_MIN: u64 = 2;
-const FLOOR_PER_S: f64 = 1.0 / 60.0;
+/// Constants of [`Aimd`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AimdParams {
+    /// Growth after a first congestion, in parts of the larger of rate and nominal rate a second, 0.001–0.1. Smaller finds a raised
+    /// limit later, larger runs into it more often. Of 1–3 % on random worlds 2 % was best.
+    pub increase_per_s: f64,
+    /// Growth until the first congestion, in parts of the rate a second, 0.01–1. Smaller begins slowly, larger overshoots further.
+    pub slow_start_per_s: f64,
+    /// What a cut leaves, 0.1–0.95. Larger is used better and refused more: 0.7 had half as much again of 429s.
+    pub decrease: f64,
+    /// No second cut sooner, in seconds, 0.5–30: before the first could be felt. Smaller cuts twice for one congestion.
+    pub react_s: f64,
+    /// From this part of it on a rate counts as used, 0–1. Smaller grows where nobody asks, larger not where all is used.
+    pub used: f64,
+    /// The same while more is asked for than the rate: divided limits are never used to the last unit. Below it something else holds
+    /// requests back (another meter, a ceiling), and growing would go on without end.
+    pub used_with_backlog: f64,
+    /// Part of requests whose refusal is tolerated, 0–1. Larger takes a congestion for noise.
+    pub tolerated: f64,
+    /// The chance of a cut by mistake, 0–1. Larger cuts for noise, smaller later.
+    pub significance: f64,
+    /// Fewer 429s never cut, 1 or more: one is a pause at the member, not a cut of the pool.
+    pub refusals_min: u64,
+    /// The least rate, in units per second, above 0: without a request nothing would ever be learned again.
+    pub floor_per_s: f64,
+}
+
+impl Default for AimdParams {
+    fn default() -> Self {
+        Self {
+            increase_per_s: 0.02,
+            slow_start_per_s: 0.15,
+            decrease: 0.5,
+            react_s: 2.0,
+            used: 0.8,
+            used_with_backlog: 0.6,
+            tolerated: 0.01,
+            significance: 0.01,
+            refusals_min: 2,
+            floor_per_s: 1.0 / 60.0,
+        }
+    }
+}
+
+/// A tick that was missed is not made up for, in seconds.
+pub(super) const SPAN_MAX_S: f64 = 2.0;
 
 /// What members asked for and how it went, for one meter.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -46,6 +76,7 @@ pub struct Traffic {
 /// The AIMD state of one meter.
 #[derive(Debug, Clone)]
 pub struct Aimd {
+    params: AimdParams,
     rate_per_s: f64,
     decreased_at: Option<MonoTime>,
     stepped_at: Option<MonoTime>,
@@ -54,8 +85,9 @@ pub struct Aimd {
 impl Aimd {
     /// Begins at a rate, in units per second.
     #[must_use]
-    pub fn new(start_per_s: f64) -> Self {
-        Self { rate_per_s: start_per_s.max(FLOOR_PER_S), decreased_at: None, stepped_at: None }
+    pub fn new(start_per_s: f64, params: AimdParams) -> Self {
+        let rate_per_s = start_per_s.max(params.floor_per_s);
+        Self { params, rate_per_s, decreased_at: None, stepped_at: None }
     }
 
     /// The rate, in units per second.
@@ -77,45 +109,47 @@ impl Aimd {
 
     /// Follows a better source, so that losing it moves nothing.
     pub fn follow(&mut self, rate_per_s: f64) {
-        self.rate_per_s = rate_per_s.max(FLOOR_PER_S);
+        self.rate_per_s = rate_per_s.max(self.params.floor_per_s);
         self.stepped_at = None;
     }
 
     /// Never above this, in units per second.
     pub fn cap(&mut self, most_per_s: f64) {
-        self.rate_per_s = self.rate_per_s.min(most_per_s).max(FLOOR_PER_S);
+        self.rate_per_s = self.rate_per_s.min(most_per_s).max(self.params.floor_per_s);
     }
 
     /// Whether the refusals are more than chance.
     #[must_use]
     pub fn congested(&self, traffic: &Traffic) -> bool {
         let resolved = traffic.resolved.max(traffic.refused);
-        traffic.refused >= REFUSALS_MIN
-            && Binomial::new(TOLERATED, resolved).is_ok_and(|chance| chance.sf(traffic.refused - 1) < SIGNIFICANCE)
+        traffic.refused >= self.params.refusals_min
+            && Binomial::new(self.params.tolerated, resolved)
+                .is_ok_and(|chance| chance.sf(traffic.refused - 1) < self.params.significance)
     }
 
     /// One tick.
     pub fn step(&mut self, now: MonoTime, nominal_per_s: f64, traffic: &Traffic) -> Mode {
-        let span_s = self.stepped_at.map_or(0.0, |last| now.seconds_since(last)).min(2.0);
+        let span_s = self.stepped_at.map_or(0.0, |last| now.seconds_since(last)).min(SPAN_MAX_S);
         self.stepped_at = Some(now);
-        let reacting = self.decreased_at.is_some_and(|at| now.seconds_since(at) < REACT_S);
+        let reacting = self.decreased_at.is_some_and(|at| now.seconds_since(at) < self.params.react_s);
         if reacting {
             return Mode::Hold;
         }
         if self.congested(traffic) {
-            self.rate_per_s = (self.rate_per_s * DECREASE).max(FLOOR_PER_S);
+            self.rate_per_s = (self.rate_per_s * self.params.decrease).max(self.params.floor_per_s);
             self.decreased_at = Some(now);
             return Mode::Cut;
         }
         let backlog = traffic.demand_per_s > self.rate_per_s;
-        let used = traffic.sent_per_s >= if backlog { USED_WITH_BACKLOG } else { USED } * self.rate_per_s;
+        let used_from = if backlog { self.params.used_with_backlog } else { self.params.used };
+        let used = traffic.sent_per_s >= used_from * self.rate_per_s;
         if !used {
             return Mode::Hold;
         }
         if self.decreased_at.is_none() && backlog {
-            self.rate_per_s *= 1.0 + SLOW_START_PER_S * span_s;
+            self.rate_per_s *= 1.0 + self.params.slow_start_per_s * span_s;
         } else {
-            self.rate_per_s += INCREASE_PER_S * self.rate_per_s.max(nominal_per_s) * span_s;
+            self.rate_per_s += self.params.increase_per_s * self.rate_per_s.max(nominal_per_s) * span_s;
         }
         Mode::Increase
     }

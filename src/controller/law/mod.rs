@@ -4,22 +4,33 @@
 //!   empty ([`Observer`]). The limit minus what others use is the ceiling.
 //! - *Without* (never seen, or older than 15 s) only demand and 429s speak: additive increase, multiplicative
 //!   decrease ([`Aimd`]), capped by the last known limit.
-//! - *Against* the headers: 429s that are more than chance while the readings leave room. The headers are wrong, or have
-//!   fallen silent just as the limit moved; AIMD decides for 30 s, or until they tell another limit.
+//! - *Too coarse* ([`Quality`]): rounding, caching or age hide as much as the bucket holds. AIMD decides.
+//! - *Against* the headers ([`Trust`]): 429s that are more than chance while the readings leave room. AIMD decides.
 //! - The two are kept in step, so that losing the headers moves nothing.
+//! - On top of either, what divided thresholds leave unused is lent out ([`Overcommit`]).
 //!
-//! Source: CONTROL §2.3 (observer), §2.4 (AIMD), §2.5 (trust), §2.7 (the test for congestion).
+//! Of a pool as a whole, answers that become slow lower its concurrency ([`LatencyLaw`]).
+//!
+//! Every constant is a field of [`LawParams`].
+//!
+//! Source: CONTROL §2.3 (observer, quality), §2.4 (AIMD), §2.5 (trust), §2.6 (latency), §2.7 (tests), §2.10 (over-commitment).
 
 mod aimd;
+mod latency;
 mod observer;
+mod overcommit;
+mod quality;
+mod trust;
 
 use std::time::Duration;
 
-pub use aimd::{Aimd, Traffic};
-use observer::is_news;
-pub use observer::{Learned, Observer, Sample};
-
+pub use aimd::{Aimd, AimdParams, Traffic};
+pub use latency::{Latencies, LatencyLaw, LatencyParams, LatencyStep};
+pub use observer::{Learned, Observer, ObserverParams, OpenWindow, Refilled, Sample};
+pub use overcommit::{Overcommit, OvercommitParams, Room};
+pub use quality::{Quality, QualityParams};
 use serde::{Deserialize, Serialize};
+pub use trust::{Trust, TrustParams};
 
 use crate::clock::MonoTime;
 use crate::observation::Reading;
@@ -27,6 +38,23 @@ use crate::plan::Rate;
 
 /// A reading older than this no longer steers.
 pub const READING_AGE_MAX: Duration = Duration::from_secs(15);
+
+/// The law's constants.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LawParams {
+    /// Level control on headers.
+    pub observer: ObserverParams,
+    /// Without them.
+    pub aimd: AimdParams,
+    /// Whether they are good enough.
+    pub quality: QualityParams,
+    /// Whether they are believed.
+    pub trust: TrustParams,
+    /// What is lent of what lies idle.
+    pub overcommit: OvercommitParams,
+    /// Concurrency, of the pool and not of a meter.
+    pub latency: LatencyParams,
+}
 
 /// What the law is told at a tick, for one meter.
 #[derive(Debug, Clone, Copy)]
@@ -57,13 +85,31 @@ pub enum Mode {
     Hold,
 }
 
+/// What headers were good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Headers {
+    /// There are none, or none of late.
+    None,
+    /// They steer.
+    Steer,
+    /// Rounding, caching or age hide as much as the bucket holds.
+    Coarse,
+    /// 429s contradict them.
+    Contradicted,
+}
+
 /// One decision for one meter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
     /// How.
     pub mode: Mode,
+    /// What headers were good for.
+    pub headers: Headers,
     /// What the pool can take now, in units per second.
     pub capacity_per_s: f64,
+    /// By how much thresholds may add up to more, as part of each lies idle: 1–4.
+    pub overcommit: f64,
     /// What the provider says it is, in units per second, when it says so.
     pub limit_per_s: Option<f64>,
     /// What others use of it, in units per second (negative: the limit is better than told).
@@ -74,31 +120,22 @@ pub struct Step {
     pub burst: f64,
 }
 
-/// How long contradicted headers are not believed.
-const DISTRUST: Duration = Duration::from_secs(30);
-/// A level above this many units, and above one second of refill, leaves room: a 429 then contradicts it.
-const ROOM_UNITS: f64 = 3.0;
-
-/// Headers that 429s contradicted.
-#[derive(Debug, Clone, Copy)]
-struct Distrust {
-    until: MonoTime,
-    limit_per_s: f64,
-}
-
 /// Members have found a new leader within this, and told it what they last read.
 const HEARD_WITHIN: Duration = Duration::from_secs(3);
 
 /// The law of one meter.
 #[derive(Debug, Clone)]
 pub struct MeterLaw {
+    params: LawParams,
     observer: Option<Observer>,
     /// What an earlier leader had learned, until a first sample.
     learned: Option<Learned>,
     /// Until then a rate above the learned limit may well be what the account's bucket holds, as members are about to tell.
     unheard_until: Option<MonoTime>,
+    quality: Quality,
+    trust: Trust,
     aimd: Aimd,
-    distrust: Option<Distrust>,
+    overcommit: Overcommit,
 }
 
 /// What the law of one meter tells the next leader: times as they are left, no clock is compared.
@@ -118,8 +155,22 @@ pub struct LawState {
 impl MeterLaw {
     /// A law that begins at `start_per_s`: the static capacity, or what an earlier leader had granted.
     #[must_use]
-    pub fn new(start_per_s: f64) -> Self {
-        Self { observer: None, learned: None, unheard_until: None, aimd: Aimd::new(start_per_s), distrust: None }
+    pub fn new(start_per_s: f64, params: LawParams) -> Self {
+        Self {
+            params,
+            observer: None,
+            learned: None,
+            unheard_until: None,
+            quality: Quality::new(params.quality),
+            trust: Trust::new(params.trust),
+            aimd: Aimd::new(start_per_s, params.aimd),
+            overcommit: Overcommit::new(params.overcommit),
+        }
+    }
+
+    /// An earlier leader's thresholds added up to so many times the capacity.
+    pub fn resume_overcommit(&mut self, factor: f64) {
+        self.overcommit.resume(factor);
     }
 
     /// Goes on from what an earlier leader's law was `age` ago.
@@ -129,27 +180,25 @@ impl MeterLaw {
         }
         self.learned = state.learned;
         self.unheard_until = Some(now + HEARD_WITHIN);
-        self.distrust = state.distrusted_ms.zip(state.learned).map(|(ms, learned)| Distrust {
-            until: now + Duration::from_millis(ms).min(DISTRUST).saturating_sub(age),
-            limit_per_s: learned.limit_per_s,
-        });
+        if let Some((ms, learned)) = state.distrusted_ms.zip(state.learned) {
+            self.trust.resume(Duration::from_millis(ms).saturating_sub(age), learned.limit_per_s, now);
+        }
     }
 
     /// What is worth telling the next leader.
     #[must_use]
     pub fn state(&self, now: MonoTime) -> LawState {
         let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-        let distrust = self.distrust.filter(|distrust| now < distrust.until);
         LawState {
             decreased_ms_ago: self.decreased_at().map(|at| ms(now.since(at))),
             learned: self.learned(),
-            distrusted_ms: distrust.map(|distrust| ms(distrust.until.since(now))),
+            distrusted_ms: self.trust.left(now).map(ms),
         }
     }
 
     /// Begins again at another static capacity, where no headers tell what holds; where they do, nothing moves.
     pub fn restart_without_headers(&mut self, start_per_s: f64) {
-        self.aimd = Aimd::new(start_per_s);
+        self.aimd = Aimd::new(start_per_s, self.params.aimd);
     }
 
     /// When the last decrease was.
@@ -164,54 +213,77 @@ impl MeterLaw {
 
     /// One tick.
     pub fn step(&mut self, inputs: &Inputs) -> Step {
-        let nominal = inputs.nominal_per_s;
-        if let Some(sample) = inputs.sample.fresh() {
-            if let Some(observer) = &mut self.observer {
-                observer.update(&sample);
-            } else {
-                let learned = self.learned.take();
-                self.observer =
-                    Some(learned.map_or_else(|| Observer::new(&sample), |l| Observer::resumed(&sample, &l)));
-            }
-            let believed = self.believes(inputs);
-            if let Some(observer) = self.observer.as_ref().filter(|_| believed) {
+        let headers = self.observe(inputs);
+        match (&self.observer, headers) {
+            (Some(observer), Headers::Steer) => {
                 let capacity_per_s = observer.capacity_per_s(inputs.now, inputs.own_now);
+                let room = observer.room(inputs.now, inputs.own_now);
                 self.aimd.follow(observer.limit_per_s() - observer.others_per_s());
-                return Step {
+                Step {
                     mode: Mode::Headers,
+                    headers,
                     capacity_per_s,
+                    overcommit: self.overcommit.step(inputs.now, capacity_per_s, &inputs.traffic, room),
                     limit_per_s: Some(observer.limit_per_s()),
                     others_per_s: Some(observer.others_per_s()),
                     level: Some(observer.level_at(inputs.now, inputs.own_now)),
                     burst: observer.burst(),
-                };
+                }
             }
+            _ => self.grope(inputs, headers),
         }
+    }
+
+    /// Takes the newest reading, and says what it is good for.
+    fn observe(&mut self, inputs: &Inputs) -> Headers {
+        let Some(sample) = inputs.sample.fresh() else { return Headers::None };
+        if let Some(observer) = &mut self.observer {
+            if sample.sent_at > observer.sampled_at() {
+                let predicted = observer.level_at(sample.sent_at, sample.own);
+                if let Some(sample) = self.quality.take(&sample, predicted, inputs.now) {
+                    observer.update(&sample);
+                }
+            }
+        } else {
+            let params = self.params.observer;
+            let first = match self.learned.take() {
+                Some(learned) => Observer::resumed(&sample, &learned, params),
+                None => Observer::new(&sample, params),
+            };
+            self.observer = Some(first);
+        }
+        let Some(observer) = &self.observer else { return Headers::None };
+        let limit_per_s = observer.limit_per_s();
+        // Of a window that is over nobody knows what is left of the next one.
+        let over = observer.is_over(inputs.now);
+        let level = if over { 0.0 } else { observer.level_at(inputs.now, inputs.own_now) };
+        let congested = self.aimd.congested(&inputs.traffic);
+        if !self.trust.believes(inputs.now, limit_per_s, level, observer.blur(), congested) {
+            return Headers::Contradicted;
+        }
+        let coarse = sample.refill == Refilled::Untold || self.quality.is_too_coarse(observer.burst(), limit_per_s);
+        if coarse { Headers::Coarse } else { Headers::Steer }
+    }
+
+    /// A step of AIMD.
+    fn grope(&mut self, inputs: &Inputs, headers: Headers) -> Step {
+        let nominal = inputs.nominal_per_s;
         let mode = self.aimd.step(inputs.now, nominal.rate, &inputs.traffic);
         let heard = self.observer.is_some() || self.unheard_until.is_none_or(|until| inputs.now >= until);
         if let Some(learned) = self.learned().filter(|_| heard) {
             self.aimd.cap(learned.limit_per_s);
         }
+        let capacity_per_s = self.aimd.rate_per_s();
+        let room = if mode == Mode::Cut { Room::Short } else { Room::Above(0.0) };
         Step {
             mode,
-            capacity_per_s: self.aimd.rate_per_s(),
+            headers,
+            capacity_per_s,
+            overcommit: self.overcommit.step(inputs.now, capacity_per_s, &inputs.traffic, room),
             limit_per_s: None,
             others_per_s: None,
             level: None,
             burst: self.learned().map_or(nominal.burst, |learned| learned.burst),
         }
-    }
-
-    /// Whether the headers are to be believed.
-    fn believes(&mut self, inputs: &Inputs) -> bool {
-        let Some(observer) = &self.observer else { return false };
-        let limit_per_s = observer.limit_per_s();
-        let room = observer.level_at(inputs.now, inputs.own_now) > ROOM_UNITS.max(limit_per_s) + observer.blur();
-        if room && self.aimd.congested(&inputs.traffic) {
-            self.distrust = Some(Distrust { until: inputs.now + DISTRUST, limit_per_s });
-        }
-        // Another limit is news, believed until it is contradicted too.
-        self.distrust = self.distrust.filter(|d| inputs.now < d.until && !is_news(d.limit_per_s, limit_per_s));
-        self.distrust.is_none()
     }
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::SmoothRate;
 use super::readings::{DoubtedLimit, NewestReading, Readings};
 use crate::clock::MonoTime;
-use crate::controller::law::{READING_AGE_MAX, Sample, Traffic};
+use crate::controller::law::{Latencies, OpenWindow, READING_AGE_MAX, Refilled, Sample, Traffic};
 use crate::observation::{Counters, PoolReport, Reading, ThrottleKind, UnitCounts};
+use crate::provider::{Refill, ResetMeaning, Semantics};
 use crate::quota::{Cost, Grantee, Meter, Unit};
 
 /// A member that has not reported for this long is not counted any more.
@@ -39,6 +40,7 @@ struct TenantSignal {
     counters: Counters,
     attempts: SmoothRate,
     waiting: u32,
+    in_flight: u32,
 }
 
 #[derive(Debug)]
@@ -79,6 +81,8 @@ pub struct PoolSignal {
     holds: BTreeMap<Meter, MonoTime>,
     /// Units of members that are gone, so that the pool's cumulative use never runs backwards.
     departed: Units,
+    /// Sums over all answers until now.
+    latencies: Latencies,
 }
 
 /// What one report brought that cannot wait for the tick, or is to be counted.
@@ -127,6 +131,9 @@ impl PoolSignal {
             let (old, new) = (&known.counters, &tenant.counters);
             known.attempts.add(delta(old.attempts, new.attempts), now);
             known.waiting = tenant.waiting;
+            known.in_flight = tenant.in_flight;
+            self.latencies.ttfb.add_since(&old.ttfb_log_ms, &new.ttfb_log_ms);
+            self.latencies.tpot.add_since(&old.tpot_log_ms, &new.tpot_log_ms);
             let refused = |counters: &Counters, unit: Unit| {
                 counters.throttled.iter().filter(|(kind, _)| kind.concerns(unit)).map(|(_, n)| n).sum::<u64>()
             };
@@ -171,7 +178,9 @@ impl PoolSignal {
         for (meter, reading) in &report.meters {
             let (Some(limit), Some(level)) = (reading.limit, reading.level) else { continue };
             let sent_at = now.before(Duration::from_millis(reading.age_ms));
-            doubted = self.readings.take(*meter, instance, NewestReading { sent_at, limit, level }).err().or(doubted);
+            let reset = reading.reset_ms.map(Duration::from_millis);
+            let newest = NewestReading { sent_at, limit, level, reset };
+            doubted = self.readings.take(*meter, instance, newest).err().or(doubted);
         }
         for (meter, ms) in &report.hold_ms {
             let until = now + Duration::from_millis(*ms);
@@ -232,20 +241,30 @@ impl PoolSignal {
         self.departed[slot] + self.members.values().map(|member| interpolate(&member.history, slot, at)).sum::<f64>()
     }
 
-    /// The newest-sent reading of a meter whose levels are told to within `slack` units.
+    /// The newest-sent reading of a meter, of a provider whose words mean this.
     #[must_use]
-    pub fn sample(&self, meter: Meter, slack: f64, now: MonoTime) -> Reading<Sample> {
+    pub fn sample(&self, meter: Meter, semantics: &Semantics, now: MonoTime) -> Reading<Sample> {
         let Some(reading) = self.readings.newest(meter) else { return Reading::Missing };
         let age = now.since(reading.sent_at);
         if age > READING_AGE_MAX {
             return Reading::Stale { age };
         }
+        let length = Duration::from_secs_f64(meter.window.seconds());
+        let end = reading.reset.filter(|reset| semantics.reset == ResetMeaning::ToNextWindow && *reset <= length);
+        let refill = match (semantics.refill, end) {
+            (Refill::Continuous, _) => Refilled::Always,
+            (Refill::FixedWindow, None) => Refilled::Untold,
+            (Refill::FixedWindow, Some(reset)) => {
+                Refilled::AtEndOf(OpenWindow { ends_at: reading.sent_at + reset, length })
+            }
+        };
         Reading::Fresh(Sample {
             sent_at: reading.sent_at,
             limit_per_s: meter.per_second(reading.limit),
             level: reading.level,
-            slack,
+            slack: semantics.level_slack(meter.unit),
             own: self.own_at(meter.unit, reading.sent_at),
+            refill,
         })
     }
 
@@ -297,6 +316,20 @@ impl PoolSignal {
             _ if units.requests == 0 => COST_UNSEEN.of(unit),
             _ => units.of(unit) / units.of(Unit::Requests),
         }
+    }
+
+    /// How long answers took until now, and how many requests are in flight.
+    #[must_use]
+    pub fn latencies(&self) -> Latencies {
+        let in_flight =
+            self.tenants.values().flat_map(BTreeMap::values).map(|tenant| f64::from(tenant.in_flight)).sum();
+        Latencies { in_flight, ..self.latencies }
+    }
+
+    /// How many requests of a tenant could be in flight now: those that are, and those that wait.
+    #[must_use]
+    pub fn places_wanted(&self, grantee: &Grantee) -> f64 {
+        self.told_of(grantee).fold(0.0, |sum, tenant| sum + f64::from(tenant.in_flight) + f64::from(tenant.waiting))
     }
 
     /// What the members have told of a tenant.

@@ -26,6 +26,8 @@ pub(super) struct NewestReading {
     pub sent_at: MonoTime,
     pub limit: f64,
     pub level: f64,
+    /// The provider's reset, as it was told then.
+    pub reset: Option<Duration>,
 }
 
 /// A limit that is not believed yet.

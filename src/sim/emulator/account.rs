@@ -348,6 +348,22 @@ impl Account {
         Ok(())
     }
 
+    /// New limits from now on; what is left in a bucket stays left, as where a provider keeps that and not what was used. A full
+    /// one stays full.
+    ///
+    /// # Errors
+    /// A setting is outside its range; nothing changed.
+    pub fn change_around_levels(&mut self, params: AccountParams, now: MonoTime) -> Result<(), OutOfRange> {
+        self.advance(now);
+        let before: Vec<Option<f64>> =
+            self.meters.iter().map(|tally| tally.is_touched().then(|| tally.level())).collect();
+        self.change(params, now)?;
+        for (tally, level) in self.meters.iter_mut().zip(before) {
+            tally.keep_level(level.unwrap_or(f64::INFINITY));
+        }
+        Ok(())
+    }
+
     /// Somebody else spends this many requests at one moment, as far as they are there.
     pub fn spend_requests(&mut self, units: f64) {
         for requests in self.meters.iter_mut().filter(|tally| tally.meter.unit == Unit::Requests) {

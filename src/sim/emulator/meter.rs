@@ -86,6 +86,13 @@ impl Tally {
         };
     }
 
+    /// So much is left, as far as it fits; of a window what is used stays used.
+    pub(super) fn keep_level(&mut self, level: f64) {
+        if matches!(self.fill, Fill::Continuous) {
+            self.used = self.burst - level.min(self.burst);
+        }
+    }
+
     /// Units per second.
     fn rate(&self) -> f64 {
         self.limit / self.meter.window.seconds()
@@ -93,6 +100,11 @@ impl Tally {
 
     pub(super) fn level(&self) -> f64 {
         self.burst - self.used
+    }
+
+    /// Whether anything is used.
+    pub(super) fn is_touched(&self) -> bool {
+        self.used > 0.0
     }
 
     pub(super) fn fits(&self, cost: f64) -> bool {

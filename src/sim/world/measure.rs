@@ -25,7 +25,6 @@ pub struct Books {
     event_s: Option<f64>,
     in_tokens: bool,
     patient: Vec<bool>,
-    arrived: u64,
     sent: u64,
     refused: u64,
     sent_after_event: u64,
@@ -35,10 +34,21 @@ pub struct Books {
     /// What each tenant got: requests, or LLM tokens where these are what is short.
     goodput: Vec<f64>,
     waits_s: Vec<f32>,
-    /// By second: what was got, sent and refused.
-    seconds: Vec<[f64; 3]>,
+    answers_s: Vec<f32>,
+    seconds: Vec<Second>,
     /// Others' requests, and how many of them were admitted.
     pub(super) others: (u64, u64),
+}
+
+/// A second of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Second {
+    /// What was got: requests, or LLM tokens where these are what is short.
+    pub got: f64,
+    /// Requests sent.
+    pub sent: f64,
+    /// Of these, refused.
+    pub refused: f64,
 }
 
 /// What a run came to.
@@ -71,6 +81,8 @@ pub struct Outcome {
     pub convergence_s: Option<f64>,
     /// Others' requests that were admitted, as a part of those that they made; `null` when they made none.
     pub others_kept: Option<f64>,
+    /// How long whole answers took from when their requests were sent, in seconds: 95 of 100 of them less.
+    pub answer_p95_s: f64,
 }
 
 impl Books {
@@ -81,7 +93,6 @@ impl Books {
             event_s,
             in_tokens: super::limits(&scenario.provider, Unit::Tokens),
             patient: scenario.tenants.values().map(|tenant| tenant.patience_s.is_none()).collect(),
-            arrived: 0,
             sent: 0,
             refused: 0,
             sent_after_event: 0,
@@ -90,6 +101,7 @@ impl Books {
             missed: 0,
             goodput: vec![0.0; tenants],
             waits_s: Vec::new(),
+            answers_s: Vec::new(),
             seconds: Vec::new(),
             others: (0, 0),
         }
@@ -100,7 +112,6 @@ impl Books {
     }
 
     pub(super) fn arrived(&mut self, request: &Request) {
-        self.arrived += 1;
         self.impatient += u64::from(!self.patient[request.tenant]);
     }
 
@@ -116,19 +127,30 @@ impl Books {
         }
         let second = at_s as usize;
         if self.seconds.len() <= second {
-            self.seconds.resize(second + 1, [0.0; 3]);
+            self.seconds.resize(second + 1, Second::default());
         }
-        let [got, sent, refused] = &mut self.seconds[second];
-        *sent += 1.0;
+        let second = &mut self.seconds[second];
+        second.sent += 1.0;
         if admitted {
             let units = if self.in_tokens { (request.cost.input_tokens + request.output_tokens) as f64 } else { 1.0 };
-            *got += units;
+            second.got += units;
             self.goodput[request.tenant] += units;
             self.waits_s.push(now.seconds_since(request.arrived_at) as f32);
             self.missed += u64::from(request.deadline.is_some_and(|deadline| now > deadline));
         } else {
-            *refused += 1.0;
+            second.refused += 1.0;
         }
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "seconds of a run")]
+    pub(super) fn ended(&mut self, request: &Request, now: MonoTime) {
+        self.answers_s.push(now.seconds_since(request.sent_at) as f32);
+    }
+
+    /// Second by second.
+    #[must_use]
+    pub fn seconds(&self) -> &[Second] {
+        &self.seconds
     }
 
     pub(super) fn gave_up(&mut self, request: &Request) {
@@ -147,13 +169,6 @@ impl Books {
         let off: f64 = pairs().map(|(got, could)| (got - could).abs()).sum();
         let parts: Vec<f64> = pairs().filter(|(_, could)| **could > 0.0).map(|(got, could)| got / could).collect();
         let (sum, squares): (f64, f64) = (parts.iter().sum(), parts.iter().map(|part| part * part).sum());
-        let mut waits = self.waits_s.clone();
-        waits.sort_by(f32::total_cmp);
-        let wait = |part: f64| {
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
-            let nth = (part * waits.len() as f64) as usize;
-            waits.get(nth.min(waits.len().saturating_sub(1))).map_or(0.0, |wait| f64::from(*wait))
-        };
         let (others, kept) = self.others;
         Outcome {
             scenario: scenario.to_owned(),
@@ -164,27 +179,39 @@ impl Books {
             throttled_after_event: self.event_s.map(|_| ratio(self.refused_after_event, self.sent_after_event)),
             unfairness: if could > 0.0 { off / 2.0 / could } else { 0.0 },
             jain: if squares > 0.0 { sum * sum / (parts.len() as f64 * squares) } else { 1.0 },
-            wait_p50_s: wait(0.5),
-            wait_p99_s: wait(0.99),
+            wait_p50_s: below(&self.waits_s, 0.5),
+            wait_p99_s: below(&self.waits_s, 0.99),
             slo_miss_ratio: ratio(self.missed, self.impatient),
             convergence_s: self.convergence_s(oracle),
             others_kept: (others > 0).then(|| ratio(kept, others)),
+            answer_p95_s: below(&self.answers_s, 0.95),
         }
     }
 
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "seconds")]
     fn convergence_s(&self, oracle: &Self) -> Option<f64> {
         let event = self.event_s?.ceil() as usize;
-        let of = |seconds: &[[f64; 3]], at: usize, span: usize, what: usize| {
-            seconds.iter().skip(at).take(span).map(|second| second[what]).sum::<f64>()
+        let of = |seconds: &[Second], at: usize, span: usize, what: fn(&Second) -> f64| {
+            seconds.iter().skip(at).take(span).map(what).sum::<f64>()
         };
+        let got = |books: &Self, at: usize| of(&books.seconds, at, MEAN_S, |second| second.got);
         let good = |at: usize| {
-            of(&self.seconds, at, MEAN_S, 0) >= CONVERGED * of(&oracle.seconds, at, MEAN_S, 0)
-                && of(&self.seconds, at, CALM_S, 2) <= CALM * of(&self.seconds, at, CALM_S, 1).max(1.0)
+            let sent = of(&self.seconds, at, CALM_S, |second| second.sent);
+            got(self, at) >= CONVERGED * got(oracle, at)
+                && of(&self.seconds, at, CALM_S, |second| second.refused) <= CALM * sent.max(1.0)
         };
         let last = self.seconds.len().saturating_sub(CALM_S);
         (event..last).find(|at| good(*at)).map(|at| (at - event) as f64)
     }
+}
+
+/// What this part of them are below, 0–1; 0 of nothing.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
+fn below(all: &[f32], part: f64) -> f64 {
+    let mut all = all.to_vec();
+    all.sort_by(f32::total_cmp);
+    let nth = (part * all.len() as f64) as usize;
+    all.get(nth.min(all.len().saturating_sub(1))).map_or(0.0, |x| f64::from(*x))
 }
 
 impl Bands {

@@ -7,11 +7,13 @@
 pub mod laws;
 mod measure;
 mod plant;
+mod random;
 mod run;
 pub mod scenario;
 
 pub use laws::Law;
-pub use measure::{Books, Outcome};
+pub use measure::{Books, Outcome, Second};
 pub use plant::{Plant, Server, Verdict, head, headers, limits};
+pub use random::random;
 pub use run::{Moment, Order, Request, Run, run};
 pub use scenario::{Bands, Scenario};

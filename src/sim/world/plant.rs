@@ -6,11 +6,12 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::time::Duration;
 
 use super::scenario::{Headers, Provider};
 use crate::clock::{MonoTime, UnixMillis};
-use crate::provider::{Head, Shown};
-use crate::quota::{Cost, Unit};
+use crate::provider::{Head, ResetMeaning, Shown, TokenCharge};
+use crate::quota::{Cost, Meter, Unit};
 use crate::sim::emulator::{Account, AccountParams, Emulated};
 
 /// Limits that never matter.
@@ -57,10 +58,10 @@ impl Plant {
         Ok(Self { provider: provider.clone(), account, cached: None, others_admitted: 0, others_offered: 0 })
     }
 
-    /// Its limits are so many times what they were at the beginning.
+    /// Its limits are so many times what they were at the beginning; what its bucket held it still holds.
     pub fn scale(&mut self, factor: f64, now: MonoTime) {
         // The factor was checked: nothing is outside its range.
-        let _ = self.account.change(params(&self.provider, factor), now);
+        let _ = self.account.change_around_levels(params(&self.provider, factor), now);
     }
 
     /// A request arrives.
@@ -70,9 +71,8 @@ impl Plant {
         if refusal.is_some() && self.provider.charges_refused {
             self.account.spend_requests(1.0);
         }
-        let wait_s = refusal
-            .and_then(|refusal| refusal.retry_after_ms)
-            .map(|ms| std::time::Duration::from_millis(ms).as_secs_f64().ceil());
+        let wait_s =
+            refusal.and_then(|refusal| refusal.retry_after_ms).map(|ms| Duration::from_millis(ms).as_secs_f64().ceil());
         Verdict {
             admitted: refusal.is_none(),
             retry_after_s: wait_s.filter(|_| self.provider.retry_after),
@@ -93,9 +93,17 @@ impl Plant {
         (self.others_offered, self.others_admitted)
     }
 
-    /// An admitted request's output is known.
+    /// An admitted request's output is known: some providers correct what they charged.
     pub fn settle(&mut self, charged_tokens: u64, output_tokens: u64, now: MonoTime) {
-        self.account.settle(None, charged_tokens, output_tokens, now);
+        if self.provider.dialect.dialect().semantics().token_charge == TokenCharge::Corrected {
+            self.account.settle(None, charged_tokens, output_tokens, now);
+        }
+    }
+
+    /// How many requests there is room for now.
+    pub fn requests_left(&mut self, now: MonoTime) -> f64 {
+        self.account.advance(now);
+        self.account.levels().get(&Meter::REQUESTS_PER_MINUTE).copied().unwrap_or(0.0)
     }
 
     /// For how long a request would have to wait for room, in seconds.
@@ -106,13 +114,16 @@ impl Plant {
 
     /// What the headers tell of what is there.
     fn told(&mut self, exact: Vec<Shown>, now: MonoTime) -> Vec<Shown> {
+        // The time until a bucket is full would tell its level.
+        let to_full = self.provider.dialect.dialect().semantics().reset == ResetMeaning::ToFull;
+        let honest = |reset: Option<Duration>| reset.filter(|_| !to_full);
         match self.provider.headers {
             Headers::Exact => exact,
             Headers::None => Vec::new(),
             Headers::Rounded(part) => {
                 let round = |shown: Shown| {
                     let step = (part * shown.limit).max(1.0);
-                    Shown { remaining: (shown.remaining / step).floor() * step, reset: None, ..shown }
+                    Shown { remaining: (shown.remaining / step).floor() * step, reset: honest(shown.reset), ..shown }
                 };
                 exact.into_iter().map(round).collect()
             }
@@ -120,7 +131,7 @@ impl Plant {
                 let lie = |shown: Shown| Shown {
                     limit: (shown.limit * factor).round(),
                     remaining: (shown.remaining * factor).floor(),
-                    reset: None,
+                    reset: honest(shown.reset),
                     ..shown
                 };
                 exact.into_iter().map(lie).collect()

@@ -28,7 +28,7 @@ pub struct Request {
     pub output_tokens: u64,
     /// Work until the first byte, and after it, in seconds.
     work_s: [f64; 2],
-    sent_at: MonoTime,
+    pub(super) sent_at: MonoTime,
     done: bool,
     verdict: Option<Verdict>,
 }
@@ -280,6 +280,7 @@ impl<'a> World<'a> {
                     self.head(id, law);
                 }
                 let request = &self.requests[id];
+                self.books.ended(request, now);
                 self.plant.settle(request.cost.output_tokens, request.output_tokens, now);
                 self.with(law, |law, moment| law.ended(id, moment));
             }

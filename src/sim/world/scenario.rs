@@ -118,11 +118,11 @@ pub enum Headers {
     Exact,
     /// There are none.
     None,
-    /// Remaining is rounded down to multiples of this part of the limit, 0.001–0.5; no resets.
+    /// Remaining is rounded down to multiples of this part of the limit, 0.001–0.5; no times until a bucket is full.
     Rounded(f64),
     /// They are so many seconds old, at the most, 0.1–60.
     Cached(f64),
-    /// Limit and remaining are so many times what they are, 0.1–10; no resets.
+    /// Limit and remaining are so many times what they are, 0.1–10; no times until a bucket is full.
     Lying(f64),
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tidegate::clock::{Clock, MonoTime};
 use tidegate::config::policy;
+use tidegate::controller::law::LawParams;
 use tidegate::controller::{Params, PoolParams, TenantParams};
 use tidegate::observation::Report;
 use tidegate::plan::keyspace::{Key, Keyspace};
@@ -479,6 +480,7 @@ pub fn params(who: usize, pools: &[PoolId]) -> Params {
             .into_iter()
             .filter_map(|(name, weight)| Some((name.parse().ok()?, tenant(weight))))
             .collect(),
+        law: LawParams::default(),
         default_tenant: tenant(0.5),
     };
     Params {

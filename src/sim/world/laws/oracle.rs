@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::Law;
 use crate::clock::MonoTime;
 use crate::provider::Refill;
-use crate::quota::{Cost, Meter};
+use crate::quota::Cost;
 use crate::sim::world::plant::Verdict;
 use crate::sim::world::run::{Moment, Order};
 use crate::sim::world::scenario::{Happening, Scenario};
@@ -31,11 +31,7 @@ pub struct Oracle {
     in_flight: usize,
     slots: Option<u32>,
     others_per_second: f64,
-    limit_per_s: f64,
-    factor: f64,
     windowed: bool,
-    /// What was sent of the window that ends then.
-    window: (MonoTime, f64),
     next_at: MonoTime,
     wakes_at: MonoTime,
 }
@@ -54,10 +50,7 @@ impl Oracle {
             in_flight: 0,
             slots: provider.slots,
             others_per_second: provider.others_per_second,
-            limit_per_s: Meter::REQUESTS_PER_MINUTE.per_second(provider.requests_per_minute),
-            factor: 1.0,
             windowed: refill == Refill::FixedWindow && !provider.sliding_log,
-            window: (MonoTime::default(), 0.0),
             next_at: MonoTime::default(),
             wakes_at: MonoTime::default(),
         }
@@ -78,24 +71,20 @@ impl Oracle {
     }
 
     /// In how many seconds the next may go, by the pace of a window.
-    fn pace(&mut self, now: MonoTime) -> f64 {
+    fn pace(&self, moment: &mut Moment<'_>) -> f64 {
         if !self.windowed {
             return 0.0;
         }
-        if now >= self.window.0 {
-            // Windows begin with the world, at a whole minute.
-            let into_s = now.seconds_since(MonoTime::default()) % WINDOW_S;
-            self.window = (now.after_seconds(WINDOW_S - into_s), 0.0);
-        }
-        let (left, left_s) = self.left(now);
-        if left < 1.0 { left_s } else { self.next_at.seconds_since(now).min(left_s / left * 2.0) }
+        let (left, left_s) = self.left(moment);
+        if left < 1.0 { left_s } else { self.next_at.seconds_since(moment.now).min(left_s / left * 2.0) }
     }
 
     /// What is left of a window, less what others will use of it, and for how many seconds it is to last.
-    fn left(&self, now: MonoTime) -> (f64, f64) {
-        let left_s = self.window.0.seconds_since(now).max(1e-3);
-        let quota = self.limit_per_s * self.factor * WINDOW_S;
-        ((quota - self.window.1 - self.others_per_second * left_s).max(0.0), left_s)
+    fn left(&self, moment: &mut Moment<'_>) -> (f64, f64) {
+        // Windows begin with the world, at a whole minute.
+        let left_s = WINDOW_S - moment.now.seconds_since(MonoTime::default()) % WINDOW_S;
+        let level = moment.plant.requests_left(moment.now);
+        ((level - self.others_per_second * left_s).max(0.0), left_s)
     }
 
     fn go(&mut self, moment: &mut Moment<'_>) {
@@ -114,7 +103,7 @@ impl Oracle {
         let Some(next) = waiting.min_by(|a, b| behind(a).total_cmp(&behind(b))) else { return };
         let Some(id) = self.lines[next].front().copied() else { return };
         let room = self.room(moment.requests[id].cost);
-        let wait_s = moment.plant.seconds_to_fit(&room, now).min(WINDOW_S).max(self.pace(now));
+        let wait_s = moment.plant.seconds_to_fit(&room, now).min(WINDOW_S).max(self.pace(moment));
         if wait_s > 0.0 {
             self.wake(now.after_seconds(wait_s).max(now + LOOK_MIN), moment);
             return;
@@ -123,8 +112,7 @@ impl Oracle {
         self.served[next] += 1.0;
         self.in_flight += 1;
         if self.windowed {
-            self.window.1 += 1.0;
-            let (left, left_s) = self.left(now);
+            let (left, left_s) = self.left(moment);
             self.next_at = now.after_seconds(left_s / left.max(1.0));
         }
         // One at a time: what is sent changes what fits.
@@ -183,7 +171,6 @@ impl Law for Oracle {
 
     fn happened(&mut self, what: &Happening, moment: &mut Moment<'_>) {
         match what {
-            Happening::Limit(factor) => self.factor = *factor,
             Happening::OthersPerSecond(per_second) => self.others_per_second = *per_second,
             Happening::Slots(slots) => self.slots = Some(*slots),
             _ => {}

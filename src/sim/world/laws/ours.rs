@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Law;
 use crate::client::{Admission, Ask, ClientParams, Core, Permit, Pool, PoolParams, Priority, Usage};
 use crate::clock::{Clock, MonoTime};
+use crate::controller::law::LawParams;
 use crate::controller::planner::PoolPlanner;
 use crate::controller::{self, EARLY_TICK_GAP, LEADER_TTL, Office, TICK_EVERY, TenantParams};
 use crate::observation::Report;
@@ -69,6 +70,8 @@ fn word(word: Word, number: usize) -> u64 {
 struct Waiting {
     request: usize,
     admission: Admission,
+    /// Whether it stands in the client's own line too: in both lines all stand in the same order.
+    asked: bool,
 }
 
 #[derive(Debug)]
@@ -152,6 +155,7 @@ impl Ours {
             algorithms: BTreeMap::new(),
             zones: BTreeMap::new(),
             concurrency: None,
+            law: LawParams::default(),
             tenants: tenants
                 .iter()
                 .zip(scenario.tenants.values())
@@ -377,18 +381,30 @@ impl Ours {
         let max_wait = of.deadline.map_or(ENDLESS, |deadline| deadline.since(moment.now));
         let ask = Ask { cost: of.cost, priority: Priority::Interactive, max_wait };
         let admission = member.pool.request(&self.tenants[tenant], &ask);
-        member.lines[tenant].push_back(Waiting { request, admission });
+        let line = &mut member.lines[tenant];
+        let behind_one_that_waits = line.back().is_some_and(|last| last.asked);
+        line.push_back(Waiting { request, admission, asked: false });
         if let Some(deadline) = of.deadline {
             moment.wake_at(deadline, word(Word::Deadline, request));
         }
-        let is_first = member.lines[tenant].len() == 1;
-        if is_first {
+        if behind_one_that_waits {
+            Self::stand_in_line(line, moment);
+        } else if line.len() == 1 {
             self.serve(of.member, tenant, moment);
-        } else if let Some(last) = member.lines[tenant].back_mut() {
-            // It stands in line from now on, or hears that it is no use.
-            if let Ok(Err(_)) = last.admission.ask() {
-                member.lines[tenant].pop_back();
-                moment.orders.push(Order::GiveUp(request));
+        }
+    }
+
+    /// Who has not asked yet asks, the first one first: they stand in line from now on, or hear that it is no use.
+    fn stand_in_line(line: &mut VecDeque<Waiting>, moment: &mut Moment<'_>) {
+        let standing = line.iter().rposition(|waiting| waiting.asked).map_or(0, |last| last + 1);
+        let mut nth = standing;
+        while let Some(waiting) = line.get_mut(nth) {
+            waiting.asked = true;
+            if let Ok(Err(_)) = waiting.admission.ask() {
+                moment.orders.push(Order::GiveUp(waiting.request));
+                line.remove(nth);
+            } else {
+                nth += 1;
             }
         }
     }
@@ -404,6 +420,7 @@ impl Ours {
             && let Some(first) = member.lines[tenant].front_mut()
         {
             let request = first.request;
+            first.asked = true;
             match first.admission.ask() {
                 Ok(Ok(permit)) => {
                     member.permits.insert(request, permit);
@@ -412,6 +429,7 @@ impl Ours {
                 }
                 Ok(Err(_)) => moment.orders.push(Order::GiveUp(request)),
                 Err(after) => {
+                    Self::stand_in_line(&mut member.lines[tenant], moment);
                     let at = moment.now + after.max(Duration::from_micros(100));
                     let known = member.wakes_at[tenant];
                     if known <= moment.now || at < known {

@@ -205,7 +205,7 @@ fn runtime() -> Runtime {
 async fn store(tenants: &[TenantId]) -> (MemoryStore, Keyspace) {
     let (store, keys) = (MemoryStore::new(), Keyspace::default());
     let rate = Rate { rate: AMPLE, burst: AMPLE };
-    let rates = BTreeMap::from([Meter::REQUESTS_PER_MINUTE, Meter::TOKENS_PER_MINUTE].map(|meter| (meter, rate)));
+    let rates = [Meter::REQUESTS_PER_MINUTE, Meter::TOKENS_PER_MINUTE].map(|meter| (meter, rate)).into();
     let thresholds = Thresholds { rates, concurrency: None };
     let reason = Reason { code: "bench".into(), text: "ample".into() };
     let stamp = Stamp { term: 1, epoch: 1 };

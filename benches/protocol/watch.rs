@@ -28,9 +28,8 @@ const WIDE: Rate = Rate { rate: 6e10, burst: 1e6 };
 const PATIENCE: Duration = Duration::from_secs(3_600);
 
 fn value(epoch: u64, rate: Rate) -> Vec<u8> {
-    let rates =
-        |rate| BTreeMap::from([Meter::REQUESTS_PER_MINUTE, Meter::TOKENS_PER_MINUTE].map(|meter| (meter, rate)));
-    let thresholds = Thresholds { rates: rates(rate), concurrency: None };
+    let rates = [Meter::REQUESTS_PER_MINUTE, Meter::TOKENS_PER_MINUTE].map(|meter| (meter, rate)).into();
+    let thresholds = Thresholds { rates, concurrency: None };
     let grant = Grant {
         schema: GRANT_SCHEMA,
         stamp: Stamp { term: 1, epoch },

@@ -37,6 +37,7 @@ macro_rules! names {
 static DIALECTS: [&str; Dialect::ALL.len()] = names!(Dialect);
 static ALGORITHMS: [&str; Algorithm::ALL.len()] = names!(Algorithm);
 static MODES: [&str; Mode::ALL.len()] = names!(Mode);
+static PRIORITIES: [&str; 2] = ["interactive", "batch"];
 
 /// The whole file.
 pub(super) static ROOT: Table = Table { keys: &[&CONTROLLER, &KEYS, &ETCD, &POOLS] };
@@ -490,7 +491,7 @@ pub(super) static DEFAULT: Key = Key {
     example: "{ weight = 0.5 }",
 };
 
-static TENANT: Table = Table { keys: &[&WEIGHT, &FLOOR, &CEILING] };
+static TENANT: Table = Table { keys: &[&WEIGHT, &PRIORITY, &FLOOR, &CEILING] };
 
 pub(super) static WEIGHT: Key = Key {
     name: "weight",
@@ -498,6 +499,15 @@ pub(super) static WEIGHT: Key = Key {
     shape: Shape::Number { min: 0.001, max: 1_000.0, unit: "" },
     absent: Absent::Reads("1"),
     example: "3",
+};
+
+pub(super) static PRIORITY: Key = Key {
+    name: "priority",
+    doc: "interactive, somebody waits for its answers; or batch: beyond its floor it gets what is left when all that is \
+          interactive has what it asks for.",
+    shape: Shape::OneOf(&PRIORITIES),
+    absent: Absent::Reads("\"interactive\""),
+    example: "\"batch\"",
 };
 
 pub(super) static FLOOR: Key = Key {

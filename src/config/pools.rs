@@ -9,6 +9,7 @@ use super::names::Names;
 use super::section::{Field, Place, Section};
 use crate::controller::law::LawParams;
 use crate::controller::{PoolParams, TenantParams};
+use crate::limiter::Priority;
 use crate::plan::{Algorithm, Mode, Rate};
 use crate::provider::{Dialect, Refill, ResetForm, TaughtMeter, TaughtParams};
 use crate::quota::{Meter, PoolId, QuotaError, TenantId};
@@ -229,6 +230,9 @@ fn tenant(mut section: Section<'_>, meters: Option<&[Meter]>) -> TenantParams {
     if let Some(weight) = section.take(&keys::WEIGHT).and_then(|field| field.number()) {
         params.weight = weight;
     }
+    if let Some(priority) = section.take(&keys::PRIORITY).and_then(|field| field.text(priority)) {
+        params.priority = priority;
+    }
     let mut bounds = |key| section.take(key).and_then(Field::entries).map(|entries| bounds(entries, meters));
     let floors = bounds(&keys::FLOOR).unwrap_or_default();
     let ceilings = bounds(&keys::CEILING).unwrap_or_default();
@@ -241,6 +245,14 @@ fn tenant(mut section: Section<'_>, meters: Option<&[Meter]>) -> TenantParams {
     params.ceiling = ceilings.into_iter().map(|(meter, (ceiling, _))| (meter, ceiling)).collect();
     section.end();
     params
+}
+
+fn priority(text: &str) -> Option<Priority> {
+    match text {
+        "interactive" => Some(Priority::Interactive),
+        "batch" => Some(Priority::Batch),
+        _ => None,
+    }
 }
 
 /// Reads a floor or ceiling: numbers per meter that the pool has.

@@ -1,10 +1,12 @@
 //! Division of a pool's capacity among tenants: weighted max-min on demand, floors first, ceilings always.
 //!
 //! *Why.* Inside one pool all tenants are ours, so fairness comes from the division and not from the law.
-//! *Rule.* Each tenant gets its floor (all in proportion when they exceed the capacity); then the water level rises
-//! until demand, ceiling or capacity stops it. What nobody asked for is handed out by weight, up to the ceilings:
+//! *Rule.* Each tenant gets its floor (all in proportion when they exceed the capacity); then the water level of those for whom
+//! somebody waits rises until demand, ceiling or capacity stops it, and after that the level of batch work. What nobody asked for is handed out by weight, up to the ceilings:
 //! room to burst, so that a returning tenant does not begin at zero.
 //! Source: max-min fairness by progressive filling (Bertsekas & Gallager, Data Networks, §6.5.2).
+
+use crate::limiter::Priority;
 
 /// What one tenant brings to the division, in units per second.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,6 +19,8 @@ pub struct Claim {
     pub floor: f64,
     /// What it never gets more than; infinity for none.
     pub ceiling: f64,
+    /// Beyond their floors all batch work stands behind all that somebody waits for.
+    pub priority: Priority,
 }
 
 /// Divides `capacity` among the claims; the parts add up to at most `capacity`.
@@ -25,7 +29,9 @@ pub fn divide(capacity: f64, claims: &[Claim]) -> Vec<f64> {
     let floors: f64 = claims.iter().map(|c| c.floor.min(c.ceiling)).sum();
     let shrink = if floors > capacity { capacity / floors } else { 1.0 };
     let mut parts: Vec<f64> = claims.iter().map(|c| c.floor.min(c.ceiling) * shrink).collect();
-    fill(capacity, claims, &mut parts, |c| c.demand.min(c.ceiling));
+    for class in [Priority::Interactive, Priority::Batch] {
+        fill(capacity, claims, &mut parts, |c| if c.priority == class { c.demand.min(c.ceiling) } else { 0.0 });
+    }
     let spare = capacity - parts.iter().sum::<f64>();
     if spare > 0.0 {
         hand_out(spare, claims, &mut parts);

@@ -5,7 +5,8 @@
 //!            └──► shares (the reply)                                      ▲ lead: campaign, lease, ticks
 //! ```
 //!
-//! `signal` turns reports into rates and readings, `law` estimates what each meter can take, `apportion` divides it,
+//! `signal` turns reports into rates and readings, `law` estimates what each meter can take, `division` makes
+//! everybody's grants of that, by `apportion`,
 //! `shares` splits it over members, `alignment` knows where windows end, `history` remembers what was decided and from what,
 //! `checkpoint` is what the next leader is told of it, `policies` knows which policy holds, `account` is what is told to who asks,
 //! `access` knows who may report and ask, `lease` the times of the leader's. These and the planner are pure; `lead`, `overseer`
@@ -19,7 +20,9 @@ pub mod apportion;
 pub mod checkpoint;
 mod connections;
 mod desk;
+mod division;
 pub mod history;
+mod joined;
 pub mod law;
 mod lead;
 mod lease;

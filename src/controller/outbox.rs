@@ -14,8 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
+use super::joined::joined;
 use crate::clock::MonoTime;
-use crate::plan::{Grant, Rate, Stamp, Thresholds};
+use crate::plan::{Grant, Rate, Reason, Stamp, Thresholds};
 use crate::quota::{Grantee, Meter};
 
 /// Grants are rewritten at most this often.
@@ -97,19 +98,20 @@ impl Outbox {
         &self.published
     }
 
-    /// Compares what should stand in the store with what does. Returns the next pulse's stamp and cut; what grants are to be
-    /// written is then taken with [`Outbox::take`], after the pulse is written.
-    pub fn plan(&mut self, planned: BTreeMap<Grantee, Grant>, now: MonoTime) -> (Stamp, Cut) {
+    /// Compares what should stand in the store, and why, with what does. Returns the next pulse's stamp and cut; what grants are
+    /// to be written is then taken with [`Outbox::take`], after the pulse is written.
+    pub fn plan(&mut self, planned: &BTreeMap<Grantee, Grant>, reason: &Reason, now: MonoTime) -> (Stamp, Cut) {
         let stamp = self.next_stamp();
         // None if none is needed, the one that is under way if that will do, else a new one, which is over all of them.
-        let with = |cut| (cut, self.factors(&planned, cut));
-        let enough = |(cut, scale): &(Option<Stamp>, BTreeMap<Meter, f64>)| self.is_within(&planned, *cut, scale);
+        let with = |cut| (cut, self.factors(planned, cut));
+        let wanted = sums(planned.values());
+        let enough = |(cut, scale): &(Option<Stamp>, BTreeMap<Meter, f64>)| self.is_within(&wanted, *cut, scale);
         let known = [None, self.cut].into_iter().map(with).find(enough);
         (self.cut, self.scale) = known.unwrap_or_else(|| with(Some(stamp)));
         self.falls.clear();
         self.raises.clear();
         if self.grants_at.is_none_or(|at| now.since(at) >= GRANTS_EVERY) {
-            self.compare(planned);
+            self.compare(planned, reason);
         }
         (stamp, Cut { epoch: self.cut.map(|cut| cut.epoch), scale: self.scale.clone() })
     }
@@ -162,103 +164,155 @@ impl Outbox {
     }
 
     /// Sorts what is planned and does not stand yet.
-    fn compare(&mut self, planned: BTreeMap<Grantee, Grant>) {
-        let known = self.published.keys().chain(self.doubtful.keys());
-        let gone = known.filter(|grantee| !planned.contains_key(*grantee)).map(|grantee| (grantee.clone(), None));
-        self.falls = gone.collect();
-        for (grantee, grant) in planned {
-            let Some(allowed) = self.allowed(&grantee, self.cut, &self.scale) else {
-                self.raises.insert(grantee, Some(grant));
-                continue;
+    fn compare(&mut self, planned: &BTreeMap<Grantee, Grant>, reason: &Reason) {
+        let (mut falling, mut raising) = (BTreeMap::new(), BTreeMap::new());
+        let written = |grant: &Grant| Grant { reason: reason.clone(), ..grant.clone() };
+        for (grantee, known, grant) in joined(&self.published, planned) {
+            let doubted = self.doubted(grantee);
+            let (grant, known) = match (grant, known) {
+                (None, _) => {
+                    falling.insert(grantee.clone(), None);
+                    continue;
+                }
+                (Some(grant), None) if doubted.is_empty() => {
+                    raising.insert(grantee.clone(), Some(written(grant)));
+                    continue;
+                }
+                (Some(grant), known) => (grant, known),
             };
-            let doubtful = self.doubtful.contains_key(&grantee);
-            if doubtful || falls(&allowed, &grant.thresholds) {
+            if !doubted.is_empty() || known.is_some_and(|known| self.falls(known, &grant.thresholds)) {
+                let Some(allowed) = self.allowed(grantee) else { continue };
                 let thresholds = allowed.lower_of(&grant.thresholds);
                 if thresholds != grant.thresholds {
-                    self.raises.insert(grantee.clone(), Some(grant.clone()));
+                    raising.insert(grantee.clone(), Some(written(grant)));
                 }
                 let safe = grant.safe.lower_of(&thresholds.scaled(SAFE_MAX));
-                self.falls.insert(grantee, Some(Grant { thresholds, safe, ..grant }));
-            } else if self.published.get(&grantee).is_some_and(|known| {
+                falling.insert(grantee.clone(), Some(Grant { thresholds, safe, ..written(grant) }));
+            } else if known.is_some_and(|known| {
                 // After a cut each scaled grant is rewritten, so that the pulse can drop the factor.
-                self.cut.is_some_and(|cut| known.stamp < cut) || grant.differs_from(known, REWRITE_TOLERANCE)
+                self.cut.is_some_and(|cut| known.stamp < cut)
+                    || known.reason.code != reason.code
+                    || grant.differs_from(known, REWRITE_TOLERANCE)
             }) {
-                self.raises.insert(grantee, Some(grant));
+                raising.insert(grantee.clone(), Some(written(grant)));
             }
         }
+        let gone = self.doubtful.keys().filter(|grantee| !planned.contains_key(*grantee));
+        falling.extend(gone.map(|grantee| (grantee.clone(), None)));
+        (self.falls, self.raises) = (falling, raising);
     }
 
-    /// What may stand in the store for a tenant.
-    fn standing(&self, grantee: &Grantee) -> impl Iterator<Item = &Grant> {
-        self.published.get(grantee).into_iter().chain(self.doubtful.get(grantee).into_iter().flatten())
+    /// What was sent for a tenant without an answer.
+    fn doubted(&self, grantee: &Grantee) -> &[Grant] {
+        // Mostly there is nothing, and this is asked for every tenant.
+        if self.doubtful.is_empty() { &[] } else { self.doubtful.get(grantee).map_or(&[], Vec::as_slice) }
     }
 
-    /// The most that what stands in the store allows a tenant, under a cut.
-    fn allowed(&self, grantee: &Grantee, cut: Option<Stamp>, scale: &BTreeMap<Meter, f64>) -> Option<Thresholds> {
-        let scaled = |grant: &Grant| {
-            let mut thresholds = grant.thresholds.clone();
-            if cut.is_some_and(|cut| grant.stamp < cut) {
-                for (meter, rate) in &mut thresholds.rates {
-                    *rate = rate.scaled(scale.get(meter).copied().unwrap_or(1.0));
-                }
-            }
-            thresholds
+    /// What the cut makes of a meter of a grant.
+    fn factor(&self, grant: &Grant, meter: Meter) -> f64 {
+        factor(grant, meter, self.cut, &self.scale)
+    }
+
+    /// Whether `next` is stricter than a grant by more than is not worth a write.
+    fn falls(&self, grant: &Grant, next: &Thresholds) -> bool {
+        let places = |thresholds: &Thresholds| thresholds.concurrency.unwrap_or(u32::MAX);
+        let falls = |(meter, next): (&Meter, &Rate)| {
+            let now = grant.thresholds.rates.get(meter);
+            now.is_none_or(|now| next.rate < now.rate * self.factor(grant, *meter) * (1.0 - REWRITE_TOLERANCE))
         };
-        self.standing(grantee).map(scaled).reduce(|a, b| a.higher_of(&b))
+        places(next) < places(&grant.thresholds) || next.rates.iter().any(falls)
     }
 
-    /// Those of whom something may stand in the store.
-    fn grantees(&self) -> BTreeSet<&Grantee> {
-        self.published.keys().chain(self.doubtful.keys()).collect()
+    /// The most that what stands in the store allows a tenant.
+    fn allowed(&self, grantee: &Grantee) -> Option<Thresholds> {
+        let standing = self.published.get(grantee).into_iter().chain(self.doubted(grantee));
+        standing.map(|grant| scaled(grant, self.cut, &self.scale)).reduce(|a, b| a.higher_of(&b))
+    }
+
+    /// Per meter Σ of what may stand in the store, under a cut; with `older` of the grants before it alone, as they stand.
+    fn standing(&self, cut: Option<Stamp>, scale: &BTreeMap<Meter, f64>, older: bool) -> Sums {
+        let counts = |grant: &Grant| !older || cut.is_some_and(|cut| grant.stamp < cut);
+        let mut sums = Sums::default();
+        for (_, known, doubted) in joined(&self.published, &self.doubtful) {
+            if let Some(doubted) = doubted {
+                let all = known.into_iter().chain(doubted).filter(|grant| counts(grant));
+                let all = all.map(|grant| scaled(grant, cut, scale)).reduce(|a, b| a.higher_of(&b));
+                all.into_iter().for_each(|all| sums.add(&all, |_| 1.0));
+            } else if let Some(known) = known.filter(|known| counts(known)) {
+                sums.add(&known.thresholds, |meter| factor(known, meter, cut, scale));
+            }
+        }
+        sums
     }
 
     /// Whether what stands in the store allows no more than is planned, under a cut.
-    fn is_within(&self, planned: &BTreeMap<Grantee, Grant>, cut: Option<Stamp>, scale: &BTreeMap<Meter, f64>) -> bool {
-        let allowed: Vec<Thresholds> =
-            self.grantees().into_iter().filter_map(|grantee| self.allowed(grantee, cut, scale)).collect();
-        let standing = sums(allowed.iter());
-        let planned = sums(planned.values().map(|grant| &grant.thresholds));
+    fn is_within(&self, wanted: &Sums, cut: Option<Stamp>, scale: &BTreeMap<Meter, f64>) -> bool {
+        let standing = self.standing(cut, scale, false);
         // A meter that nobody is limited by any more is no cut to nothing.
-        planned.iter().all(|(meter, new)| standing.get(meter).is_none_or(|rate| rate * (1.0 - CUT) <= *new))
+        wanted.0.iter().all(|(meter, new)| standing.get(*meter).is_none_or(|rate| rate * (1.0 - CUT) <= *new))
     }
 
     /// Per meter Σ planned ÷ Σ stored of the grants older than a cut, where that is less.
     fn factors(&self, planned: &BTreeMap<Grantee, Grant>, cut: Option<Stamp>) -> BTreeMap<Meter, f64> {
-        let Some(cut) = cut else { return BTreeMap::new() };
-        let older = |grant: &&Grant| grant.stamp < cut;
-        let (mut stored, mut new) = (Vec::new(), Vec::new());
-        for grantee in self.grantees() {
-            let standing = self.standing(grantee).filter(older).map(|grant| grant.thresholds.clone());
-            stored.extend(standing.reduce(|a, b| a.higher_of(&b)).inspect(|_| new.push(grantee)));
-        }
+        let Some(at) = cut else { return BTreeMap::new() };
+        let older = |grant: &Grant| grant.stamp < at;
         let limited: BTreeSet<&Meter> = planned.values().flat_map(|grant| grant.thresholds.rates.keys()).collect();
-        let planned = sums(new.into_iter().filter_map(|grantee| Some(&planned.get(grantee)?.thresholds)));
-        let factor = |(meter, stored): (Meter, f64)| (meter, planned.get(&meter).copied().unwrap_or(0.0) / stored);
-        let stored = sums(stored.iter()).into_iter().filter(|(meter, stored)| *stored > 0.0 && limited.contains(meter));
-        let factors = stored.map(factor);
-        factors
+        let stored = self.standing(cut, &BTreeMap::new(), true);
+        let is_older = |grantee: &Grantee| {
+            self.published.get(grantee).is_some_and(older) || self.doubted(grantee).iter().any(older)
+        };
+        let wanted = sums(planned.iter().filter(|(grantee, _)| is_older(grantee)).map(|(_, grant)| grant));
+        let part = |(meter, stored): (Meter, f64)| (meter, wanted.get(meter).unwrap_or(0.0) / stored);
+        stored
+            .0
+            .into_iter()
+            .filter(|(meter, stored)| *stored > 0.0 && limited.contains(meter))
+            .map(part)
             .filter(|(_, factor)| *factor < 1.0 - CUT)
-            .map(|(meter, factor)| (meter, super::planner::round(factor)))
+            .map(|(meter, factor)| (meter, super::division::round(factor)))
             .collect()
     }
 }
 
-/// Rates added up per meter.
-fn sums<'a>(of: impl Iterator<Item = &'a Thresholds>) -> BTreeMap<Meter, f64> {
-    let mut sums = BTreeMap::new();
-    for (meter, rate) in of.flat_map(|thresholds| &thresholds.rates) {
-        *sums.entry(*meter).or_default() += rate.rate;
-    }
-    sums
+/// What a cut makes of a meter of a grant.
+fn factor(grant: &Grant, meter: Meter, cut: Option<Stamp>, scale: &BTreeMap<Meter, f64>) -> f64 {
+    if cut.is_some_and(|cut| grant.stamp < cut) { scale.get(&meter).copied().unwrap_or(1.0) } else { 1.0 }
 }
 
-/// Whether `next` is stricter than `now` by more than is not worth a write.
-fn falls(now: &Thresholds, next: &Thresholds) -> bool {
-    let places = |thresholds: &Thresholds| thresholds.concurrency.unwrap_or(u32::MAX);
-    let falls = |(meter, next): (&Meter, &Rate)| {
-        now.rates.get(meter).is_none_or(|now| next.rate < now.rate * (1.0 - REWRITE_TOLERANCE))
-    };
-    places(next) < places(now) || next.rates.iter().any(falls)
+/// A grant's thresholds under a cut.
+fn scaled(grant: &Grant, cut: Option<Stamp>, scale: &BTreeMap<Meter, f64>) -> Thresholds {
+    let mut thresholds = grant.thresholds.clone();
+    for (meter, rate) in &mut thresholds.rates {
+        *rate = rate.scaled(factor(grant, *meter, cut, scale));
+    }
+    thresholds
+}
+
+/// Rates added up per meter.
+#[derive(Debug, Default)]
+struct Sums(Vec<(Meter, f64)>);
+
+impl Sums {
+    fn get(&self, meter: Meter) -> Option<f64> {
+        // There are a few of them.
+        self.0.iter().find(|(known, _)| *known == meter).map(|(_, sum)| *sum)
+    }
+
+    fn add(&mut self, thresholds: &Thresholds, factor: impl Fn(Meter) -> f64) {
+        for (meter, rate) in &thresholds.rates {
+            let rate = rate.rate * factor(*meter);
+            match self.0.iter_mut().find(|(known, _)| known == meter) {
+                Some((_, sum)) => *sum += rate,
+                None => self.0.push((*meter, rate)),
+            }
+        }
+    }
+}
+
+fn sums<'a>(of: impl Iterator<Item = &'a Grant>) -> Sums {
+    let mut sums = Sums::default();
+    of.for_each(|grant| sums.add(&grant.thresholds, |_| 1.0));
+    sums
 }
 
 /// The first keys behind `last`, or from the start when none is.

@@ -8,6 +8,7 @@ use jiff::tz::TimeZone;
 use super::access::ReporterParams;
 use super::law::LawParams;
 use super::tls::TlsParams;
+use crate::limiter::Priority;
 use crate::plan::keyspace::Keyspace;
 use crate::plan::{Algorithm, Mode, Rate};
 use crate::provider::Dialect;
@@ -84,10 +85,12 @@ pub struct TenantParams {
     pub floor: BTreeMap<Meter, f64>,
     /// Units per window it never gets more than.
     pub ceiling: BTreeMap<Meter, f64>,
+    /// Beyond its floor batch work gets what is left when those for whom somebody waits have what they ask for.
+    pub priority: Priority,
 }
 
 impl Default for TenantParams {
     fn default() -> Self {
-        Self { weight: 1.0, floor: BTreeMap::new(), ceiling: BTreeMap::new() }
+        Self { weight: 1.0, floor: BTreeMap::new(), ceiling: BTreeMap::new(), priority: Priority::Interactive }
     }
 }

@@ -9,42 +9,30 @@ use jiff::tz::TimeZone;
 
 use super::account::{MemberAccount, MeterAccount, PoolAccount};
 use super::alignment::window_left;
-use super::apportion::{Claim, divide, divide_places};
 use super::checkpoint::{CHECKPOINT_SCHEMA, Checkpoint};
+use super::division::{Division, Row, per_window, round};
 use super::history::{Decided, DecidedBy, Explained, Granted, History, MeterDecided, ThresholdDecided};
-use super::law::{Inputs, LatencyLaw, LatencyStep, MeterLaw, Mode, Step};
+use super::joined::joined;
+use super::law::{Inputs, Latencies, LatencyLaw, LatencyStep, MeterLaw, Mode, Step};
 use super::lease::LEASE_FRESH_FOR;
 use super::outbox::{Batch, Cut, Outbox};
 use super::params::{PoolParams, TenantParams};
 use super::shares::{SHARE_VALID, Shares, Wish};
-use super::signal::{PoolSignal, Urgency};
+use super::signal::{Asked, PoolSignal, Urgency};
 use crate::clock::{MonoTime, UnixMillis};
 use crate::observation::PoolReport;
 use crate::plan::{
-    Action, Effective, GRANT_SCHEMA, Grant, Override, OverrideBook, PULSE_SCHEMA, Pulse, Rate, Reason, Share, Stamp,
-    Target, Thresholds, capacity_factor, effective,
+    Action, Effective, Grant, Override, OverrideBook, PULSE_SCHEMA, Pulse, Rate, Reason, Share, Target, Thresholds,
+    capacity_factor, effective,
 };
-use crate::provider::TokenCharge;
 use crate::quota::{Grantee, Meter, Unit};
 
 /// How long grants live after the last pulse.
 pub const VALID_FOR: Duration = Duration::from_secs(15);
-/// A tenant may store this much of its rate, in seconds.
-const REQUEST_BURST_S: f64 = 6.0;
-const TOKEN_BURST_S: f64 = 12.0;
-/// All tenants' bursts together are at most this part of the provider's.
-const BURST_PART: f64 = 0.25;
-/// A tenant without traffic counts with this many requests per second, so that its first request finds a threshold;
-const IDLE_PER_S: f64 = 0.1;
-/// all of them together with at most this part of the capacity, so that the idle do not starve the busy.
-const IDLE_PART: f64 = 0.1;
 /// Thresholds this much above the provider's limit want a word of explanation.
 const ABOVE_LIMIT: f64 = 1.02;
 /// So many overrides of other tenants are told of with a tenant's steps.
 const OVERRIDES_TOLD_MAX: usize = 50;
-/// Without a leader a tenant keeps this part of its threshold.
-const SAFE_PART: f64 = 0.5;
-
 /// The planner of one pool.
 #[derive(Debug)]
 pub struct PoolPlanner {
@@ -58,6 +46,12 @@ pub struct PoolPlanner {
     laws: BTreeMap<Meter, MeterLaw>,
     /// What the law was told at the last tick, and its step.
     steps: BTreeMap<Meter, (Inputs, Step)>,
+    /// Everybody, in order, with what was asked for at the last tick.
+    rows: Vec<Row>,
+    /// The same of all together, in the order of [`Unit::ALL`].
+    demand_per_s: [f64; Unit::ALL.len()],
+    /// The grants as they should be, by the last tick.
+    planned: BTreeMap<Grantee, Grant>,
     latency: LatencyLaw,
     /// Its last step.
     latency_step: LatencyStep,
@@ -73,6 +67,13 @@ pub struct PoolPlanner {
 /// it fresh.
 fn learned(now: MonoTime) -> MonoTime {
     now + LEASE_FRESH_FOR + SHARE_VALID
+}
+
+/// Everybody, in order.
+fn rows(params: &PoolParams) -> Vec<Row> {
+    let row = |grantee, tenant: &TenantParams| Row { grantee, tenant: tenant.clone(), asked: Asked::default() };
+    let declared = params.tenants.iter().map(|(id, tenant)| row(Grantee::Tenant(id.clone()), tenant));
+    std::iter::once(row(Grantee::Default, &params.default_tenant)).chain(declared).collect()
 }
 
 impl PoolPlanner {
@@ -101,6 +102,9 @@ impl PoolPlanner {
             })
             .collect();
         Self {
+            rows: rows(&params),
+            demand_per_s: [0.0; Unit::ALL.len()],
+            planned: BTreeMap::new(),
             latency: LatencyLaw::new(params.law.latency),
             latency_step: LatencyStep::default(),
             params,
@@ -167,6 +171,8 @@ impl PoolPlanner {
             }
         }
         self.shares.retain(|grantee, _| self.params.of(grantee).is_some());
+        self.rows = rows(&self.params);
+        self.planned.clear();
     }
 
     /// How many members of this pool the store knows to be alive.
@@ -175,7 +181,7 @@ impl PoolPlanner {
     }
 
     /// The last tick's step of each meter.
-    pub fn steps(&self) -> impl Iterator<Item = (&Meter, &Step)> {
+    pub fn steps(&self) -> impl Iterator<Item = (&Meter, &Step)> + Clone {
         self.steps.iter().map(|(meter, (_, step))| (meter, step))
     }
 
@@ -257,26 +263,27 @@ impl PoolPlanner {
         self.signal.depart(&member);
     }
 
-    fn grantees(&self) -> Vec<(Grantee, TenantParams)> {
-        let declared = self.params.tenants.iter().map(|(id, t)| (Grantee::Tenant(id.clone()), t.clone()));
-        std::iter::once((Grantee::Default, self.params.default_tenant.clone())).chain(declared).collect()
-    }
-
     /// One tick: steps the law, and plans what to publish.
     pub fn tick(&mut self, now: MonoTime, wall: UnixMillis) -> Pulse {
         self.is_pulsed = false;
         self.signal.forget_silent(now);
+        let in_flight = self.listen();
         self.step_laws(now);
-        self.latency_step = self.latency.step(now, &self.signal.latencies());
-        let planned = self.plan(now, wall);
-        let (stamp, Cut { scale, epoch: scale_epoch }) = self.outbox.plan(planned, now);
+        self.latency_step = self.latency.step(now, &Latencies { in_flight, ..self.signal.latencies() });
+        let mut planned = std::mem::take(&mut self.planned);
+        let division = self.division(now, wall);
+        division.fill(self.steps(), &mut planned);
+        let lent = |(meter, step): (&Meter, &Step)| (*meter, round(division.overcommit(step)));
+        let overcommit = self.steps().map(lent).filter(|(_, factor)| *factor > 1.0).collect();
+        let (stamp, Cut { scale, epoch: scale_epoch }) = self.outbox.plan(&planned, &self.reason(), now);
+        self.planned = planned;
         let capacity = |(meter, step): (&Meter, &Step)| (*meter, round(per_window(*meter, step.capacity_per_s)));
         Pulse {
             schema: PULSE_SCHEMA,
             stamp,
             valid_for_ms: u64::try_from(VALID_FOR.as_millis()).unwrap_or(u64::MAX),
             capacity: self.steps().map(capacity).collect(),
-            overcommit: self.overcommitted(wall),
+            overcommit,
             scale_epoch,
             scale,
             hold_ms: self.signal.holds_ms(now),
@@ -286,14 +293,36 @@ impl PoolPlanner {
         }
     }
 
-    /// By how much thresholds add up to more than the capacity. What an operator sets is not exceeded.
-    fn overcommit(&self, step: &Step, wall: UnixMillis) -> f64 {
-        if self.overrides.at(&Target::Capacity, wall).is_some() { 1.0 } else { step.overcommit }
+    /// Takes what every tenant asks for; returns how many requests are in flight.
+    fn listen(&mut self) -> f64 {
+        let rows = self.rows.iter_mut().map(|row| (&row.grantee, &mut row.asked));
+        let mut in_flight = 0.0;
+        self.demand_per_s = [0.0; Unit::ALL.len()];
+        for (_, known, asked) in joined(rows, self.signal.asked()) {
+            let asked = asked.unwrap_or_default();
+            in_flight += asked.in_flight;
+            for (sum, unit) in self.demand_per_s.iter_mut().zip(Unit::ALL) {
+                *sum += asked.per_s(unit);
+            }
+            if let Some(known) = known {
+                *known = asked;
+            }
+        }
+        in_flight
     }
 
-    fn overcommitted(&self, wall: UnixMillis) -> BTreeMap<Meter, f64> {
-        let of = |(meter, step): (&Meter, &Step)| (*meter, round(self.overcommit(step, wall)));
-        self.steps().map(of).filter(|(_, factor)| *factor > 1.0).collect()
+    fn division(&self, now: MonoTime, wall: UnixMillis) -> Division<'_> {
+        Division {
+            params: &self.params,
+            rows: &self.rows,
+            overrides: &self.overrides,
+            published: self.outbox.published(),
+            learning: self.learning_until.is_some_and(|until| now < until),
+            places: self.places(),
+            // Those that are there but cannot report count too: they divide the safe thresholds.
+            members: u32::try_from(self.members(now).max(self.present)).unwrap_or(u32::MAX).max(1),
+            wall,
+        }
     }
 
     /// What is left of the windows that end by a clock.
@@ -447,46 +476,17 @@ impl PoolPlanner {
                 now,
                 sample: self.signal.sample(*meter, semantics, now),
                 own_now: self.signal.own_at(meter.unit, now),
-                traffic: self.signal.traffic(*meter, rate_per_s, law.decreased_at(), now),
+                traffic: self.signal.traffic(
+                    *meter,
+                    self.demand_per_s[meter.unit as usize],
+                    rate_per_s,
+                    law.decreased_at(),
+                    now,
+                ),
                 nominal_per_s: Rate { rate: meter.per_second(nominal.rate), burst: nominal.burst },
             };
             self.steps.insert(*meter, (inputs, law.step(&inputs)));
         }
-    }
-
-    /// All grants as they should be; the stamp is filled in when they are written.
-    fn plan(&self, now: MonoTime, wall: UnixMillis) -> BTreeMap<Grantee, Grant> {
-        let grantees = self.grantees();
-        let weights: Vec<f64> = grantees.iter().map(|(_, tenant)| tenant.weight).collect();
-        let places = self.places().map(|places| self.divide_places(places, &grantees));
-        let weight_sum: f64 = weights.iter().sum();
-        let mut thresholds = vec![Thresholds::default(); grantees.len()];
-        for (meter, step) in self.steps() {
-            let rates = self.divide_meter(*meter, step, &grantees, now, wall);
-            for ((t, rate_per_s), weight) in thresholds.iter_mut().zip(rates).zip(&weights) {
-                let burst = self.tenant_burst(*meter, step, rate_per_s, weight / weight_sum);
-                t.rates.insert(*meter, Rate { rate: round(per_window(*meter, rate_per_s)), burst: round(burst) });
-            }
-        }
-        // Those that are there but cannot report count too: they divide the safe thresholds.
-        let members = u32::try_from(self.members(now).max(self.present)).unwrap_or(u32::MAX).max(1);
-        let reason = self.reason();
-        grantees
-            .into_iter()
-            .enumerate()
-            .map(|(i, (grantee, tenant))| {
-                let mut thresholds = std::mem::take(&mut thresholds[i]);
-                thresholds.concurrency = places.as_ref().map(|p| p[i]);
-                if let Some(frozen) = self.frozen(&grantee, wall) {
-                    thresholds = frozen.thresholds.clone();
-                }
-                let safe = self.safe(&thresholds, tenant.weight / weight_sum, wall);
-                // Filled in when it is written.
-                let stamp = Stamp::default();
-                let (algorithms, reason) = (self.params.algorithms.clone(), reason.clone());
-                (grantee, Grant { schema: GRANT_SCHEMA, stamp, thresholds, safe, algorithms, members, reason })
-            })
-            .collect()
     }
 
     /// Requests in flight at a time, all tenants together: as the operator says, and as latency says.
@@ -494,133 +494,6 @@ impl PoolPlanner {
     fn places(&self) -> Option<u32> {
         let by_latency = self.latency_step.places.map(|places| places.max(1.0) as u32);
         self.params.concurrency.into_iter().chain(by_latency).min()
-    }
-
-    /// One place each, as a tenant without a place would wait for ever; the rest by what each could use.
-    fn divide_places(&self, places: u32, grantees: &[(Grantee, TenantParams)]) -> Vec<u32> {
-        let rest = places.saturating_sub(u32::try_from(grantees.len()).unwrap_or(u32::MAX));
-        let claim = |(grantee, tenant): &(Grantee, TenantParams)| Claim {
-            weight: tenant.weight,
-            demand: self.signal.places_wanted(grantee),
-            floor: 0.0,
-            ceiling: f64::INFINITY,
-        };
-        let parts = divide(f64::from(rest), &grantees.iter().map(claim).collect::<Vec<_>>());
-        divide_places(rest, &parts).into_iter().map(|n| n + 1).collect()
-    }
-
-    /// What a tenant may store of a meter, in units.
-    fn tenant_burst(&self, meter: Meter, step: &Step, rate_per_s: f64, weight_part: f64) -> f64 {
-        let part = step.burst * rate_per_s / step.capacity_per_s.max(f64::MIN_POSITIVE);
-        let by_weight = BURST_PART * step.burst * weight_part;
-        let corrected = self.params.dialect.semantics().token_charge == TokenCharge::Corrected;
-        match meter.unit {
-            Unit::Requests => (REQUEST_BURST_S * rate_per_s).min(BURST_PART * part).max(1.0),
-            // Reserved is what an answer may be at most, many times what it is: bursts made for what is used would admit one
-            // request after the other.
-            Unit::Tokens | Unit::OutputTokens if corrected => part.max(by_weight).max(1.0),
-            // An idle tenant keeps room for an ordinary request by its weight; a larger one goes into debt.
-            _ => (TOKEN_BURST_S * rate_per_s).min(BURST_PART * part).max(by_weight).max(1.0),
-        }
-    }
-
-    /// The grant that an operator wants kept as it is.
-    fn frozen(&self, grantee: &Grantee, wall: UnixMillis) -> Option<&Grant> {
-        let (star, own) = self.overrides.for_tenant(grantee, wall);
-        let frozen = [star, own].into_iter().flatten().any(|record| record.action == Action::Freeze);
-        self.outbox.published().get(grantee).filter(|_| frozen)
-    }
-
-    /// What each tenant brings to the division of one meter.
-    fn claims(
-        &self,
-        meter: Meter,
-        capacity_per_s: f64,
-        grantees: &[(Grantee, TenantParams)],
-        now: MonoTime,
-    ) -> Vec<Claim> {
-        #[allow(clippy::cast_precision_loss, reason = "a count of tenants")]
-        let idle_most = IDLE_PART * capacity_per_s / grantees.len() as f64;
-        let learning = self.learning_until.is_some_and(|until| now < until);
-        let claim = |(grantee, tenant): &(Grantee, TenantParams)| {
-            let idle = (IDLE_PER_S * self.signal.cost_per_request(grantee, meter.unit)).min(idle_most);
-            let seen = self.signal.demand_per_s(grantee, meter) + idle;
-            let granted = self.outbox.published().get(grantee).and_then(|grant| grant.thresholds.rates.get(&meter));
-            // A new leader has not heard of all demand yet: what was granted stands for it.
-            let demand = match granted {
-                Some(rate) if learning => seen.max(meter.per_second(rate.rate)),
-                _ => seen,
-            };
-            Claim {
-                weight: tenant.weight,
-                demand,
-                floor: tenant.floor.get(&meter).map_or(0.0, |floor| meter.per_second(*floor)),
-                ceiling: tenant.ceiling.get(&meter).map_or(f64::INFINITY, |ceiling| meter.per_second(*ceiling)),
-            }
-        };
-        grantees.iter().map(claim).collect()
-    }
-
-    /// One meter's capacity over the tenants, in units per second: base for each, with what overrides will use
-    /// reserved first.
-    ///
-    /// Members put the factor of `@capacity` on each base themselves, so that it works without a leader: the bases
-    /// divide the whole capacity, and what an override uses counts as the base that the factor would turn into it.
-    fn divide_meter(
-        &self,
-        meter: Meter,
-        step: &Step,
-        grantees: &[(Grantee, TenantParams)],
-        now: MonoTime,
-        wall: UnixMillis,
-    ) -> Vec<f64> {
-        let told = per_window(meter, step.capacity_per_s);
-        let factor = capacity_factor(self.overrides.at(&Target::Capacity, wall), Some(told), meter);
-        let capacity = step.capacity_per_s * self.overcommit(step, wall);
-        let claims = self.claims(meter, capacity, grantees, now);
-        let mut parts = divide(capacity, &claims);
-        for ((grantee, _), part) in grantees.iter().zip(&mut parts) {
-            if let Some(rate) = self.frozen(grantee, wall).and_then(|grant| grant.thresholds.rates.get(&meter)) {
-                *part = meter.per_second(rate.rate);
-            }
-        }
-        // What an override uses is taken out before the others share the rest; its own base stays what it would be.
-        let reserved: Vec<Option<f64>> = grantees
-            .iter()
-            .zip(&parts)
-            .map(|((grantee, _), part)| {
-                let (star, own) = self.overrides.for_tenant(grantee, wall);
-                star.or(own)?;
-                let rate = Rate { rate: per_window(meter, *part) * factor, burst: 1.0 };
-                let base = Thresholds { rates: BTreeMap::from([(meter, rate)]), concurrency: None };
-                let used = effective(&base, star, own);
-                let rate = used.thresholds.rates.get(&meter).map_or(0.0, |r| meter.per_second(r.rate));
-                Some(if used.blocked || factor <= 0.0 { 0.0 } else { rate / factor })
-            })
-            .collect();
-        if reserved.iter().any(Option::is_some) {
-            let left = (capacity - reserved.iter().flatten().sum::<f64>()).max(0.0);
-            let free: Vec<usize> = (0..claims.len()).filter(|i| reserved[*i].is_none()).collect();
-            let shared = divide(left, &free.iter().map(|i| claims[*i]).collect::<Vec<_>>());
-            free.into_iter().zip(shared).for_each(|(i, part)| parts[i] = part);
-        }
-        parts
-    }
-
-    /// What holds without a leader: at most half the threshold, and at most the static capacity by weight.
-    fn safe(&self, thresholds: &Thresholds, weight_part: f64, wall: UnixMillis) -> Thresholds {
-        let mut safe = thresholds.scaled(SAFE_PART);
-        for (meter, rate) in &mut safe.rates {
-            let lent = self.steps.get(meter).map_or(1.0, |(_, step)| self.overcommit(step, wall));
-            *rate = rate.scaled(1.0 / lent);
-            if let Some(nominal) = self.params.capacity.get(meter) {
-                let most = nominal.rate * weight_part;
-                if rate.rate > most {
-                    *rate = Rate { rate: round(most), burst: round(rate.burst * most / rate.rate) };
-                }
-            }
-        }
-        safe
     }
 
     /// Why the grants are as they are: said of the meter with the least room.
@@ -651,13 +524,4 @@ impl PoolPlanner {
         };
         Reason { code: code.into(), text }
     }
-}
-
-fn per_window(meter: Meter, per_s: f64) -> f64 {
-    per_s * meter.window.seconds()
-}
-
-/// Records are read by people: three decimals are enough for a rate.
-pub(super) fn round(x: f64) -> f64 {
-    (x * 1e3).round() / 1e3
 }

@@ -1,9 +1,9 @@
 //! The one pure function that applies overrides to a base.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::overrides::{Action, Amount, Override};
-use super::{Rate, Thresholds};
+use super::{Rate, Rates, Thresholds};
 use crate::quota::Meter;
 
 /// What holds for a tenant once overrides are applied.
@@ -30,7 +30,7 @@ pub fn effective(base: &Thresholds, star: Option<&Override>, own: Option<&Overri
     let star = star.map(|o| &o.action);
     let own = own.map(|o| &o.action);
 
-    let mut thresholds = Thresholds { rates: BTreeMap::new(), concurrency: base.concurrency };
+    let mut thresholds = Thresholds { rates: Rates::default(), concurrency: base.concurrency };
     let mut set = BTreeSet::new();
     for meter in base.rates.keys().copied().chain(named(star)).chain(named(own)) {
         let action = if touches(own, meter) { own } else { star };

@@ -70,8 +70,7 @@ impl Grant {
                     b.rates.get(meter).is_none_or(|y| moved(x.rate, y.rate) || moved(x.burst, y.burst))
                 })
         };
-        self.reason.code != other.reason.code
-            || self.algorithms != other.algorithms
+        self.algorithms != other.algorithms
             || self.members != other.members
             || differ(&self.thresholds, &other.thresholds)
             || differ(&self.safe, &other.safe)

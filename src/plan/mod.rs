@@ -7,7 +7,6 @@
 //! An operator's override, as it is read and as it applies:
 //!
 //! ```
-//! use std::collections::BTreeMap;
 //!
 //! use tidegate::plan::{Override, Rate, Thresholds, effective};
 //! use tidegate::quota::Meter;
@@ -15,7 +14,7 @@
 //! let record = br#"{"set":{"requests/minute":60},"by":"mori","reason":"incident 42"}"#;
 //! let record: Override = serde_json::from_slice(record)?;
 //!
-//! let rates = BTreeMap::from([(Meter::REQUESTS_PER_MINUTE, Rate { rate: 120.0, burst: 12.0 })]);
+//! let rates = [(Meter::REQUESTS_PER_MINUTE, Rate { rate: 120.0, burst: 12.0 })].into();
 //! let base = Thresholds { rates, concurrency: Some(8) };
 //! let used = effective(&base, None, Some(&record));
 //! // A number alone keeps the ratio of burst to rate; what the record does not speak of stays.
@@ -38,6 +37,7 @@ mod mode;
 mod overrides;
 mod policy;
 mod pulse;
+mod rates;
 mod reply;
 mod stamp;
 mod thresholds;
@@ -51,6 +51,7 @@ pub use mode::Mode;
 pub use overrides::{Action, Amount, Override, OverrideStatus, Target};
 pub use policy::{POLICY_BYTES_MAX, PolicyStatus};
 pub use pulse::{PULSE_SCHEMA, Pulse};
+pub use rates::Rates;
 pub use reply::{Reply, Share};
 pub use stamp::Stamp;
 pub use thresholds::{Rate, Thresholds};

@@ -1,13 +1,12 @@
 //! Thresholds: per meter a rate and a burst, and a concurrency.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 
-use super::RecordError;
+use super::{Rates, RecordError};
 use crate::quota::Meter;
 
 const CONCURRENCY: &str = "concurrency";
@@ -53,7 +52,7 @@ impl Rate {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Thresholds {
     /// Per meter.
-    pub rates: BTreeMap<Meter, Rate>,
+    pub rates: Rates,
     /// Requests in flight at a time; `None` is no limit of its own.
     pub concurrency: Option<u32>,
 }
@@ -68,13 +67,25 @@ impl Thresholds {
         }
     }
 
+    /// Becomes what [`Thresholds::scaled`] of another returns, in place.
+    pub fn be_scaled(&mut self, of: &Self, factor: f64) {
+        if !self.rates.keys().eq(of.rates.keys()) {
+            self.rates.clone_from(&of.rates);
+        }
+        for (own, rate) in self.rates.values_mut().zip(of.rates.values()) {
+            *own = rate.scaled(factor);
+        }
+        self.concurrency = of.concurrency.map(|n| scale_count(n, factor));
+    }
+
     /// The stricter of both on each meter; one that only one of them limits is limited by it.
     #[must_use]
     pub fn lower_of(&self, other: &Self) -> Self {
         let mut lower = self.clone();
         for (meter, theirs) in &other.rates {
-            let own = lower.rates.entry(*meter).or_insert(*theirs);
-            *own = Rate { rate: own.rate.min(theirs.rate), burst: own.burst.min(theirs.burst) };
+            let own = lower.rates.get(meter).copied().unwrap_or(*theirs);
+            let both = Rate { rate: own.rate.min(theirs.rate), burst: own.burst.min(theirs.burst) };
+            lower.rates.insert(*meter, both);
         }
         lower.concurrency = self.concurrency.into_iter().chain(other.concurrency).min();
         lower

@@ -183,7 +183,8 @@ async fn a_killed_etcd_stops_no_traffic_and_its_return_brings_no_burst() {
     let outage = world.measure(Duration::from_secs(8)).await;
     assert!(outage.admitted > 0, "traffic goes on: {outage:?}");
     assert!(outage.per_s() <= 1.05 * 20.0, "limits hold: {outage:?}");
-    assert!(outage.refused_part() <= 0.02, "{outage:?}");
+    // What was lent of idle parts is asked for here, and given up within 6 s; the provider stores 3 s.
+    assert!(outage.refused_part() <= 0.08, "{outage:?}");
     world.all_members("members notice", |tuning| tuning["state"] != "active").await;
 
     world.etcd.restart().await.expect("etcd comes back");

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidegate::client::{MemberState, Refusal, Why};
+use tidegate::client::{MemberState, PULSE_QUIET, Refusal, Why};
 use tidegate::plan::Stamp;
 use tidegate::plan::keyspace::{Key, Keyspace};
 use tidegate::quota::Cost;
@@ -124,7 +124,9 @@ async fn a_leader_killed_or_asked_to_end_is_followed_in_time_and_no_threshold_ju
             offers.hold()
         );
         in_time("another leads", took, documented);
-        assert!(least >= 0.99 * before, "{least} of {before} is left");
+        // What was lent of idle parts, at most 1.6 times the capacity, ends step by step when no leader is heard of for 3 s.
+        let covered = if took > PULSE_QUIET { before / 1.6 } else { before };
+        assert!(least >= 0.99 * covered, "{least} of {before} is left");
     }
     let (within, across) = largest_moves(&witness.written());
     println!("a threshold moved by at most {within:.3} within a term, {across:.3} from one to the next");

@@ -58,6 +58,7 @@ mod provider_bodies;
 mod provider_facts;
 mod provider_quirks;
 mod provider_rows;
+mod real_worlds;
 mod records;
 mod reporters;
 mod seat;

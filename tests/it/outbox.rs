@@ -13,7 +13,7 @@ const RPM: Meter = Meter::REQUESTS_PER_MINUTE;
 const DEADBAND: f64 = 1.045;
 
 fn grant(rate: f64) -> Grant {
-    let thresholds = Thresholds { rates: BTreeMap::from([(RPM, Rate { rate, burst: 1.0 })]), concurrency: None };
+    let thresholds = Thresholds { rates: [(RPM, Rate { rate, burst: 1.0 })].into(), concurrency: None };
     Grant {
         schema: GRANT_SCHEMA,
         stamp: Stamp::default(),
@@ -81,7 +81,8 @@ impl Store {
     fn tick(&mut self, rates: &[f64], batches: usize, fates: &mut dyn Iterator<Item = Fate>) {
         self.now_ms += 1_000;
         let now = MonoTime::from_millis(self.now_ms);
-        let (stamp, cut) = self.outbox.plan(planned(rates), now);
+        let reason = Reason { code: "test".into(), text: String::new() };
+        let (stamp, cut) = self.outbox.plan(&planned(rates), &reason, now);
         let mut next = || fates.next().unwrap_or(Fate::Heard);
         let met = next();
         if met != Fate::Lost {

@@ -539,8 +539,7 @@ fn where_no_headers_tell_a_new_leader_does_not_grow_as_if_it_were_the_first() {
         first.report("m", "boot", &report_of(&[("a", refusals)]), ms(1_000));
         let pulse = first.tick(ms(1_000), WALL);
         assert_eq!(step(&first).mode, LawMode::Cut);
-        let thresholds =
-            Thresholds { rates: BTreeMap::from([(RPM, Rate { rate: 300.0, burst: 30.0 })]), concurrency: None };
+        let thresholds = Thresholds { rates: [(RPM, Rate { rate: 300.0, burst: 30.0 })].into(), concurrency: None };
         let left = BTreeMap::from([(tenant("a"), grant(Stamp { term: 7, epoch: 1 }, thresholds))]);
         let mut next = PoolPlanner::new(pool(600.0, &["a"]), 8, left, Some(&pulse), ms(1_000));
         if resumed {

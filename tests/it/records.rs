@@ -611,10 +611,7 @@ fn parsed(text: &str) -> Override {
 }
 
 fn base() -> Thresholds {
-    Thresholds {
-        rates: BTreeMap::from([(RPM, rate(120.0, 12.0)), (TPM, rate(40_000.0, 8_000.0))]),
-        concurrency: Some(8),
-    }
+    Thresholds { rates: [(RPM, rate(120.0, 12.0)), (TPM, rate(40_000.0, 8_000.0))].into(), concurrency: Some(8) }
 }
 
 fn apply(star: &str, own: &str) -> Effective {

@@ -18,48 +18,38 @@ fn outcome(scenario: &Scenario, seed: u64, name: &str) -> Outcome {
     live(name).outcome(&live("oracle"))
 }
 
-/// Ours, over three seeds.
-fn ours(name: &str) -> Vec<Outcome> {
-    let scenario = scenario(name);
-    (0..3).map(|seed| outcome(&scenario, seed, "ours")).collect()
-}
-
-#[track_caller]
-fn within(name: &str, efficiency: f64, throttled: f64, unfairness: f64) {
-    for outcome in ours(name) {
-        assert!(outcome.efficiency >= efficiency, "{outcome:?}");
-        assert!(outcome.throttled_ratio <= throttled, "{outcome:?}");
-        assert!(outcome.unfairness <= unfairness, "{outcome:?}");
-    }
+/// What ours is to come to is in the files.
+#[test]
+fn every_scenario_is_within_its_bands() {
+    let files = std::fs::read_dir("config/scenarios").expect("the folder").map(|file| file.expect("a file").path());
+    let files = files.filter(|path| path.extension().is_some_and(|end| end == "toml"));
+    let scenarios: Vec<Scenario> = files.map(|path| Scenario::load(&path).expect("a scenario")).collect();
+    let worlds: Vec<(&Scenario, u64)> = scenarios.iter().flat_map(|scenario| [(scenario, 0), (scenario, 1)]).collect();
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let outside = parking_lot::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some((scenario, seed)) = worlds.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+                    let bands = scenario.accept.get("ours").unwrap_or_else(|| panic!("{}: no bands", scenario.name));
+                    let lines = bands.outside(&outcome(scenario, *seed, "ours"));
+                    outside
+                        .lock()
+                        .extend(lines.into_iter().map(|line| format!("{}, seed {seed}: {line}", scenario.name)));
+                }
+            });
+        }
+    });
+    let outside = outside.into_inner();
+    assert!(outside.is_empty(), "{}", outside.join("\n"));
 }
 
 #[test]
-fn where_headers_tell_use_is_full_and_nothing_is_refused() {
-    within("steady", 0.985, 0.0, 0.01);
-    within("others", 0.985, 0.001, 0.01);
-    within("noisy", 0.985, 0.0, 0.015);
-    within("skewed", 0.985, 0.0, 0.01);
-    within("fixed_window", 0.975, 0.001, 0.02);
-    within("shallow", 0.985, 0.003, 0.01);
-    within("big", 0.975, 0.001, 0.035);
-}
-
-#[test]
-fn headers_that_are_rounded_cached_or_lie_are_used_for_what_they_are_worth() {
-    within("rounded", 0.965, 0.005, 0.02);
-    within("cached", 0.98, 0.002, 0.015);
-    within("lying_low", 0.98, 0.001, 0.015);
-    within("lying_high", 0.98, 0.01, 0.015);
-}
-
-#[test]
-fn a_server_past_its_knee_gets_fewer_at_a_time() {
-    for outcome in ours("inflated") {
-        assert!(outcome.efficiency >= 0.92, "{outcome:?}");
-        assert!(outcome.answer_p95_s <= 20.0, "{outcome:?}");
-    }
-    let groping = outcome(&scenario("inflated"), 0, "retry");
-    assert!(groping.answer_p95_s > 25.0, "{groping:?}");
+fn who_hammers_takes_what_others_have_and_makes_a_slow_server_slower() {
+    let hammering = outcome(&scenario("others"), 0, "retry");
+    assert!(hammering.others_kept.is_some_and(|kept| kept < 0.6), "{hammering:?}");
+    let hammering = outcome(&scenario("inflated"), 0, "retry");
+    assert!(hammering.answer_p95_s > 25.0, "{hammering:?}");
 }
 
 /// Other seeds than those that anything was tuned on, and few: the whole table is `tidegate simulate --random 200`.
@@ -84,37 +74,6 @@ fn a_seed_draws_the_same_world_and_each_is_a_scenario() {
     assert!((25..75).contains(&count(|s| s.provider.dialect == Emulated::FixedWindow)));
     assert!((20..65).contains(&count(|s| s.provider.headers == Headers::None)));
     assert!((65..135).contains(&count(|s| s.configured() == s.provider.requests_per_minute)));
-}
-
-#[test]
-fn a_limit_that_moves_is_followed_within_seconds() {
-    within("halved", 0.985, 0.001, 0.03);
-    within("doubled", 0.98, 0.001, 0.02);
-    // What the bucket still holds is used up by the oracle at once, and by us over some seconds.
-    for outcome in ours("halved").iter().chain(&ours("doubled")) {
-        assert!(outcome.convergence_s.is_some_and(|s| s <= 9.0), "{outcome:?}");
-    }
-}
-
-#[test]
-fn where_nothing_is_told_refusals_are_few() {
-    within("no_headers", 0.95, 0.015, 0.03);
-    within("cold_low_no_headers", 0.91, 0.012, 0.045);
-}
-
-#[test]
-fn others_keep_what_is_theirs() {
-    for outcome in ours("others") {
-        assert!(outcome.others_kept.is_some_and(|kept| kept >= 0.995), "{outcome:?}");
-    }
-    let hammering = outcome(&scenario("others"), 0, "retry");
-    assert!(hammering.others_kept.is_some_and(|kept| kept < 0.6), "{hammering:?}");
-}
-
-#[test]
-fn without_a_leader_members_brake_by_themselves() {
-    within("outage_halved", 0.98, 0.01, 0.03);
-    within("failover", 0.97, 0.003, 0.02);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::record::{Played, Record, Sample, WAYS, Way, precise};
 use super::script::{Act, OVERRIDDEN, OVERRIDE, Phase, TENANTS};
 use super::service::Told;
 use crate::controller::apportion::{Claim, divide};
+use crate::limiter::Priority;
 
 /// A member counts as retuned when what it enforces has moved by this fraction.
 const MOVED: f64 = 0.25;
@@ -186,7 +187,13 @@ fn fair_shares(way: Way, phase: &Phase) -> Vec<f64> {
     };
     let claims: Vec<Claim> = TENANTS
         .iter()
-        .map(|offer| Claim { weight: offer.weight, demand: offer.per_s, floor: 0.0, ceiling: ceiling(offer.tenant) })
+        .map(|offer| Claim {
+            weight: offer.weight,
+            demand: offer.per_s,
+            floor: 0.0,
+            ceiling: ceiling(offer.tenant),
+            priority: Priority::Interactive,
+        })
         .collect();
     let parts = divide(precise(phase.limit) / 60.0, &claims);
     parts.into_iter().zip(&claims).map(|(part, claim)| part.min(claim.demand)).collect()

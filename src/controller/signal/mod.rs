@@ -8,6 +8,6 @@ mod rate;
 mod readings;
 
 pub(super) use pool::MEMBER_SILENT_MAX;
-pub use pool::{PoolSignal, Urgency};
+pub use pool::{Asked, PoolSignal, Urgency};
 pub use rate::SmoothRate;
 pub use readings::DoubtedLimit;

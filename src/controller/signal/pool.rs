@@ -69,6 +69,57 @@ struct Ended {
     refused: [u64; Unit::ALL.len()],
 }
 
+/// What a tenant asks for, through all members.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Asked {
+    requests_per_s: f64,
+    /// Of one request, in the order of [`Unit::ALL`].
+    costs: Units,
+    /// Requests in flight.
+    pub in_flight: f64,
+    /// Requests that could be in flight: those that are, and those that wait.
+    pub places: f64,
+}
+
+/// Nothing was told.
+impl Default for Asked {
+    fn default() -> Self {
+        Self::of(std::iter::empty())
+    }
+}
+
+impl Asked {
+    fn of<'a>(told: impl Iterator<Item = &'a TenantSignal>) -> Self {
+        let mut units = UnitCounts::default();
+        let (mut requests_per_s, mut in_flight, mut waiting) = (0.0, 0.0, 0.0);
+        for tenant in told {
+            units.plus(&tenant.counters.taken());
+            requests_per_s += request_demand(tenant);
+            in_flight += f64::from(tenant.in_flight);
+            waiting += f64::from(tenant.waiting);
+        }
+        let cost = |unit| match unit {
+            // Refusals give their output back: that nothing was taken does not mean that nothing is wanted.
+            Unit::OutputTokens if units.of(unit) <= 0.0 => OUTPUT_UNSEEN,
+            _ if units.requests == 0 => COST_UNSEEN.of(unit),
+            _ => units.of(unit) / units.of(Unit::Requests),
+        };
+        Self { requests_per_s, costs: Unit::ALL.map(cost), in_flight, places: in_flight + waiting }
+    }
+
+    /// What it takes of a unit per request, on average; a guess before anything was seen.
+    #[must_use]
+    pub fn cost(&self, unit: Unit) -> f64 {
+        self.costs[unit as usize]
+    }
+
+    /// What it could use of a unit, per second: arrivals with headroom, and its queue drained in 5 s.
+    #[must_use]
+    pub fn per_s(&self, unit: Unit) -> f64 {
+        self.requests_per_s * self.cost(unit)
+    }
+}
+
 /// The signals of one pool.
 #[derive(Debug, Default)]
 pub struct PoolSignal {
@@ -270,7 +321,14 @@ impl PoolSignal {
 
     /// Demand, use and endings for a meter; endings since `decreased_at`.
     #[must_use]
-    pub fn traffic(&self, meter: Meter, rate_per_s: f64, decreased_at: Option<MonoTime>, now: MonoTime) -> Traffic {
+    pub fn traffic(
+        &self,
+        meter: Meter,
+        demand_per_s: f64,
+        rate_per_s: f64,
+        decreased_at: Option<MonoTime>,
+        now: MonoTime,
+    ) -> Traffic {
         // A slow pool needs longer until a handful of requests has ended.
         let span_s = (16.0 / rate_per_s.max(0.01)).clamp(ENDINGS_S, HISTORY.as_secs_f64());
         let slot = slot(meter.unit);
@@ -280,8 +338,7 @@ impl PoolSignal {
             .filter(|e| now.seconds_since(e.at) <= span_s && decreased_at.is_none_or(|decreased| e.at > decreased));
         let (resolved, refused) = recent.fold((0, 0), |(n, k), e| (n + e.resolved, k + e.refused[slot]));
         Traffic {
-            // Not `sum`, which makes -0 of nothing.
-            demand_per_s: self.tenants.keys().fold(0.0, |sum, grantee| sum + self.demand_per_s(grantee, meter)),
+            demand_per_s,
             sent_per_s: (self.own_at(meter.unit, now)
                 - self.own_at(meter.unit, now.before(Duration::from_secs_f64(USE_S))))
                 / USE_S,
@@ -290,11 +347,15 @@ impl PoolSignal {
         }
     }
 
+    /// What each tenant asks for, in order.
+    pub fn asked(&self) -> impl Iterator<Item = (&Grantee, Asked)> {
+        self.tenants.iter().map(|(grantee, members)| (grantee, Asked::of(members.values())))
+    }
+
     /// What a tenant could use of a meter, in units per second: arrivals with headroom, and its queue drained in 5 s.
     #[must_use]
     pub fn demand_per_s(&self, grantee: &Grantee, meter: Meter) -> f64 {
-        let requests = self.told_of(grantee).fold(0.0, |sum, tenant| sum + request_demand(tenant));
-        requests * self.cost_per_request(grantee, meter.unit)
+        Asked::of(self.told_of(grantee)).per_s(meter.unit)
     }
 
     /// One member's demand for a tenant, in requests per second.
@@ -306,30 +367,13 @@ impl PoolSignal {
     /// What a tenant takes of a unit per request, on average; a guess before anything was seen.
     #[must_use]
     pub fn cost_per_request(&self, grantee: &Grantee, unit: Unit) -> f64 {
-        let mut units = UnitCounts::default();
-        for tenant in self.told_of(grantee) {
-            units.plus(&tenant.counters.taken());
-        }
-        match unit {
-            // Refusals give their output back: that nothing was taken does not mean that nothing is wanted.
-            Unit::OutputTokens if units.of(unit) <= 0.0 => OUTPUT_UNSEEN,
-            _ if units.requests == 0 => COST_UNSEEN.of(unit),
-            _ => units.of(unit) / units.of(Unit::Requests),
-        }
+        Asked::of(self.told_of(grantee)).cost(unit)
     }
 
-    /// How long answers took until now, and how many requests are in flight.
+    /// How long answers took until now.
     #[must_use]
     pub fn latencies(&self) -> Latencies {
-        let in_flight =
-            self.tenants.values().flat_map(BTreeMap::values).map(|tenant| f64::from(tenant.in_flight)).sum();
-        Latencies { in_flight, ..self.latencies }
-    }
-
-    /// How many requests of a tenant could be in flight now: those that are, and those that wait.
-    #[must_use]
-    pub fn places_wanted(&self, grantee: &Grantee) -> f64 {
-        self.told_of(grantee).fold(0.0, |sum, tenant| sum + f64::from(tenant.in_flight) + f64::from(tenant.waiting))
+        self.latencies
     }
 
     /// What the members have told of a tenant.

@@ -236,6 +236,7 @@ impl Bands {
             most("wait_p99_s", Some(outcome.wait_p99_s), self.wait_p99_s),
             most("convergence_s", outcome.convergence_s, self.convergence_s),
             least("others_kept", outcome.others_kept, self.others_kept),
+            most("answer_p95_s", Some(outcome.answer_p95_s), self.answer_p95_s),
         ]
         .into_iter()
         .flatten()

@@ -88,7 +88,8 @@ fn tenants(limit_per_s: f64, dice: &mut Dice) -> BTreeMap<String, Tenant> {
     let tenant = |(n, part): (usize, &f64)| {
         let weight = dice.number(1..5) as f64;
         let patience_s = dice.chance(0.5).then_some(PATIENCE_S);
-        let tenant = Tenant { weight, per_second: part * per_second, patience_s, floor: None, ceiling: None };
+        let tenant =
+            Tenant { weight, per_second: part * per_second, patience_s, floor: None, ceiling: None, batch: false };
         (format!("t{n}"), tenant)
     };
     parts.iter().enumerate().map(tenant).collect()

@@ -144,6 +144,9 @@ pub struct Tenant {
     /// Requests a minute that it never gets more than.
     #[serde(default)]
     pub ceiling: Option<f64>,
+    /// Whether it stands behind the others.
+    #[serde(default)]
+    pub batch: bool,
 }
 
 fn weight() -> f64 {
@@ -337,6 +340,8 @@ pub struct Bands {
     pub convergence_s: Option<f64>,
     /// [`Outcome::others_kept`](super::Outcome::others_kept) at least.
     pub others_kept: Option<f64>,
+    /// [`Outcome::answer_p95_s`](super::Outcome::answer_p95_s) at most.
+    pub answer_p95_s: Option<f64>,
 }
 
 /// Why a scenario is none.

@@ -1,6 +1,7 @@
 //! Who sees the account: sends whatever fits, of the tenant that has had least for its weight.
 //!
 //! *Fair.* Weighted fair queueing by what was served; who comes back has no credit for the time that it was away.
+//! *In order.* First who is below its floor, then those for whom somebody waits, then batch work.
 //! *Polite.* It leaves what others use in the next half second, and three standard deviations more.
 //! *Paced.* In fixed windows it spreads what is left over the time that is left, so that nobody waits for a window.
 //! *At the knee.* It has no more in flight than the server works on at full speed.
@@ -26,6 +27,9 @@ const WINDOW_S: f64 = 60.0;
 #[derive(Debug)]
 pub struct Oracle {
     weights: Vec<f64>,
+    batch: Vec<bool>,
+    /// Every how many seconds a request of a tenant goes first, where it has a floor, and when the next one does.
+    floors: Vec<Option<(f64, MonoTime)>>,
     served: Vec<f64>,
     lines: Vec<VecDeque<usize>>,
     in_flight: usize,
@@ -45,6 +49,12 @@ impl Oracle {
         let refill = provider.dialect.dialect().semantics().refill;
         Self {
             weights: scenario.tenants.values().map(|tenant| tenant.weight).collect(),
+            batch: scenario.tenants.values().map(|tenant| tenant.batch).collect(),
+            floors: scenario
+                .tenants
+                .values()
+                .map(|tenant| tenant.floor.map(|floor| (60.0 / floor, MonoTime::default())))
+                .collect(),
             served: vec![0.0; tenants],
             lines: vec![VecDeque::new(); tenants],
             in_flight: 0,
@@ -100,7 +110,13 @@ impl Oracle {
         }
         let behind = |n: &usize| self.served[*n] / self.weights[*n];
         let waiting = (0..self.lines.len()).filter(|n| !self.lines[*n].is_empty());
-        let Some(next) = waiting.min_by(|a, b| behind(a).total_cmp(&behind(b))) else { return };
+        let class = |n: &usize| match self.floors[*n] {
+            Some((_, at)) if at <= now => 0,
+            _ if self.batch[*n] => 2,
+            _ => 1,
+        };
+        let first = |a: &usize, b: &usize| class(a).cmp(&class(b)).then(behind(a).total_cmp(&behind(b)));
+        let Some(next) = waiting.min_by(first) else { return };
         let Some(id) = self.lines[next].front().copied() else { return };
         let room = self.room(moment.requests[id].cost);
         let wait_s = moment.plant.seconds_to_fit(&room, now).min(WINDOW_S).max(self.pace(moment));
@@ -110,6 +126,9 @@ impl Oracle {
         }
         self.lines[next].pop_front();
         self.served[next] += 1.0;
+        if let Some((every_s, at)) = &mut self.floors[next] {
+            *at = now.max(*at).after_seconds(*every_s);
+        }
         self.in_flight += 1;
         if self.windowed {
             let (left, left_s) = self.left(moment);

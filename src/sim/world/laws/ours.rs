@@ -161,7 +161,13 @@ impl Ours {
                 .zip(scenario.tenants.values())
                 .map(|(id, tenant)| {
                     let (floor, ceiling) = (of_policy(tenant.floor), of_policy(tenant.ceiling));
-                    (id.clone(), TenantParams { weight: tenant.weight, floor, ceiling })
+                    let params = TenantParams {
+                        weight: tenant.weight,
+                        floor,
+                        ceiling,
+                        priority: if tenant.batch { Priority::Batch } else { Priority::Interactive },
+                    };
+                    (id.clone(), params)
                 })
                 .collect(),
             default_tenant: TenantParams::default(),

@@ -1,0 +1,236 @@
+//! Everybody's grant: what the law's steps allow, divided on what each asks for. What overrides will use is reserved first.
+//!
+//! The grants are kept from tick to tick and changed in place: a tick that changes little allocates little, however many tenants
+//! there are.
+
+use std::collections::BTreeMap;
+
+use super::apportion::{Claim, divide, divide_places};
+use super::law::Step;
+use super::params::{PoolParams, TenantParams};
+use super::signal::Asked;
+use crate::clock::UnixMillis;
+use crate::plan::{
+    Action, GRANT_SCHEMA, Grant, OverrideBook, Rate, Reason, Stamp, Target, Thresholds, capacity_factor, effective,
+};
+use crate::provider::TokenCharge;
+use crate::quota::{Grantee, Meter, Unit};
+
+/// A tenant may store this much of its rate, in seconds.
+const REQUEST_BURST_S: f64 = 6.0;
+const TOKEN_BURST_S: f64 = 12.0;
+/// All tenants' bursts together are at most this part of the provider's.
+const BURST_PART: f64 = 0.25;
+/// A tenant without traffic counts with this many requests per second, so that its first request finds a threshold;
+const IDLE_PER_S: f64 = 0.1;
+/// all of them together with at most this part of the capacity, so that the idle do not starve the busy.
+const IDLE_PART: f64 = 0.1;
+/// Without a leader a tenant keeps this part of its threshold.
+const SAFE_PART: f64 = 0.5;
+
+/// A tenant and what it has told, in the order of tenants.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    pub grantee: Grantee,
+    pub tenant: TenantParams,
+    pub asked: Asked,
+}
+
+/// What a pool's capacity is divided by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Division<'a> {
+    pub params: &'a PoolParams,
+    pub rows: &'a [Row],
+    pub overrides: &'a OverrideBook,
+    pub published: &'a BTreeMap<Grantee, Grant>,
+    /// A new leader has not heard of all demand yet.
+    pub learning: bool,
+    /// Requests in flight at a time, all together.
+    pub places: Option<u32>,
+    /// How many members divide the safe thresholds.
+    pub members: u32,
+    pub wall: UnixMillis,
+}
+
+impl Division<'_> {
+    /// Makes the grants what they should be; stamp and reason are filled in when they are written.
+    pub(super) fn fill<'s>(
+        &self,
+        steps: impl Iterator<Item = (&'s Meter, &'s Step)> + Clone,
+        planned: &mut BTreeMap<Grantee, Grant>,
+    ) {
+        if !planned.keys().eq(self.rows.iter().map(|row| &row.grantee)) {
+            *planned = self.rows.iter().map(|row| (row.grantee.clone(), self.blank())).collect();
+        }
+        let weights: f64 = self.rows.iter().map(|row| row.tenant.weight).sum();
+        let parts: Vec<(Meter, &Step, f64, Vec<f64>)> =
+            steps.map(|(meter, step)| (*meter, step, self.overcommit(step), self.meter(*meter, step))).collect();
+        let places = self.places.map(|places| self.divide_places(places));
+        let is_overridden = self.is_overridden();
+        for (nth, (row, grant)) in self.rows.iter().zip(planned.values_mut()).enumerate() {
+            if !grant.thresholds.rates.keys().eq(parts.iter().map(|(meter, ..)| meter)) {
+                let none = Rate { rate: 0.0, burst: 0.0 };
+                grant.thresholds.rates = parts.iter().map(|(meter, ..)| (*meter, none)).collect();
+            }
+            let weight_part = row.tenant.weight / weights;
+            for (rate, (meter, step, _, parts)) in grant.thresholds.rates.values_mut().zip(&parts) {
+                let burst = self.burst(*meter, step, parts[nth], weight_part);
+                *rate = Rate { rate: round(per_window(*meter, parts[nth])), burst: round(burst) };
+            }
+            grant.thresholds.concurrency = places.as_ref().map(|places| places[nth]);
+            if is_overridden && let Some(frozen) = self.frozen(&row.grantee) {
+                grant.thresholds = frozen.thresholds.clone();
+            }
+            grant.members = self.members;
+            grant.safe.be_scaled(&grant.thresholds, SAFE_PART);
+            for (meter, rate) in &mut grant.safe.rates {
+                let lent = parts.iter().find(|(of, ..)| of == meter).map_or(1.0, |(_, _, lent, _)| *lent);
+                self.keep_safe(*meter, rate, lent, weight_part);
+            }
+        }
+    }
+
+    fn blank(&self) -> Grant {
+        Grant {
+            schema: GRANT_SCHEMA,
+            stamp: Stamp::default(),
+            thresholds: Thresholds::default(),
+            safe: Thresholds::default(),
+            algorithms: self.params.algorithms.clone(),
+            members: self.members,
+            reason: Reason { code: String::new(), text: String::new() },
+        }
+    }
+
+    fn is_overridden(&self) -> bool {
+        self.overrides.targets().next().is_some()
+    }
+
+    /// By how much thresholds add up to more than the capacity. What an operator sets is not exceeded.
+    pub(super) fn overcommit(&self, step: &Step) -> f64 {
+        if self.overrides.at(&Target::Capacity, self.wall).is_some() { 1.0 } else { step.overcommit }
+    }
+
+    /// The grant that an operator wants kept as it is.
+    fn frozen(&self, grantee: &Grantee) -> Option<&Grant> {
+        let (star, own) = self.overrides.for_tenant(grantee, self.wall);
+        let frozen = [star, own].into_iter().flatten().any(|record| record.action == Action::Freeze);
+        self.published.get(grantee).filter(|_| frozen)
+    }
+
+    /// One place each, as a tenant without a place would wait for ever; the rest by what each could use.
+    fn divide_places(&self, places: u32) -> Vec<u32> {
+        let rest = places.saturating_sub(u32::try_from(self.rows.len()).unwrap_or(u32::MAX));
+        let claim = |row: &Row| Claim {
+            weight: row.tenant.weight,
+            demand: row.asked.places,
+            floor: 0.0,
+            ceiling: f64::INFINITY,
+            priority: row.tenant.priority,
+        };
+        let parts = divide(f64::from(rest), &self.rows.iter().map(claim).collect::<Vec<_>>());
+        divide_places(rest, &parts).into_iter().map(|n| n + 1).collect()
+    }
+
+    /// What a tenant may store of a meter, in units.
+    fn burst(&self, meter: Meter, step: &Step, rate_per_s: f64, weight_part: f64) -> f64 {
+        let part = step.burst * rate_per_s / step.capacity_per_s.max(f64::MIN_POSITIVE);
+        let by_weight = BURST_PART * step.burst * weight_part;
+        let corrected = self.params.dialect.semantics().token_charge == TokenCharge::Corrected;
+        match meter.unit {
+            Unit::Requests => (REQUEST_BURST_S * rate_per_s).min(BURST_PART * part).max(1.0),
+            // Reserved is what an answer may be at most, many times what it is: bursts made for what is used would admit one
+            // request after the other.
+            Unit::Tokens | Unit::OutputTokens if corrected => part.max(by_weight).max(1.0),
+            // An idle tenant keeps room for an ordinary request by its weight; a larger one goes into debt.
+            _ => (TOKEN_BURST_S * rate_per_s).min(BURST_PART * part).max(by_weight).max(1.0),
+        }
+    }
+
+    /// What holds without a leader: at most half of what the capacity covers, and at most the static capacity by weight.
+    fn keep_safe(&self, meter: Meter, rate: &mut Rate, lent: f64, weight_part: f64) {
+        *rate = rate.scaled(1.0 / lent);
+        if let Some(nominal) = self.params.capacity.get(&meter) {
+            let most = nominal.rate * weight_part;
+            if rate.rate > most {
+                *rate = Rate { rate: round(most), burst: round(rate.burst * most / rate.rate) };
+            }
+        }
+    }
+
+    /// What each tenant brings to the division of one meter.
+    fn claims(&self, meter: Meter, capacity_per_s: f64) -> Vec<Claim> {
+        #[allow(clippy::cast_precision_loss, reason = "a count of tenants")]
+        let idle_most = IDLE_PART * capacity_per_s / self.rows.len() as f64;
+        let claim = |row: &Row| {
+            let idle = (IDLE_PER_S * row.asked.cost(meter.unit)).min(idle_most);
+            let seen = row.asked.per_s(meter.unit) + idle;
+            let granted = || self.published.get(&row.grantee).and_then(|grant| grant.thresholds.rates.get(&meter));
+            // What was granted stands for demand that was not heard of yet.
+            let demand = match if self.learning { granted() } else { None } {
+                Some(rate) => seen.max(meter.per_second(rate.rate)),
+                None => seen,
+            };
+            Claim {
+                weight: row.tenant.weight,
+                demand,
+                floor: row.tenant.floor.get(&meter).map_or(0.0, |floor| meter.per_second(*floor)),
+                ceiling: row.tenant.ceiling.get(&meter).map_or(f64::INFINITY, |ceiling| meter.per_second(*ceiling)),
+                priority: row.tenant.priority,
+            }
+        };
+        self.rows.iter().map(claim).collect()
+    }
+
+    /// One meter's capacity over the tenants, in units per second: base for each, with what overrides will use
+    /// reserved first.
+    ///
+    /// Members put the factor of `@capacity` on each base themselves, so that it works without a leader: the bases
+    /// divide the whole capacity, and what an override uses counts as the base that the factor would turn into it.
+    fn meter(&self, meter: Meter, step: &Step) -> Vec<f64> {
+        let capacity = step.capacity_per_s * self.overcommit(step);
+        let claims = self.claims(meter, capacity);
+        let mut parts = divide(capacity, &claims);
+        if !self.is_overridden() {
+            return parts;
+        }
+        let told = per_window(meter, step.capacity_per_s);
+        let factor = capacity_factor(self.overrides.at(&Target::Capacity, self.wall), Some(told), meter);
+        for (row, part) in self.rows.iter().zip(&mut parts) {
+            if let Some(rate) = self.frozen(&row.grantee).and_then(|grant| grant.thresholds.rates.get(&meter)) {
+                *part = meter.per_second(rate.rate);
+            }
+        }
+        // What an override uses is taken out before the others share the rest; its own base stays what it would be.
+        let reserved: Vec<Option<f64>> = self
+            .rows
+            .iter()
+            .zip(&parts)
+            .map(|(row, part)| {
+                let (star, own) = self.overrides.for_tenant(&row.grantee, self.wall);
+                star.or(own)?;
+                let rate = Rate { rate: per_window(meter, *part) * factor, burst: 1.0 };
+                let base = Thresholds { rates: [(meter, rate)].into(), concurrency: None };
+                let used = effective(&base, star, own);
+                let rate = used.thresholds.rates.get(&meter).map_or(0.0, |r| meter.per_second(r.rate));
+                Some(if used.blocked || factor <= 0.0 { 0.0 } else { rate / factor })
+            })
+            .collect();
+        if reserved.iter().any(Option::is_some) {
+            let left = (capacity - reserved.iter().flatten().sum::<f64>()).max(0.0);
+            let free: Vec<usize> = (0..claims.len()).filter(|i| reserved[*i].is_none()).collect();
+            let shared = divide(left, &free.iter().map(|i| claims[*i]).collect::<Vec<_>>());
+            free.into_iter().zip(shared).for_each(|(i, part)| parts[i] = part);
+        }
+        parts
+    }
+}
+
+pub(super) fn per_window(meter: Meter, per_s: f64) -> f64 {
+    per_s * meter.window.seconds()
+}
+
+/// Records are read by people: three decimals are enough for a rate.
+pub(super) fn round(x: f64) -> f64 {
+    (x * 1e3).round() / 1e3
+}

@@ -15,10 +15,9 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use tidegate::clock::{MonoTime, UnixMillis};
+use tidegate::clock::{Clock, MonoTime, SystemClock, UnixMillis};
 use tidegate::controller::apportion::{Claim, divide};
 use tidegate::controller::law::LawParams;
 use tidegate::controller::planner::PoolPlanner;
@@ -123,9 +122,9 @@ impl Pool {
             self.planner.report(&format!("m{member}"), "boot", &report(self.count, member, self.second), now);
         }
         let region = Region::new(ALLOCATED);
-        let begins = Instant::now();
+        let (clock, begins) = started();
         let pulse = self.planner.tick(now, UnixMillis(self.second * 1_000));
-        let took_ms = begins.elapsed().as_secs_f64() * 1e3;
+        let took_ms = clock.now().seconds_since(begins) * 1e3;
         let allocations = region.change().allocations as f64 / self.count as f64;
         self.planner.pulsed(pulse);
         while self.planner.may_grant() {
@@ -139,13 +138,20 @@ impl Pool {
     }
 }
 
+/// A clock, and what it shows.
+fn started() -> (SystemClock, MonoTime) {
+    let clock = SystemClock::new();
+    let now = clock.now();
+    (clock, now)
+}
+
 /// Four divisions over as many claims, in ms.
 fn divisions(claims: &[Claim]) -> f64 {
-    let begins = Instant::now();
+    let (clock, begins) = started();
     for _ in meters() {
         black_box(divide(1.5 * claims.len() as f64, black_box(claims)));
     }
-    begins.elapsed().as_secs_f64() * 1e3
+    clock.now().seconds_since(begins) * 1e3
 }
 
 /// Simulated seconds in a second.
@@ -153,9 +159,9 @@ fn speed() -> f64 {
     let scenario = Scenario::load(Path::new("config/scenarios/steady.toml")).expect("a scenario");
     let mut best = 0.0_f64;
     for seed in 0..5 {
-        let begins = Instant::now();
+        let (clock, begins) = started();
         run(&scenario, seed, &mut *law("ours", &scenario).expect("ours")).expect("a world");
-        best = best.max(scenario.seconds / begins.elapsed().as_secs_f64());
+        best = best.max(scenario.seconds / clock.now().seconds_since(begins));
     }
     best
 }

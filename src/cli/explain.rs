@@ -9,7 +9,7 @@ use super::table::{NONE, number, span, table};
 use super::{Failure, print, print_json};
 use crate::clock::{Clock, SystemClock, UnixMillis};
 use crate::controller::history::{DecidedBy, Explained, MeterDecided, ReadingTold, StepTold};
-use crate::controller::law::Mode;
+use crate::controller::law::{Headers, Mode};
 use crate::quota::{Grantee, PoolId};
 
 /// Arguments of `tidegate explain`.
@@ -118,11 +118,17 @@ fn reading(reading: &ReadingTold) -> String {
 }
 
 fn law(of: &MeterDecided) -> &'static str {
-    match of.mode {
-        Mode::Headers => "headers",
-        Mode::Increase => "grows",
-        Mode::Cut => "cuts",
-        Mode::Hold => "holds",
+    match (of.mode, of.headers) {
+        (Mode::Headers, _) => "headers",
+        (Mode::Increase, Headers::Coarse) => "grows, headers coarse",
+        (Mode::Cut, Headers::Coarse) => "cuts, headers coarse",
+        (Mode::Hold, Headers::Coarse) => "holds, headers coarse",
+        (Mode::Increase, Headers::Contradicted) => "grows, headers wrong",
+        (Mode::Cut, Headers::Contradicted) => "cuts, headers wrong",
+        (Mode::Hold, Headers::Contradicted) => "holds, headers wrong",
+        (Mode::Increase, _) => "grows",
+        (Mode::Cut, _) => "cuts",
+        (Mode::Hold, _) => "holds",
     }
 }
 

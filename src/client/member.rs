@@ -585,7 +585,7 @@ impl PoolView {
             None => 1.0 / (members + 1.0),
         };
         let left = if used.frozen { 1.0 } else { self.kept_at(now) };
-        let lent = self.lent_at(now);
+        let still_lent = self.lent_at(now);
         let meters = used
             .thresholds
             .rates
@@ -594,7 +594,7 @@ impl PoolView {
                 let safe = grant.safe_part(*meter);
                 let (kept, brake) = match (used.set.contains(meter) || used.frozen, lease) {
                     (true, _) => (1.0, 1.0),
-                    (false, Some(_)) => (safe + (self.covered(*meter, lent) - safe).max(0.0) * left, self.brake),
+                    (false, Some(_)) => (safe + (self.covered(*meter, still_lent) - safe).max(0.0) * left, self.brake),
                     (false, None) => (safe, self.brake),
                 };
                 let mine = rate.scaled(kept * brake * share);

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use super::law::{Inputs, Mode, Step};
+use super::law::{Headers, Inputs, Mode, Step};
 use crate::clock::UnixMillis;
 use crate::observation::Reading;
 use crate::plan::{Override, Rate, Reason, Stamp};
@@ -60,6 +60,10 @@ pub struct MeterDecided {
     pub level: Option<f64>,
     /// How the law decided.
     pub mode: Mode,
+    /// What headers were good for.
+    pub headers: Headers,
+    /// By how much thresholds may add up to more than the capacity, as part of each lies idle.
+    pub overcommit: f64,
     /// What it decided that the pool can take.
     pub capacity: f64,
 }
@@ -88,6 +92,8 @@ impl MeterDecided {
             others: step.others_per_s.map(per_window),
             level: step.level,
             mode: step.mode,
+            headers: step.headers,
+            overcommit: step.overcommit,
             capacity: per_window(step.capacity_per_s),
         }
     }

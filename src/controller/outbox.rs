@@ -237,7 +237,9 @@ impl Outbox {
             if let Some(doubted) = doubted {
                 let all = known.into_iter().chain(doubted).filter(|grant| counts(grant));
                 let all = all.map(|grant| scaled(grant, cut, scale)).reduce(|a, b| a.higher_of(&b));
-                all.into_iter().for_each(|all| sums.add(&all, |_| 1.0));
+                if let Some(all) = all {
+                    sums.add(&all, |_| 1.0);
+                }
             } else if let Some(known) = known.filter(|known| counts(known)) {
                 sums.add(&known.thresholds, |meter| factor(known, meter, cut, scale));
             }

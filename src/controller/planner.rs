@@ -13,7 +13,7 @@ use super::checkpoint::{CHECKPOINT_SCHEMA, Checkpoint};
 use super::division::{Division, Row, per_window, round};
 use super::history::{Decided, DecidedBy, Explained, Granted, History, MeterDecided, ThresholdDecided};
 use super::joined::joined;
-use super::law::{Inputs, Latencies, LatencyLaw, LatencyStep, MeterLaw, Mode, Step};
+use super::law::{Headers, Inputs, Latencies, LatencyLaw, LatencyStep, MeterLaw, Mode, Step};
 use super::lease::LEASE_FRESH_FOR;
 use super::outbox::{Batch, Cut, Outbox};
 use super::params::{PoolParams, TenantParams};
@@ -508,6 +508,11 @@ impl PoolPlanner {
             return Reason { code: "no_meter".into(), text: "no meter is configured".into() };
         };
         let now = per_window(*meter, step.capacity_per_s);
+        let why = match step.headers {
+            Headers::None | Headers::Steer => "no headers of late",
+            Headers::Coarse => "headers tell too little of so small a bucket",
+            Headers::Contradicted => "429s contradict the headers",
+        };
         let (code, text) = match (step.mode, step.limit_per_s) {
             (Mode::Headers, Some(limit)) => {
                 let others = (100.0 * step.others_per_s.unwrap_or(0.0) / limit).max(0.0);
@@ -516,11 +521,9 @@ impl PoolPlanner {
                 let stored = if now > ABOVE_LIMIT * limit { ", and its bucket holds some to be used" } else { "" };
                 ("headers_capacity", format!("provider limit {limit:.0} {meter}, others use {others:.0} %{stored}"))
             }
-            (Mode::Cut, _) => ("aimd_cut", format!("too many 429s: halved to {now:.0} {meter}")),
-            (Mode::Increase, _) => {
-                ("aimd_increase", format!("no headers, used and no 429s: growing, {now:.0} {meter}"))
-            }
-            _ => ("aimd_hold", format!("no headers of late, nothing to learn: {now:.0} {meter}")),
+            (Mode::Cut, _) => ("aimd_cut", format!("{why}, too many 429s: halved to {now:.0} {meter}")),
+            (Mode::Increase, _) => ("aimd_increase", format!("{why}, used and no 429s: growing, {now:.0} {meter}")),
+            _ => ("aimd_hold", format!("{why}, nothing to learn: {now:.0} {meter}")),
         };
         Reason { code: code.into(), text }
     }

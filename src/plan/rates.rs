@@ -80,7 +80,12 @@ impl Rates {
 
     /// All of them, in the order of meters.
     pub fn iter(&self) -> impl Iterator<Item = (&Meter, &Rate)> {
-        self.0.iter().map(|(meter, rate)| (meter, rate))
+        self.into_iter()
+    }
+
+    /// All of them, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&Meter, &mut Rate)> {
+        self.into_iter()
     }
 }
 
@@ -90,10 +95,7 @@ impl Index<&Meter> for Rates {
     /// # Panics
     /// When there is none.
     fn index(&self, meter: &Meter) -> &Rate {
-        match self.find(*meter) {
-            Ok(at) => &self.0[at].1,
-            Err(_) => panic!("no rate for {meter}"),
-        }
+        self.get(meter).unwrap_or_else(|| panic!("no rate for {meter}"))
     }
 }
 

@@ -105,7 +105,7 @@ const WRONG: &[(&str, &str, &[&str])] = &[
         &[
             "t.toml:3:34: warning: pools.a.capacity.\"requests/minute\": found 600, expected at least 700, the sum of \
              the floors; with less, all floors shrink in proportion",
-            "t.toml:6:1: pools.a.tenants.acme.wieght: unknown key, expected weight, floor or ceiling; did you mean \
+            "t.toml:6:1: pools.a.tenants.acme.wieght: unknown key, expected weight, priority, floor or ceiling; did you mean \
              \"weight\"?",
         ],
     ),

@@ -145,7 +145,7 @@ fn text_that_is_no_toml_is_refused_at_each_line() {
 fn an_unknown_key_is_named_with_its_nearest_neighbour() {
     assert_eq!(
         after_pool("[pools.a.tenants.acme]\nwieght = 3\n"),
-        "t.toml:5:1: pools.a.tenants.acme.wieght: unknown key, expected weight, floor or ceiling; did you mean \
+        "t.toml:5:1: pools.a.tenants.acme.wieght: unknown key, expected weight, priority, floor or ceiling; did you mean \
          \"weight\"?"
     );
     assert_eq!(after_pool("[metrics]\n"), "t.toml:4:2: metrics: unknown key, expected controller, keys, etcd or pools");

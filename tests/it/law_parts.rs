@@ -200,15 +200,15 @@ fn where_cuts_do_not_help_it_is_not_our_load() {
     let mut law = LatencyLaw::new(LatencyParams::default());
     let mut answers = Answers::new();
     let mut least = f64::INFINITY;
-    let mut last = None;
+    let mut places = None;
     for second in 0..300 {
-        answers.told.in_flight = last.unwrap_or(100.0);
+        answers.told.in_flight = places.unwrap_or(100.0);
         answers.come(20, if second < 60 { 500.0 } else { 1_500.0 });
-        last = law.step(s(f64::from(second)), &answers.told).places;
-        least = least.min(last.unwrap_or(f64::INFINITY));
+        places = law.step(s(f64::from(second)), &answers.told).places;
+        least = least.min(places.unwrap_or(f64::INFINITY));
     }
     assert!(least >= 30.0, "never below a third of what was in flight: {least}");
-    assert_eq!(last, None, "three times as slow is usual now");
+    assert_eq!(places, None, "three times as slow is usual now");
 }
 
 #[test]
@@ -289,7 +289,7 @@ proptest! {
         let mut twin = law.clone();
         let mut now = MonoTime::from_millis(100_000);
         for (told, traffic, own_now, ms) in ticks {
-            now = now + Duration::from_millis(ms);
+            now += Duration::from_millis(ms);
             let sample = told.map_or(Reading::Missing, |(ago_ms, sample)| {
                 Reading::Fresh(Sample { sent_at: now.before(Duration::from_millis(ago_ms)), ..sample })
             });

@@ -13,6 +13,9 @@ pub(super) const JAIN: Of = |outcome| Some(outcome.jain);
 pub(super) const MISSED: Of = |outcome| Some(outcome.slo_miss_ratio);
 pub(super) const OTHERS: Of = |outcome| outcome.others_kept;
 
+/// Two names, and the outcomes that have them.
+pub(super) type Group<'a> = ((&'a str, &'a str), Vec<&'a Outcome>);
+
 /// The mean; `None` of nothing.
 #[allow(clippy::cast_precision_loss, reason = "a number of outcomes")]
 pub(super) fn mean(outcomes: &[&Outcome], of: Of) -> Option<f64> {
@@ -30,10 +33,7 @@ pub(super) fn quantile(outcomes: &[&Outcome], part: f64, of: Of) -> Option<f64> 
 }
 
 /// Outcomes by something, in the order in which it first appears.
-pub(super) fn groups<'a>(
-    outcomes: &'a [Outcome],
-    by: impl Fn(&Outcome) -> (&str, &str),
-) -> Vec<((&'a str, &'a str), Vec<&'a Outcome>)> {
+pub(super) fn groups(outcomes: &[Outcome], by: impl Fn(&Outcome) -> (&str, &str)) -> Vec<Group<'_>> {
     let mut groups: Vec<((&str, &str), Vec<&Outcome>)> = Vec::new();
     for outcome in outcomes {
         let key = by(outcome);

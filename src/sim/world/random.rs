@@ -74,9 +74,9 @@ fn provider(dice: &mut Dice) -> Provider {
         dialect,
         requests_per_minute,
         burst_seconds,
+        charges_refused,
         headers,
         heads_at_end,
-        charges_refused,
         ..Provider::default()
     }
 }

@@ -271,7 +271,7 @@ impl PoolView {
                 self.changes.all |= *capacity > *most;
                 *most = most.max(*capacity);
             }
-            let told = |pulse: &Pulse| (pulse.scale.clone(), pulse.scale_epoch);
+            let told = |pulse: &Pulse| (pulse.scale.clone(), pulse.scale_epoch, pulse.overcommit.clone());
             self.changes.all |= match &self.pulse {
                 Some((known, _)) => {
                     told(known) != told(&pulse)

@@ -25,6 +25,8 @@ const BURST_PART: f64 = 0.25;
 const IDLE_PER_S: f64 = 0.1;
 /// all of them together with at most this part of the capacity, so that the idle do not starve the busy.
 const IDLE_PART: f64 = 0.1;
+/// Places that moved by one, and one of so many more, stay what they are.
+const PLACES_KEPT: u32 = 10;
 /// Without a leader a tenant keeps this part of its threshold.
 const SAFE_PART: f64 = 0.5;
 
@@ -45,7 +47,7 @@ pub(super) struct Division<'a> {
     pub published: &'a BTreeMap<Grantee, Grant>,
     /// A new leader has not heard of all demand yet.
     pub learning: bool,
-    /// Requests in flight at a time, all together.
+    /// Requests in flight at a time, all together, as latency says.
     pub places: Option<u32>,
     /// How many members divide the safe thresholds.
     pub members: u32,
@@ -65,7 +67,7 @@ impl Division<'_> {
         let weights: f64 = self.rows.iter().map(|row| row.tenant.weight).sum();
         let parts: Vec<(Meter, &Step, f64, Vec<f64>)> =
             steps.map(|(meter, step)| (*meter, step, self.overcommit(step), self.meter(*meter, step))).collect();
-        let places = self.places.map(|places| self.divide_places(places));
+        let places = self.all_places();
         let is_overridden = self.is_overridden();
         for (nth, (row, grant)) in self.rows.iter().zip(planned.values_mut()).enumerate() {
             if !grant.thresholds.rates.keys().eq(parts.iter().map(|(meter, ..)| meter)) {
@@ -73,11 +75,12 @@ impl Division<'_> {
                 grant.thresholds.rates = parts.iter().map(|(meter, ..)| (*meter, none)).collect();
             }
             let weight_part = row.tenant.weight / weights;
-            for (rate, (meter, step, _, parts)) in grant.thresholds.rates.values_mut().zip(&parts) {
-                let burst = self.burst(*meter, step, parts[nth], weight_part);
+            for (rate, (meter, step, lent, parts)) in grant.thresholds.rates.values_mut().zip(&parts) {
+                // What is lent adds no bursts.
+                let burst = self.burst(*meter, step, parts[nth] / lent, weight_part);
                 *rate = Rate { rate: round(per_window(*meter, parts[nth])), burst: round(burst) };
             }
-            grant.thresholds.concurrency = places.as_ref().map(|places| places[nth]);
+            grant.thresholds.concurrency = places[nth];
             if is_overridden && let Some(frozen) = self.frozen(&row.grantee) {
                 grant.thresholds = frozen.thresholds.clone();
             }
@@ -118,33 +121,56 @@ impl Division<'_> {
         self.published.get(grantee).filter(|_| frozen)
     }
 
-    /// One place each, as a tenant without a place would wait for ever; the rest by what each could use.
-    fn divide_places(&self, places: u32) -> Vec<u32> {
-        let rest = places.saturating_sub(u32::try_from(self.rows.len()).unwrap_or(u32::MAX));
-        let claim = |row: &Row| Claim {
+    /// Everybody's places: as the operator says, by weight, and as latency says, by need.
+    fn all_places(&self) -> Vec<Option<u32>> {
+        // One each, as a tenant without a place would wait for ever.
+        let fixed = self.params.concurrency.map(|places| {
+            let rest = places.saturating_sub(u32::try_from(self.rows.len()).unwrap_or(u32::MAX));
+            let weights: Vec<f64> = self.rows.iter().map(|row| row.tenant.weight).collect();
+            divide_places(rest, &weights).into_iter().map(|n| n + 1).collect::<Vec<u32>>()
+        });
+        let needed = self.places.map(|places| self.needed_places(places));
+        let of = |places: &Option<Vec<u32>>, nth: usize| places.as_ref().map(|places| places[nth]);
+        (0..self.rows.len()).map(|nth| of(&fixed, nth).into_iter().chain(of(&needed, nth)).min()).collect()
+    }
+
+    /// Places by what each could use; who has no traffic has one all the same.
+    fn needed_places(&self, places: u32) -> Vec<u32> {
+        let busy: Vec<&Row> = self.rows.iter().filter(|row| row.asked.places > 0.0).collect();
+        let claim = |row: &&Row| Claim {
             weight: row.tenant.weight,
             demand: row.asked.places,
             floor: 0.0,
             ceiling: f64::INFINITY,
             priority: row.tenant.priority,
         };
-        let parts = divide(f64::from(rest), &self.rows.iter().map(claim).collect::<Vec<_>>());
-        divide_places(rest, &parts).into_iter().map(|n| n + 1).collect()
+        let parts = divide(f64::from(places), &busy.iter().map(claim).collect::<Vec<_>>());
+        let mut parts = divide_places(places, &parts).into_iter();
+        let needed = |row: &Row| {
+            let part = if row.asked.places > 0.0 { parts.next().unwrap_or(0).max(1) } else { 1 };
+            // Needs move all the time: it is not worth a write.
+            let known = self.published.get(&row.grantee).and_then(|grant| grant.thresholds.concurrency);
+            known.filter(|known| known.abs_diff(part) <= 1 + known / PLACES_KEPT).unwrap_or(part)
+        };
+        self.rows.iter().map(needed).collect()
     }
 
     /// What a tenant may store of a meter, in units.
     fn burst(&self, meter: Meter, step: &Step, rate_per_s: f64, weight_part: f64) -> f64 {
         let part = step.burst * rate_per_s / step.capacity_per_s.max(f64::MIN_POSITIVE);
         let by_weight = BURST_PART * step.burst * weight_part;
-        let corrected = self.params.dialect.semantics().token_charge == TokenCharge::Corrected;
         match meter.unit {
             Unit::Requests => (REQUEST_BURST_S * rate_per_s).min(BURST_PART * part).max(1.0),
             // Reserved is what an answer may be at most, many times what it is: bursts made for what is used would admit one
             // request after the other.
-            Unit::Tokens | Unit::OutputTokens if corrected => part.max(by_weight).max(1.0),
+            Unit::Tokens | Unit::OutputTokens if self.is_corrected() => part.max(by_weight).max(1.0),
             // An idle tenant keeps room for an ordinary request by its weight; a larger one goes into debt.
             _ => (TOKEN_BURST_S * rate_per_s).min(BURST_PART * part).max(by_weight).max(1.0),
         }
+    }
+
+    fn is_corrected(&self) -> bool {
+        self.params.dialect.semantics().token_charge == TokenCharge::Corrected
     }
 
     /// What holds without a leader: at most half of what the capacity covers, and at most the static capacity by weight.

@@ -168,20 +168,21 @@ impl Outbox {
         let (mut falling, mut raising) = (BTreeMap::new(), BTreeMap::new());
         let written = |grant: &Grant| Grant { reason: reason.clone(), ..grant.clone() };
         for (grantee, known, grant) in joined(&self.published, planned) {
-            let doubted = self.doubted(grantee);
+            let doubted = self.is_doubted(grantee);
             let (grant, known) = match (grant, known) {
                 (None, _) => {
                     falling.insert(grantee.clone(), None);
                     continue;
                 }
-                (Some(grant), None) if doubted.is_empty() => {
+                (Some(grant), None) if !doubted => {
                     raising.insert(grantee.clone(), Some(written(grant)));
                     continue;
                 }
                 (Some(grant), known) => (grant, known),
             };
-            if !doubted.is_empty() || known.is_some_and(|known| self.falls(known, &grant.thresholds)) {
-                let Some(allowed) = self.allowed(grantee) else { continue };
+            if doubted || known.is_some_and(|known| self.falls(known, &grant.thresholds)) {
+                // Where it may have been deleted, nothing may stand.
+                let allowed = self.allowed(grantee).unwrap_or_else(|| grant.thresholds.clone());
                 let thresholds = allowed.lower_of(&grant.thresholds);
                 if thresholds != grant.thresholds {
                     raising.insert(grantee.clone(), Some(written(grant)));
@@ -200,6 +201,11 @@ impl Outbox {
         let gone = self.doubtful.keys().filter(|grantee| !planned.contains_key(*grantee));
         falling.extend(gone.map(|grantee| (grantee.clone(), None)));
         (self.falls, self.raises) = (falling, raising);
+    }
+
+    /// Whether something was sent for a tenant without an answer, be it that it is to be deleted.
+    fn is_doubted(&self, grantee: &Grantee) -> bool {
+        !self.doubtful.is_empty() && self.doubtful.contains_key(grantee)
     }
 
     /// What was sent for a tenant without an answer.

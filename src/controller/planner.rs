@@ -318,7 +318,8 @@ impl PoolPlanner {
             overrides: &self.overrides,
             published: self.outbox.published(),
             learning: self.learning_until.is_some_and(|until| now < until),
-            places: self.places(),
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at least 1")]
+            places: self.latency_step.places.map(|places| places.max(1.0) as u32),
             // Those that are there but cannot report count too: they divide the safe thresholds.
             members: u32::try_from(self.members(now).max(self.present)).unwrap_or(u32::MAX).max(1),
             wall,
@@ -489,17 +490,11 @@ impl PoolPlanner {
         }
     }
 
-    /// Requests in flight at a time, all tenants together: as the operator says, and as latency says.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at least 1")]
-    fn places(&self) -> Option<u32> {
-        let by_latency = self.latency_step.places.map(|places| places.max(1.0) as u32);
-        self.params.concurrency.into_iter().chain(by_latency).min()
-    }
-
     /// Why the grants are as they are: said of the meter with the least room.
     #[must_use]
     pub fn reason(&self) -> Reason {
-        if let (Some(places), Some(slowness)) = (self.latency_step.places, self.latency_step.slowness) {
+        if let Some(places) = self.latency_step.places {
+            let slowness = self.latency_step.slowness.unwrap_or(1.0);
             let text = format!("answers take {slowness:.1} times as long as usual: at most {places:.0} at a time");
             return Reason { code: "latency".into(), text };
         }

@@ -80,29 +80,49 @@ fn an_end_that_is_told_a_little_differently_is_the_same_window() {
 #[test]
 fn rounding_is_found_by_its_multiples() {
     let mut quality = Quality::new(QualityParams::default());
-    for (n, level) in [300.0, 240.0, 300.0, 180.0].into_iter().enumerate() {
+    for (n, level) in [300.0, 240.0, 180.0, 120.0].into_iter().enumerate() {
         #[allow(clippy::cast_precision_loss, reason = "a few seconds")]
-        let taken = quality.take(&reading(n as f64, level, 0.0), level, s(n as f64)).expect("news");
+        let taken = quality.take(&reading(n as f64 + 1.0, level, 0.0), Some(level), s(n as f64 + 1.0)).expect("news");
         let half = if n == 0 { 0.0 } else { 30.0 };
         assert_eq!((taken.level, taken.slack), (level + half, half), "half of 60 is hidden, once two levels differ");
     }
     assert!(quality.is_too_coarse(119.0, 10.0) && !quality.is_too_coarse(121.0, 10.0), "twice the rounding");
-    quality.take(&reading(5.0, 181.0, 0.0), 181.0, s(5.0));
+    quality.take(&reading(5.0, 181.0, 0.0), Some(181.0), s(5.0));
     assert!(!quality.is_too_coarse(11.0, 10.0), "no rounding after all");
 }
 
 #[test]
 fn a_level_that_does_not_move_with_our_use_tells_nothing() {
     let mut quality = Quality::new(QualityParams::default());
-    assert!(quality.take(&reading(0.0, 300.0, 0.0), 300.0, s(0.0)).is_some());
-    assert!(quality.take(&reading(1.0, 300.0, 10.0), 299.0, s(1.0)).is_some(), "as was thought");
+    assert!(quality.take(&reading(0.5, 300.0, 0.0), Some(300.0), s(0.5)).is_some());
+    assert!(quality.take(&reading(1.0, 300.0, 10.0), Some(299.0), s(1.0)).is_some(), "as was thought");
+    assert!(quality.take(&reading(1.0, 300.0, 10.0), Some(299.0), s(1.1)).is_none(), "the same once more");
     for at in [2.0, 3.0, 4.0, 5.0] {
-        let taken = quality.take(&reading(at, 300.0, 40.0), 290.0, s(at));
+        let taken = quality.take(&reading(at, 300.0, 40.0), Some(290.0), s(at));
         assert!(taken.is_none(), "ten are missing of it");
     }
     // It stood still for 4 s since it was last news: 40 of refill are hidden.
     assert!(quality.is_too_coarse(39.0, 10.0) && !quality.is_too_coarse(41.0, 10.0));
-    assert!(quality.take(&reading(6.0, 250.0, 50.0), 280.0, s(6.0)).is_some());
+    assert!(quality.take(&reading(6.0, 250.0, 50.0), Some(280.0), s(6.0)).is_some());
+    assert!(quality.take(&reading(7.0, 250.0, 90.0), None, s(7.0)).is_some(), "nobody knows where it should be");
+}
+
+#[test]
+fn a_full_bucket_and_another_limit_or_window_cannot_be_predicted() {
+    let observer = Observer::new(&reading(0.0, 300.0, 0.0), ObserverParams::default());
+    assert_eq!(observer.predicted(&reading(2.0, 200.0, 100.0)), Some(220.0));
+    assert_eq!(observer.predicted(&reading(2.0, 299.0, 100.0)), None);
+    assert_eq!(observer.predicted(&Sample { limit_per_s: 5.0, ..reading(2.0, 200.0, 100.0) }), None);
+    let windowed = Observer::new(&in_window(0.0, 600.0, 0.0, 60.0), ObserverParams::default());
+    assert_eq!(windowed.predicted(&in_window(61.0, 400.0, 500.0, 120.0)), None);
+}
+
+#[test]
+fn a_reading_of_the_window_before_teaches_nothing() {
+    let mut observer = Observer::new(&in_window(60.0, 600.0, 600.0, 120.0), ObserverParams::default());
+    let before = (observer.level_at(s(62.0), 600.0), observer.others_per_s());
+    observer.update(&in_window(61.0, 3.0, 600.0, 60.5));
+    assert_eq!((observer.level_at(s(62.0), 600.0), observer.others_per_s()), before);
 }
 
 #[test]
@@ -110,7 +130,7 @@ fn readings_that_come_late_do_not_steer_a_shallow_bucket() {
     let mut quality = Quality::new(QualityParams::default());
     for n in 0..60 {
         let sent = f64::from(n);
-        quality.take(&reading(sent, 300.0 + sent, 0.0), 300.0 + sent, s(sent + 5.0));
+        quality.take(&reading(sent, 300.0 + sent, 0.0), Some(300.0 + sent), s(sent + 5.0));
     }
     assert!(quality.is_too_coarse(50.0, 10.0) && !quality.is_too_coarse(70.0, 10.0), "1.2 × 5 s × 10/s");
 }
@@ -193,6 +213,22 @@ fn slow_answers_lower_the_concurrency_in_two_windows_and_it_comes_back() {
     let held = places[100].expect("a limit");
     assert!((55.0..85.0).contains(&held), "about the knee: {held}");
     assert!(places[199].is_none_or(|places| places > 95.0), "{:?}", places[199]);
+}
+
+/// Less is in flight by itself once answers are fast again: a limit that is not used must not stay.
+#[test]
+fn a_limit_that_does_not_bind_ends() {
+    let mut law = LatencyLaw::new(LatencyParams::default());
+    let mut answers = Answers::new();
+    let mut places = None;
+    for second in 0..200 {
+        let slow = (60..90).contains(&second);
+        answers.told.in_flight = if slow { 90.0 } else { 30.0 };
+        answers.come(20, if slow { 1_500.0 } else { 500.0 });
+        places = law.step(s(f64::from(second)), &answers.told).places;
+        assert!(second != 89 || places.is_some());
+    }
+    assert_eq!(places, None);
 }
 
 #[test]

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use tidegate::clock::MonoTime;
+use tidegate::controller::law::{LawParams, ObserverParams};
 use tidegate::sim::emulator::Emulated;
-use tidegate::sim::world::laws::{Arc, AwsAdaptive, Client, NAMES, law};
+use tidegate::sim::world::laws::{Aimd, Arc, AwsAdaptive, Client, Cooldown, Fixed, NAMES, Ours, law};
 use tidegate::sim::world::scenario::Headers;
 use tidegate::sim::world::{Outcome, Scenario, Server, random, run};
 
@@ -151,6 +152,98 @@ fn vector_arc_adds_one_and_takes_a_tenth() {
     assert!((25..=31).contains(&grown), "{grown}");
     arc.refused(None, at(10_000));
     assert_eq!(arc.limit(), (grown as f64 * 0.9) as usize);
+}
+
+/// Chiu & Jain 1989: a ≥ 0 and b = 1 up, a = 0 and b < 1 down; parties under common feedback come to the same rate.
+#[test]
+fn aimd_comes_to_fair_parts_from_any_start() {
+    let mut parties = [Aimd::new(8.0), Aimd::new(8.0)];
+    let at = |second: u64| MonoTime::from_millis(1_000 * second);
+    // One had a bad start.
+    for second in 1..4 {
+        parties[1].refused(None, at(second));
+        parties[1].ready_at(0, at(second + 1));
+    }
+    assert!(parties[1].per_s() < 0.3 * parties[0].per_s());
+    for second in 10..400 {
+        let sum: f64 = parties.iter().map(Aimd::per_s).sum();
+        for party in &mut parties {
+            let before = party.per_s();
+            if sum > 12.0 {
+                party.refused(None, at(second));
+            }
+            party.ready_at(0, at(second));
+            let step = party.per_s() - before;
+            let (up, down) = ((step - 0.4).abs() < 1e-9, (party.per_s() - 0.5 * before).abs() < 1e-9);
+            assert!(step == 0.0 || up || down, "{before} {}", party.per_s());
+        }
+    }
+    let [a, b] = parties.map(|party| party.per_s());
+    assert!((a / b - 1.0).abs() < 0.05, "{a} {b}");
+}
+
+/// LiteLLM's router: a deployment that refused is out for 5 s, or for as long as it asked.
+#[test]
+fn a_cooldown_lasts_five_seconds_or_as_long_as_asked() {
+    let at = MonoTime::from_millis(10_000);
+    for (asked, waits_ms) in [(None, 5_000), (Some(2.0), 2_000), (Some(30.0), 30_000)] {
+        let mut cooldown = Cooldown::new(1.0);
+        assert!(cooldown.ready_at(99, at) <= at);
+        cooldown.refused(asked, at);
+        assert_eq!(cooldown.ready_at(0, at), at + Duration::from_millis(waits_ms));
+    }
+}
+
+/// Static weighted parts: a bucket of a second of its part, whatever the provider says.
+#[test]
+fn static_parts_stay_what_they_are() {
+    let mut fixed = Fixed::new(5.0);
+    let begin = MonoTime::from_millis(10_000);
+    let count = |fixed: &mut Fixed, now: MonoTime| {
+        let mut count = 0;
+        while fixed.ready_at(0, now) <= now {
+            fixed.sent(now);
+            count += 1;
+        }
+        count
+    };
+    assert_eq!(count(&mut fixed, begin), 5);
+    for second in 1..20 {
+        fixed.refused(Some(60.0), begin);
+        assert_eq!(count(&mut fixed, begin + Duration::from_secs(second)), 5);
+    }
+}
+
+/// The SDKs' back-off, 0.5 s doubled up to 8 s with a jitter of a quarter: of a provider that refuses all, so many are sent.
+#[test]
+fn retries_back_off() {
+    let text = "about = \"a\"\nseconds = 60\n[provider]\nrequests_per_minute = 1\nretry_after = false\n[members]\nsplit = [1.0]\nworkers = 1\n[tenants.a]\nper_second = 1\n";
+    let scenario = Scenario::parse("t", text).expect("a scenario");
+    let run = run(&scenario, 1, &mut *law("retry", &scenario).expect("a law")).expect("a world");
+    let refused: f64 = run.books.seconds().iter().map(|second| second.refused).sum();
+    // 0.5 + 1 + 2 + 4 + 8 + 8 … s, less up to a quarter, with a tenth of a second of refusal each.
+    assert!((8.0..=13.0).contains(&refused), "{refused}");
+}
+
+/// Where it begins to swing: the gain of the level at which use varies, and the delay of grants at which it does. What is set
+/// is at half of either, or less.
+#[test]
+fn the_default_gain_is_far_from_where_it_swings() {
+    let scenario = Scenario { seconds: 200.0, ..scenario("others") };
+    let refused = |level_gain: f64, grant_ms: f64| {
+        let mut scenario = scenario.clone();
+        (scenario.network.grant_ms, scenario.provider.burst_seconds) = (grant_ms, 20.0);
+        let observer = ObserverParams { level_gain, ..ObserverParams::default() };
+        let mut ours =
+            Ours::new(&scenario, "ours", true).expect("ours").with_law(LawParams { observer, ..LawParams::default() });
+        let run = run(&scenario, 0, &mut ours).expect("a world");
+        let sum = |of: fn(&tidegate::sim::world::Second) -> f64| run.books.seconds().iter().map(of).sum::<f64>();
+        sum(|s| s.refused) / sum(|s| s.sent)
+    };
+    let (gain, delay_ms) = (ObserverParams::default().level_gain, 1_000.0);
+    assert!(refused(2.0 * gain, delay_ms) < 0.01, "twice the gain");
+    assert!(refused(gain, 2.0 * delay_ms) < 0.01, "twice the delay");
+    assert!(refused(8.0 * gain, 4.0 * delay_ms) > 0.01, "it does swing somewhere");
 }
 
 /// n jobs on K slots each advance at K/n of their speed.

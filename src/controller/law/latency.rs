@@ -5,9 +5,9 @@
 //! *Signals.* The logarithms of the time to first byte and of the time per output token: whole-request times would tell how long
 //! answers are, not how fast. Each is compared in windows of 6 s with a slow baseline by Welch's test.
 //! *Rule.* In two windows in a row at least 1.3 times the baseline, and not by chance: N = min(N, in flight)·max(0.6, 1.15 ÷ ρ).
-//! While answers are about as fast as usual and the places are used, N grows by 3 % a second, and ends when it does not bind.
-//! *Causality.* Where five cuts have not taken away a third of what there was too much, it is not our load that slows the server:
-//! what is now is the baseline then, and there is no limit for a minute.
+//! While answers are about as fast as usual and the places are used, N grows by 3 % a second; it ends when it does not bind.
+//! *Causality.* Where five cuts have not taken away a third of what there was too much, or N is as low as it may be, it is not our
+//! load that slows the server: what is now is the baseline then, and there is no limit for a minute.
 //! Source: CONTROL §2.6; B. L. Welch, Biometrika 34 (1947).
 
 use std::time::Duration;
@@ -50,6 +50,8 @@ pub struct LatencyParams {
     pub used: f64,
     /// So many times what was in flight when it began bind no more, above 1.
     pub ends_at: f64,
+    /// So many windows of usual answers in a row with places to spare end it, 1 or more.
+    pub spare_windows: u32,
     /// After so many cuts it is asked whether they help, 1 or more.
     pub cuts: u32,
     /// They help if they took away this part of what there was too much, 0–1.
@@ -80,6 +82,7 @@ impl Default for LatencyParams {
             growth_per_s: 0.03,
             used: 0.8,
             ends_at: 1.5,
+            spare_windows: 5,
             cuts: 5,
             helped: 0.3,
             pause: Duration::from_secs(60),
@@ -113,8 +116,9 @@ impl Sampled {
     fn between(before: &LogSums, after: &LogSums) -> Option<Self> {
         let n = after.n.saturating_sub(before.n) as f64;
         let mean = (after.sum - before.sum) / n;
-        let variance = ((after.sum_sq - before.sum_sq) / n - mean * mean).max(0.0) * n / (n - 1.0);
-        (n >= 2.0 && mean.is_finite() && variance.is_finite()).then_some(Self { n, mean, variance })
+        let variance = (after.sum_sq - before.sum_sq) / n - mean * mean;
+        let sane = n >= 2.0 && mean.is_finite() && variance.is_finite();
+        sane.then(|| Self { n, mean, variance: variance.max(0.0) * n / (n - 1.0) })
     }
 
     /// The chance that this is as slow as it is though nothing has changed: Welch's test, one-sided.
@@ -177,6 +181,8 @@ struct Cap {
     began_with: f64,
     began_at_ratio: f64,
     cuts: u32,
+    /// Windows of usual answers in a row with places to spare.
+    spare_windows: u32,
 }
 
 /// What was decided about concurrency.
@@ -198,6 +204,8 @@ pub struct LatencyLaw {
     tpot: Baseline,
     slow_windows: u32,
     slowness: Option<f64>,
+    /// The most in flight in this window.
+    in_flight: f64,
     cap: Option<Cap>,
     paused_until: MonoTime,
 }
@@ -214,6 +222,7 @@ impl LatencyLaw {
             tpot: Baseline::default(),
             slow_windows: 0,
             slowness: None,
+            in_flight: 0.0,
             cap: None,
             paused_until: MonoTime::default(),
         }
@@ -224,9 +233,11 @@ impl LatencyLaw {
         let span_s = self.stepped_at.map_or(0.0, |last| now.seconds_since(last)).min(super::aimd::SPAN_MAX_S);
         self.stepped_at = Some(now);
         let (began_at, before) = *self.began.get_or_insert((now, *told));
+        self.in_flight = self.in_flight.max(told.in_flight);
         if now.since(began_at) >= self.params.window {
             self.began = Some((now, *told));
             self.judge(now, &before, told);
+            self.in_flight = told.in_flight;
         }
         self.grow(told.in_flight, span_s);
         LatencyStep { places: self.cap.map(|cap| cap.places), slowness: self.slowness }
@@ -247,6 +258,7 @@ impl LatencyLaw {
             .fold((None, false), |(most, any), (ratio, slow)| (Some(ratio.max(most.unwrap_or(0.0))), any || slow));
         self.slowness = slowness;
         self.slow_windows = if slow { self.slow_windows + 1 } else { 0 };
+        self.end_if_spare();
         if now < self.paused_until || !slow {
             for (baseline, window) in [(&mut self.ttfb, &ttfb), (&mut self.tpot, &tpot)] {
                 if let Some(window) = window {
@@ -258,15 +270,37 @@ impl LatencyLaw {
         if self.slow_windows >= params.windows
             && let Some(ratio) = slowness
         {
-            self.cut(now, ratio, told.in_flight, [ttfb, tpot]);
+            self.cut(now, ratio, [ttfb, tpot]);
         }
     }
 
-    fn cut(&mut self, now: MonoTime, ratio: f64, in_flight: f64, window: [Option<Sampled>; 2]) {
-        let params = self.params;
-        let mut cap =
-            self.cap.unwrap_or(Cap { places: in_flight, began_with: in_flight, began_at_ratio: ratio, cuts: 0 });
-        if cap.cuts >= params.cuts && ratio - 1.0 > (1.0 - params.helped) * (cap.began_at_ratio - 1.0) {
+    /// What is not used for a while limits nobody.
+    fn end_if_spare(&mut self) {
+        let usual = self.is_usual();
+        let Some(cap) = &mut self.cap else { return };
+        let spare = usual && self.in_flight < self.params.used * cap.places;
+        cap.spare_windows = if spare { cap.spare_windows + 1 } else { 0 };
+        if cap.spare_windows >= self.params.spare_windows {
+            self.cap = None;
+        }
+    }
+
+    fn is_usual(&self) -> bool {
+        self.slowness.is_none_or(|slowness| slowness <= self.params.usual)
+    }
+
+    fn cut(&mut self, now: MonoTime, ratio: f64, window: [Option<Sampled>; 2]) {
+        let (params, in_flight) = (self.params, self.in_flight);
+        let mut cap = self.cap.unwrap_or(Cap {
+            places: in_flight,
+            began_with: in_flight,
+            began_at_ratio: ratio,
+            cuts: 0,
+            spare_windows: 0,
+        });
+        let least = params.places_min.max(params.part_min * cap.began_with);
+        let helped = ratio - 1.0 <= (1.0 - params.helped) * (cap.began_at_ratio - 1.0);
+        if cap.cuts >= params.cuts && (!helped || cap.places <= least) {
             // It is not our load.
             for (baseline, window) in [&mut self.ttfb, &mut self.tpot].into_iter().zip(window) {
                 baseline.sampled = window.or(baseline.sampled);
@@ -276,7 +310,6 @@ impl LatencyLaw {
             return;
         }
         let left = params.cut_min.max(params.cut_margin / ratio).min(1.0);
-        let least = params.places_min.max(params.part_min * cap.began_with);
         cap.places = (cap.places.min(in_flight) * left).max(least);
         cap.cuts += 1;
         self.cap = Some(cap);
@@ -286,7 +319,7 @@ impl LatencyLaw {
 
     fn grow(&mut self, in_flight: f64, span_s: f64) {
         let params = self.params;
-        let usual = self.slowness.is_none_or(|slowness| slowness <= params.usual);
+        let usual = self.is_usual();
         let Some(cap) = &mut self.cap else { return };
         if usual && in_flight >= params.used * cap.places {
             cap.places *= 1.0 + params.growth_per_s * span_s;

@@ -239,7 +239,7 @@ impl MeterLaw {
         let Some(sample) = inputs.sample.fresh() else { return Headers::None };
         if let Some(observer) = &mut self.observer {
             if sample.sent_at > observer.sampled_at() {
-                let predicted = observer.level_at(sample.sent_at, sample.own);
+                let predicted = observer.predicted(&sample);
                 if let Some(sample) = self.quality.take(&sample, predicted, inputs.now) {
                     observer.update(&sample);
                 }

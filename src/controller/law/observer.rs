@@ -187,6 +187,24 @@ impl Observer {
         Self { others_per_s, burst: learned.burst.max(sample.level), ..Self::new(sample, params) }
     }
 
+    /// Where a reading's level should be, if that says anything: not of another limit or window, nor of a full bucket. (An empty
+    /// one that stays so while requests are taken is none.)
+    #[must_use]
+    pub fn predicted(&self, sample: &Sample) -> Option<f64> {
+        let news = is_news(self.last.limit_per_s, sample.limit_per_s, self.params.limit_step) || self.is_other(sample);
+        let brimming = self.last.refill == Refilled::Always && sample.level >= self.params.brim * self.burst;
+        (!brimming && !news).then(|| self.level_at(sample.sent_at, sample.own))
+    }
+
+    /// Whether a reading is of another window than the last one, or of another kind of bucket.
+    fn is_other(&self, sample: &Sample) -> bool {
+        match (sample.refill.window(), self.last.refill.window()) {
+            (Some(new), Some(old)) => new.is_after(&old),
+            (None, None) => false,
+            _ => true,
+        }
+    }
+
     /// When the request of the last reading was sent.
     #[must_use]
     pub fn sampled_at(&self) -> MonoTime {
@@ -211,10 +229,12 @@ impl Observer {
             self.last = *sample;
         }
         let span_s = sample.sent_at.seconds_since(self.last.sent_at);
-        if span_s > 0.0
-            && sample.refill.window().zip(self.last.refill.window()).is_some_and(|(new, old)| new.is_after(&old))
-        {
-            // All was given back. What others take is what it was.
+        if sample.refill.window().zip(self.last.refill.window()).is_some_and(|(new, old)| old.is_after(&new)) {
+            // Sent later, and counted in the window before.
+            return;
+        }
+        if span_s > 0.0 && self.is_other(sample) {
+            // All was given back, or it fills otherwise than was thought. What others take is what it was.
             (self.level, self.last) = (sample.level, *sample);
             self.burst = self.burst.max(sample.level);
             return;
@@ -296,7 +316,9 @@ impl Observer {
         match level / wanted.max(f64::MIN_POSITIVE) {
             part if part < self.params.short => Room::Short,
             part if part < 1.0 => Room::Little,
-            _ => Room::Above(self.last.limit_per_s + (level - wanted) / self.params.lent_s),
+            _ => {
+                Room::Above(self.last.limit_per_s - self.others_per_s.max(0.0) + (level - wanted) / self.params.lent_s)
+            }
         }
     }
 

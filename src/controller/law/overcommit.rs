@@ -60,7 +60,7 @@ impl Overcommit {
 
     /// Goes on from what an earlier leader's was.
     pub fn resume(&mut self, factor: f64) {
-        self.factor = factor.clamp(1.0, self.params.most);
+        self.factor = factor.clamp(1.0, self.params.most_stored.max(self.params.most));
     }
 
     /// One tick: by how much thresholds may add up to more than the capacity; 1–4.

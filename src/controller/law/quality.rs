@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::Sample;
+use super::{Refilled, Sample};
 use crate::clock::MonoTime;
 
 /// Constants of [`Quality`].
@@ -19,6 +19,8 @@ pub struct QualityParams {
     pub grain_part_min: f64,
     /// A level that stays the same for less is chance, in seconds, 0 or more.
     pub freeze_min_s: f64,
+    /// A longer freeze counts as this, in seconds.
+    pub freeze_max_s: f64,
     /// What is kept of the longest freeze with each reading, 0–1. Smaller trusts again sooner.
     pub freeze_kept: f64,
     /// So much use that a level does not show is not missed, in units, 0 or more.
@@ -35,6 +37,7 @@ impl Default for QualityParams {
             levels: 60,
             grain_part_min: 0.004,
             freeze_min_s: 2.5,
+            freeze_max_s: 60.0,
             freeze_kept: 0.99,
             unmissed: 3.0,
             age_weight: 0.1,
@@ -49,6 +52,8 @@ pub struct Quality {
     params: QualityParams,
     levels: VecDeque<f64>,
     grain: f64,
+    /// When the request of the last reading was sent.
+    sent_at: MonoTime,
     changed_at: MonoTime,
     freeze_s: f64,
     age_s: f64,
@@ -58,21 +63,28 @@ impl Quality {
     /// Nothing is known yet: readings are taken as they are.
     #[must_use]
     pub fn new(params: QualityParams) -> Self {
-        let changed_at = MonoTime::default();
-        Self { params, levels: VecDeque::new(), grain: 0.0, changed_at, freeze_s: 0.0, age_s: 0.0 }
+        let never = MonoTime::default();
+        let levels = VecDeque::new();
+        Self { params, levels, grain: 0.0, sent_at: never, changed_at: never, freeze_s: 0.0, age_s: 0.0 }
     }
 
-    /// Takes a reading, `predicted` where its level was thought to be. Returns it with what is found to be hidden taken for half
+    /// Takes a reading, `predicted` where its level was thought to be if it is one that can be predicted: a full bucket stays full,
+    /// and what is told of a new limit or window is news. Returns it with what is found to be hidden taken for half
     /// of that; `None` when it tells nothing new.
-    pub fn take(&mut self, sample: &Sample, predicted: f64, now: MonoTime) -> Option<Sample> {
+    pub fn take(&mut self, sample: &Sample, predicted: Option<f64>, now: MonoTime) -> Option<Sample> {
         let params = self.params;
+        if sample.sent_at <= self.sent_at {
+            return None;
+        }
+        self.sent_at = sample.sent_at;
         self.age_s += params.age_weight * (now.seconds_since(sample.sent_at) - self.age_s);
         self.freeze_s *= params.freeze_kept;
         let same = self.levels.back() == Some(&sample.level);
-        if same && (predicted - sample.level).abs() > params.unmissed.max(2.0 * self.grain) {
+        let missed = predicted.map_or(0.0, |predicted| (predicted - sample.level).abs());
+        if same && missed > params.unmissed.max(2.0 * self.grain) {
             let frozen_s = sample.sent_at.seconds_since(self.changed_at);
             if frozen_s > params.freeze_min_s {
-                self.freeze_s = self.freeze_s.max(frozen_s);
+                self.freeze_s = self.freeze_s.max(frozen_s.min(params.freeze_max_s));
             }
             return None;
         }
@@ -81,8 +93,9 @@ impl Quality {
         if self.levels.len() > params.levels {
             self.levels.pop_front();
         }
-        // Where it is known, it is to the nearest, and nothing is to be found out.
-        if sample.slack > 0.0 {
+        // Where it is known, it is to the nearest, and nothing is to be found out. In a window that nothing flows into, costs that
+        // are alike look like rounding.
+        if sample.slack > 0.0 || sample.refill != Refilled::Always {
             self.grain = 2.0 * sample.slack;
             return Some(*sample);
         }

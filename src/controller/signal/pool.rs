@@ -38,6 +38,8 @@ const OUTPUT_UNSEEN: f64 = 200.0;
 #[derive(Debug, Default)]
 struct TenantSignal {
     counters: Counters,
+    /// Units taken by these counters: asked for at every tick.
+    taken: UnitCounts,
     attempts: SmoothRate,
     waiting: u32,
     in_flight: u32,
@@ -93,7 +95,7 @@ impl Asked {
         let mut units = UnitCounts::default();
         let (mut requests_per_s, mut in_flight, mut waiting) = (0.0, 0.0, 0.0);
         for tenant in told {
-            units.plus(&tenant.counters.taken());
+            units.plus(&tenant.taken);
             requests_per_s += request_demand(tenant);
             in_flight += f64::from(tenant.in_flight);
             waiting += f64::from(tenant.waiting);
@@ -202,6 +204,7 @@ impl PoolSignal {
                 .saturating_add(new.succeeded.saturating_sub(old.succeeded))
                 .saturating_add(throttled(new).saturating_sub(throttled(old)));
             known.counters = tenant.counters.clone();
+            known.taken = known.counters.taken();
         }
         member.told_all |= match report.tenants_in_all {
             None => true,

@@ -196,6 +196,13 @@ impl Ours {
         })
     }
 
+    /// With other constants.
+    #[must_use]
+    pub fn with_law(mut self, law: LawParams) -> Self {
+        self.params.law = law;
+        self
+    }
+
     // === Messages ===
 
     fn post(&mut self, message: Message, ms: f64, moment: &mut Moment<'_>) {

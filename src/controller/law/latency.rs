@@ -40,7 +40,7 @@ pub struct LatencyParams {
     pub cut_min: f64,
     /// How much more than by its share of the slowness a cut leaves, 1 or more.
     pub cut_margin: f64,
-    /// Never fewer than this part of what was in flight when it began, 0–1, and never fewer than `places_min`.
+    /// Never fewer than this part of what is usually in flight, 0–1, and never fewer than `places_min`.
     pub part_min: f64,
     /// In flight.
     pub places_min: f64,
@@ -48,7 +48,7 @@ pub struct LatencyParams {
     pub growth_per_s: f64,
     /// From this part of them on places count as used, 0–1.
     pub used: f64,
-    /// So many times what was in flight when it began bind no more, above 1.
+    /// So many times what is usually in flight bind no more, above 1.
     pub ends_at: f64,
     /// So many windows of usual answers in a row with places to spare end it, 1 or more.
     pub spare_windows: u32,
@@ -177,8 +177,8 @@ impl Baseline {
 #[derive(Debug, Clone, Copy)]
 struct Cap {
     places: f64,
-    /// In flight when it began, and how many times slower than usual answers were.
-    began_with: f64,
+    /// Usually in flight, and how many times slower than usual answers were when it began.
+    usual: f64,
     began_at_ratio: f64,
     cuts: u32,
     /// Windows of usual answers in a row with places to spare.
@@ -204,8 +204,9 @@ pub struct LatencyLaw {
     tpot: Baseline,
     slow_windows: u32,
     slowness: Option<f64>,
-    /// The most in flight in this window.
+    /// The most in flight in this window, and in usual ones.
     in_flight: f64,
+    usual_in_flight: Option<f64>,
     cap: Option<Cap>,
     paused_until: MonoTime,
 }
@@ -223,6 +224,7 @@ impl LatencyLaw {
             slow_windows: 0,
             slowness: None,
             in_flight: 0.0,
+            usual_in_flight: None,
             cap: None,
             paused_until: MonoTime::default(),
         }
@@ -259,6 +261,10 @@ impl LatencyLaw {
         self.slowness = slowness;
         self.slow_windows = if slow { self.slow_windows + 1 } else { 0 };
         self.end_if_spare();
+        if !slow && self.cap.is_none() {
+            let known = *self.usual_in_flight.get_or_insert(self.in_flight);
+            self.usual_in_flight = Some(known + params.baseline_weight * (self.in_flight - known));
+        }
         if now < self.paused_until || !slow {
             for (baseline, window) in [(&mut self.ttfb, &ttfb), (&mut self.tpot, &tpot)] {
                 if let Some(window) = window {
@@ -293,12 +299,12 @@ impl LatencyLaw {
         let (params, in_flight) = (self.params, self.in_flight);
         let mut cap = self.cap.unwrap_or(Cap {
             places: in_flight,
-            began_with: in_flight,
+            usual: self.usual_in_flight.unwrap_or(in_flight),
             began_at_ratio: ratio,
             cuts: 0,
             spare_windows: 0,
         });
-        let least = params.places_min.max(params.part_min * cap.began_with);
+        let least = params.places_min.max(params.part_min * cap.usual);
         let helped = ratio - 1.0 <= (1.0 - params.helped) * (cap.began_at_ratio - 1.0);
         if cap.cuts >= params.cuts && (!helped || cap.places <= least) {
             // It is not our load.
@@ -324,7 +330,7 @@ impl LatencyLaw {
         if usual && in_flight >= params.used * cap.places {
             cap.places *= 1.0 + params.growth_per_s * span_s;
         }
-        if cap.places > params.ends_at * cap.began_with {
+        if cap.places > params.ends_at * cap.usual {
             self.cap = None;
         }
     }

@@ -55,7 +55,8 @@ fn of_window(run: &Run, (from, to): (usize, usize)) -> (f64, f64) {
     (sum(|s| s.got) / (to - from) as f64, sum(|s| s.refused) / sum(|s| s.sent).max(1.0))
 }
 
-async fn compare(name: &str, event: &str, happens: impl AsyncFnOnce(&mut World)) {
+/// Returns what is not as simulated.
+async fn compare(name: &str, event: &str, happens: impl AsyncFnOnce(&mut World)) -> Vec<String> {
     let mut world = World::new(1_200).await;
     let (_controller, _) = world.controller("first").await;
     world.join("one", &["alpha=12", "beta=6"]);
@@ -68,15 +69,14 @@ async fn compare(name: &str, event: &str, happens: impl AsyncFnOnce(&mut World))
     tokio::time::sleep(Duration::from_secs((WINDOWS[1].0 - WINDOWS[0].1) as u64)).await;
     let after = world.measure(span(WINDOWS[1])).await;
     let (ours, oracle) = simulated(event);
-    for (window, real) in WINDOWS.into_iter().zip([before, after]) {
-        is_as_simulated(name, window, &real, &ours, &oracle);
-    }
+    let compared = WINDOWS.into_iter().zip([before, after]);
+    compared.filter_map(|(window, real)| is_otherwise(name, window, &real, &ours, &oracle)).collect()
 }
 
-fn is_as_simulated(name: &str, window: (usize, usize), real: &Measured, ours: &Run, oracle: &Run) {
+fn is_otherwise(name: &str, window: (usize, usize), real: &Measured, ours: &Run, oracle: &Run) -> Option<String> {
     let ((got, refused), (could, _)) = (of_window(ours, window), of_window(oracle, window));
     let (is, should) = (real.per_s() / could, got / could);
-    println!(
+    let said = format!(
         "{name}, {}-{} s: efficiency real {:.1} %, simulated {:.1} %; refused real {:.2} %, simulated {:.2} %",
         window.0,
         window.1,
@@ -85,14 +85,15 @@ fn is_as_simulated(name: &str, window: (usize, usize), real: &Measured, ours: &R
         100.0 * real.refused_part(),
         100.0 * refused
     );
-    assert!((is - should).abs() <= CLOSE, "{name}: {is:.3} and {should:.3}");
-    assert!(real.refused_part() <= refused + REFUSED_MORE, "{name}: {:.4} and {refused:.4}", real.refused_part());
+    println!("{said}");
+    let close = (is - should).abs() <= CLOSE && real.refused_part() <= refused + REFUSED_MORE;
+    (!close).then_some(said)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a minute of four whole worlds at a time: make test-full"]
 async fn worlds_of_real_processes_are_as_the_simulator_says() {
-    tokio::join!(
+    let (a, b, c, d) = tokio::join!(
         compare("steady", "", async |_| ()),
         compare("halved", "[[event]]\nat_s = 30\nlimit = 0.5", async |world| {
             world.patch(json!({"requests_per_minute": 600})).await;
@@ -104,4 +105,6 @@ async fn worlds_of_real_processes_are_as_the_simulator_says() {
             world.join("three", &["beta=48"]);
         }),
     );
+    let otherwise = [a, b, c, d].concat();
+    assert!(otherwise.is_empty(), "{}", otherwise.join("\n"));
 }

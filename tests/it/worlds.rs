@@ -182,7 +182,7 @@ fn aimd_comes_to_fair_parts_from_any_start() {
     assert!((a / b - 1.0).abs() < 0.05, "{a} {b}");
 }
 
-/// LiteLLM's router: a deployment that refused is out for 5 s, or for as long as it asked.
+/// `LiteLLM`'s router: a deployment that refused is out for 5 s, or for as long as it asked.
 #[test]
 fn a_cooldown_lasts_five_seconds_or_as_long_as_asked() {
     let at = MonoTime::from_millis(10_000);

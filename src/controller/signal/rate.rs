@@ -7,7 +7,7 @@ const TAU_DOWN_S: f64 = 10.0;
 /// A rate is not judged over less than this, in seconds: one early request is not four per second.
 const AGE_MIN_S: f64 = 1.0;
 /// e to the minus of this is less than a float's last digit.
-const AGES_MAX: f64 = 37.0;
+const SPANS_MAX: f64 = 37.0;
 
 /// An exponentially weighted mean of arrivals. Linear in what was counted, so it does not depend on how the counts
 /// were cut into reports.
@@ -25,9 +25,9 @@ impl Mean {
 
     /// Without what the mean owes to having begun at zero.
     fn since(self, age_s: f64, tau_s: f64) -> f64 {
-        let ages = age_s.max(AGE_MIN_S) / tau_s;
+        let spans = age_s.max(AGE_MIN_S) / tau_s;
         // After so many it owes nothing, and there may be many to ask.
-        if ages > AGES_MAX { self.per_s } else { self.per_s / (1.0 - (-ages).exp()) }
+        if spans > SPANS_MAX { self.per_s } else { self.per_s / (1.0 - (-spans).exp()) }
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! *Why.* Inside one pool all tenants are ours, so fairness comes from the division and not from the law.
 //! *Rule.* Each tenant gets its floor (all in proportion when they exceed the capacity); then the water level of those for whom
-//! somebody waits rises until demand, ceiling or capacity stops it, and after that the level of batch work. What nobody asked for is handed out by weight, up to the ceilings:
-//! room to burst, so that a returning tenant does not begin at zero.
+//! somebody waits rises until demand, ceiling or capacity stops it, and after that the level of batch work. What nobody asked
+//! for is handed out by weight, up to the ceilings: room to burst, so that a returning tenant does not begin at zero.
 //! Source: max-min fairness by progressive filling (Bertsekas & Gallager, Data Networks, §6.5.2).
 
 use crate::limiter::Priority;

@@ -7,7 +7,7 @@
 //!
 //! `signal` turns reports into rates and readings, `law` estimates what each meter can take, `division` makes
 //! everybody's grants of that, by `apportion`,
-//! `shares` splits it over members, `alignment` knows where windows end, `history` remembers what was decided and from what,
+//! `shares` splits it over members, `joined` walks two sorted lists at once, `alignment` knows where windows end, `history` remembers what was decided and from what,
 //! `checkpoint` is what the next leader is told of it, `policies` knows which policy holds, `account` is what is told to who asks,
 //! `access` knows who may report and ask, `lease` the times of the leader's. These and the planner are pure; `lead`, `overseer`
 //! (what operators and members write, and records of pools that nobody knows), `upkeep` (checkpoints, old audit records, how full the

@@ -33,6 +33,7 @@ pub const VALID_FOR: Duration = Duration::from_secs(15);
 const ABOVE_LIMIT: f64 = 1.02;
 /// So many overrides of other tenants are told of with a tenant's steps.
 const OVERRIDES_TOLD_MAX: usize = 50;
+
 /// The planner of one pool.
 #[derive(Debug)]
 pub struct PoolPlanner {

@@ -1,7 +1,6 @@
 //! A rate for each of a few meters, in the order of meters: a map in one piece of memory. A tick looks at all of a pool's,
 //! and a tree for each took three times as long.
 
-use std::collections::BTreeMap;
 use std::ops::Index;
 
 use smallvec::SmallVec;
@@ -111,12 +110,6 @@ impl FromIterator<(Meter, Rate)> for Rates {
 
 impl<const N: usize> From<[(Meter, Rate); N]> for Rates {
     fn from(all: [(Meter, Rate); N]) -> Self {
-        all.into_iter().collect()
-    }
-}
-
-impl From<BTreeMap<Meter, Rate>> for Rates {
-    fn from(all: BTreeMap<Meter, Rate>) -> Self {
         all.into_iter().collect()
     }
 }

@@ -358,7 +358,8 @@ fn what_is_given_back_counts_as_not_taken_even_before_the_member_was_heard_of() 
     assert_eq!(signal.own_at(Unit::OutputTokens, ms(2_000)), -6_000.0);
     assert_eq!(signal.own_at(Unit::Tokens, ms(2_000)), -6_000.0);
     // Two thousand tokens for four requests: demand is reckoned in what is charged in the end.
-    assert_eq!(signal.cost_per_request(&tenant("a"), Unit::OutputTokens), 500.0);
+    let (_, asked) = signal.asked().find(|(who, _)| **who == tenant("a")).expect("it was told of");
+    assert_eq!(asked.cost(Unit::OutputTokens), 500.0);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use tidegate::quota::{Cost, PoolId, Unit};
 use tidegate::store::{LeaseId, Listing, MemoryStore, Outcome, Select, Source, Store, StoreError, Txn, Watch};
 use tidegate::telemetry::Telemetry;
 
-use crate::by_hand::{RPM, grantee, pool, tenant};
+use crate::by_hand::{grantee, pool, tenant};
 
 /// Many more than fit into one report, or into two.
 const TENANTS: usize = 10_000;
@@ -315,7 +315,11 @@ fn what_is_told_in_turn_is_no_news_until_all_were_told_of_and_then_it_is() {
     for (n, of) in [("a", 900), ("b", 700)].into_iter().enumerate() {
         let urgency = signal.ingest("m", &partly(1 + n as u64, Some(3), &[of]), at(n as u64));
         assert!(!urgency.throttled, "{of:?} was refused long ago");
-        assert_eq!(signal.demand_per_s(&grantee(of.0), RPM), 0.0);
+        let asked = signal
+            .asked()
+            .find(|(who, _)| **who == grantee(of.0))
+            .map_or(0.0, |(_, asked)| asked.per_s(Unit::Requests));
+        assert_eq!(asked, 0.0);
     }
     assert!(signal.ingest("m", &partly(3, Some(3), &[("a", 901)]), at(2)).throttled, "that is news");
     assert!(!signal.ingest("m", &partly(4, Some(3), &[("c", 5)]), at(6)).throttled, "the third");

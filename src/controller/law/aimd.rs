@@ -10,7 +10,7 @@
 
 use statrs::distribution::{Binomial, DiscreteCDF};
 
-use super::Mode;
+use super::{Mode, span_s};
 use crate::clock::MonoTime;
 
 /// Constants of [`Aimd`].
@@ -56,9 +56,6 @@ impl Default for AimdParams {
         }
     }
 }
-
-/// A tick that was missed is not made up for, in seconds.
-pub(super) const SPAN_MAX_S: f64 = 2.0;
 
 /// What members asked for and how it went, for one meter.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -129,7 +126,7 @@ impl Aimd {
 
     /// One tick.
     pub fn step(&mut self, now: MonoTime, nominal_per_s: f64, traffic: &Traffic) -> Mode {
-        let span_s = self.stepped_at.map_or(0.0, |last| now.seconds_since(last)).min(SPAN_MAX_S);
+        let span_s = span_s(self.stepped_at, now);
         self.stepped_at = Some(now);
         let reacting = self.decreased_at.is_some_and(|at| now.seconds_since(at) < self.params.react_s);
         if reacting {

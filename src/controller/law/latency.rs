@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
+use super::span_s;
 use crate::clock::MonoTime;
 use crate::observation::LogSums;
 
@@ -232,7 +233,7 @@ impl LatencyLaw {
 
     /// One tick.
     pub fn step(&mut self, now: MonoTime, told: &Latencies) -> LatencyStep {
-        let span_s = self.stepped_at.map_or(0.0, |last| now.seconds_since(last)).min(super::aimd::SPAN_MAX_S);
+        let span_s = span_s(self.stepped_at, now);
         self.stepped_at = Some(now);
         let (began_at, before) = *self.began.get_or_insert((now, *told));
         self.in_flight = self.in_flight.max(told.in_flight);

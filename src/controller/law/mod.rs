@@ -39,6 +39,14 @@ use crate::plan::Rate;
 /// A reading older than this no longer steers.
 pub const READING_AGE_MAX: Duration = Duration::from_secs(15);
 
+/// A tick that was missed is not made up for, in seconds.
+const SPAN_MAX_S: f64 = 2.0;
+
+/// How long it is since the last tick, as far as that counts; nothing at the first.
+fn span_s(last: Option<MonoTime>, now: MonoTime) -> f64 {
+    last.map_or(0.0, |last| now.seconds_since(last)).min(SPAN_MAX_S)
+}
+
 /// The law's constants.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LawParams {
@@ -162,7 +170,7 @@ impl MeterLaw {
             learned: None,
             unheard_until: None,
             quality: Quality::new(params.quality),
-            trust: Trust::new(params.trust),
+            trust: Trust::new(params.trust, params.observer.limit_step),
             aimd: Aimd::new(start_per_s, params.aimd),
             overcommit: Overcommit::new(params.overcommit),
         }

@@ -37,7 +37,7 @@ pub struct ObserverParams {
     pub alpha: f64,
     /// β of the g–h filter, per second, 0–1; 0 sees no others. ζ ≈ 0.72 together with α.
     pub beta: f64,
-    /// k, per second, 0–2. Smaller refills the reserve later, larger swings: beyond 0.4 with 4 s of delay. τ = 6.7 s.
+    /// k, per second, 0–2. Smaller refills the reserve later, larger swings. τ = 6.7 s.
     pub level_gain: f64,
     /// The reserve to hold, in seconds of refill, 0–60: what others can take during one feedback delay. Smaller is refused more,
     /// larger leaves more unused, once.

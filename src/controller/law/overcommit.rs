@@ -8,8 +8,7 @@
 //! asks for more than there is.
 //! Source: Breakwater (OSDI 2020) over-commits credits in the same way; constants from CONTROL §2.10.
 
-use super::Traffic;
-use super::aimd::SPAN_MAX_S;
+use super::{Traffic, span_s};
 use crate::clock::MonoTime;
 
 /// Constants of [`Overcommit`].
@@ -65,7 +64,7 @@ impl Overcommit {
 
     /// One tick: by how much thresholds may add up to more than the capacity; 1–4.
     pub fn step(&mut self, now: MonoTime, capacity_per_s: f64, traffic: &Traffic, room: Room) -> f64 {
-        let span_s = self.stepped_at.map_or(0.0, |last| now.seconds_since(last)).min(SPAN_MAX_S);
+        let span_s = span_s(self.stepped_at, now);
         self.stepped_at = Some(now);
         let backlog = traffic.demand_per_s > capacity_per_s;
         let unused = 1.0 - traffic.sent_per_s / capacity_per_s.max(f64::MIN_POSITIVE);

@@ -18,13 +18,11 @@ pub struct TrustParams {
     /// A level above this many units, and above one second of refill, leaves room, 0 or more. Smaller takes the last 429s of an
     /// empty bucket for a contradiction.
     pub room_units: f64,
-    /// A limit that moved by more than this part is another one, 0–1.
-    pub limit_step: f64,
 }
 
 impl Default for TrustParams {
     fn default() -> Self {
-        Self { distrust: Duration::from_secs(30), room_units: 3.0, limit_step: 0.01 }
+        Self { distrust: Duration::from_secs(30), room_units: 3.0 }
     }
 }
 
@@ -39,14 +37,16 @@ struct Distrust {
 #[derive(Debug, Clone)]
 pub struct Trust {
     params: TrustParams,
+    /// [`ObserverParams::limit_step`](super::ObserverParams::limit_step).
+    limit_step: f64,
     distrust: Option<Distrust>,
 }
 
 impl Trust {
-    /// They are believed.
+    /// They are believed. A limit that moved by more than `limit_step`, a part of it, is another one.
     #[must_use]
-    pub fn new(params: TrustParams) -> Self {
-        Self { params, distrust: None }
+    pub fn new(params: TrustParams, limit_step: f64) -> Self {
+        Self { params, limit_step, distrust: None }
     }
 
     /// Goes on from an earlier leader's: they told this limit, and are not believed for so long yet.
@@ -66,7 +66,7 @@ impl Trust {
         if room && congested {
             self.distrust = Some(Distrust { until: now + self.params.distrust, limit_per_s });
         }
-        let step = self.params.limit_step;
+        let step = self.limit_step;
         self.distrust = self.distrust.filter(|d| now < d.until && !is_news(d.limit_per_s, limit_per_s, step));
         self.distrust.is_none()
     }

@@ -291,7 +291,7 @@ impl PoolSignal {
     /// along the line of the last second.
     #[must_use]
     pub fn own_at(&self, unit: Unit, at: MonoTime) -> f64 {
-        let slot = slot(unit);
+        let slot = unit as usize;
         self.departed[slot] + self.members.values().map(|member| interpolate(&member.history, slot, at)).sum::<f64>()
     }
 
@@ -334,7 +334,7 @@ impl PoolSignal {
     ) -> Traffic {
         // A slow pool needs longer until a handful of requests has ended.
         let span_s = (16.0 / rate_per_s.max(0.01)).clamp(ENDINGS_S, HISTORY.as_secs_f64());
-        let slot = slot(meter.unit);
+        let slot = meter.unit as usize;
         let recent = self
             .endings
             .iter()
@@ -355,33 +355,16 @@ impl PoolSignal {
         self.tenants.iter().map(|(grantee, members)| (grantee, Asked::of(members.values())))
     }
 
-    /// What a tenant could use of a meter, in units per second: arrivals with headroom, and its queue drained in 5 s.
-    #[must_use]
-    pub fn demand_per_s(&self, grantee: &Grantee, meter: Meter) -> f64 {
-        Asked::of(self.told_of(grantee)).per_s(meter.unit)
-    }
-
     /// One member's demand for a tenant, in requests per second.
     #[must_use]
     pub fn member_demand(&self, instance: &str, grantee: &Grantee) -> f64 {
         self.tenants.get(grantee).and_then(|members| members.get(instance)).map_or(0.0, request_demand)
     }
 
-    /// What a tenant takes of a unit per request, on average; a guess before anything was seen.
-    #[must_use]
-    pub fn cost_per_request(&self, grantee: &Grantee, unit: Unit) -> f64 {
-        Asked::of(self.told_of(grantee)).cost(unit)
-    }
-
     /// How long answers took until now.
     #[must_use]
     pub fn latencies(&self) -> Latencies {
         self.latencies
-    }
-
-    /// What the members have told of a tenant.
-    fn told_of(&self, grantee: &Grantee) -> impl Iterator<Item = &TenantSignal> {
-        self.tenants.get(grantee).into_iter().flat_map(BTreeMap::values)
     }
 
     /// Long holds still running, in ms from now.
@@ -412,10 +395,6 @@ fn runs_backwards(old: &Counters, new: &Counters) -> bool {
         || new.succeeded < old.succeeded
         || new.reserved.requests < old.reserved.requests
         || new.throttled.values().sum::<u64>() < old.throttled.values().sum::<u64>()
-}
-
-fn slot(unit: Unit) -> usize {
-    Unit::ALL.into_iter().position(|one| one == unit).unwrap_or(0)
 }
 
 fn interpolate(history: &VecDeque<(MonoTime, Units)>, slot: usize, at: MonoTime) -> f64 {

@@ -1,16 +1,5 @@
-//! Worlds drawn at random: the numbers to trust, as no law was tuned on them.
-//!
-//! | what | drawn from |
-//! |---|---|
-//! | requests a minute | 95–4,800, evenly by its logarithm |
-//! | the provider's bucket | 2–60 s deep (evenly by the logarithm); one of four has fixed windows of a minute instead |
-//! | headers | exact (40 %), rounded to 1–10 % of the limit (20 %), cached for 1–8 s (20 %), none (20 %) |
-//! | when they come | before the first byte, or with the whole answer (a third) |
-//! | refused requests | cost nothing, or as much as others (a quarter) |
-//! | what is configured | the limit (half of them), half of it, twice as much |
-//! | tenants | 2–8, weights 1–4, half of them with 5 s of patience; together 0.7–2 times the limit |
-//! | processes | 1–5, of which some have more of the traffic |
-//! | events | a burst of a tenant, 2–5 times its rate for 10–40 s (half); a limit of 0.4–2.5 times what it was (a third); others, who take 10–50 % of the limit, all the time or for a while (a third) |
+//! Worlds drawn at random: the numbers to trust, as no law was tuned on them. What is drawn from which range stands in
+//! config/scenarios/README.md.
 
 use std::collections::BTreeMap;
 

@@ -114,8 +114,9 @@ impl Pool {
         pool
     }
 
-    /// A second of reports, and a tick: how long it takes in ms, and how often it allocates for each tenant.
-    fn tick(&mut self) -> (f64, f64) {
+    /// A second of reports, and a tick: how long it takes in ms, and how often it allocates for each tenant where it is a steady
+    /// one, after which nothing is to be written.
+    fn tick(&mut self) -> (f64, Option<f64>) {
         self.second += 1;
         let now = MonoTime::from_millis(self.second * 1_000);
         for member in 0..MEMBERS {
@@ -127,6 +128,7 @@ impl Pool {
         let took_ms = clock.now().seconds_since(begins) * 1e3;
         let allocations = region.change().allocations as f64 / self.count as f64;
         self.planner.pulsed(pulse);
+        let steady = !self.planner.may_grant();
         while self.planner.may_grant() {
             let batch = self.planner.outbox_mut().take(usize::MAX);
             if batch.is_empty() {
@@ -134,7 +136,7 @@ impl Pool {
             }
             self.planner.granted(batch, now);
         }
-        (took_ms, allocations)
+        (took_ms, steady.then_some(allocations))
     }
 }
 
@@ -178,15 +180,18 @@ fn main() -> ExitCode {
         })
         .collect();
     let (mut small, mut large) = (Pool::new(10_000), Pool::new(100_000));
-    let mut allocations = 0.0_f64;
+    let mut steady: Vec<f64> = Vec::new();
     let tick = || {
-        let (took_ms, allocated) = small.tick();
-        allocations = allocations.max(allocated);
+        let (took_ms, allocations) = small.tick();
+        steady.extend(allocations);
         took_ms
     };
     let ours_ms = goals.compare("law_tick_10000x4_to_divisions", "ms", None, tick, || divisions(&claims));
     goals.at_most("law_tick_10000x4", "ms", ours_ms, TICK_MS_MAX);
-    goals.at_most("law_tick_allocations_per_tenant", "", allocations, ALLOCATIONS_MAX);
+    println!("# allocations: of {} steady ticks", steady.len());
+    assert!(!steady.is_empty(), "no tick was steady");
+    let most = steady.into_iter().fold(0.0, f64::max);
+    goals.at_most("law_tick_allocations_per_tenant", "", most, ALLOCATIONS_MAX);
     let n_log_n = 10.0 * 100_000_f64.ln() / 10_000_f64.ln();
     let large_ms = goals.compare("law_tick_100000x4", "ms", None, || large.tick().0, || small.tick().0 * n_log_n);
     goals.at_most("law_tick_growth_over_n_log_n", "", large_ms / ours_ms / n_log_n, GROWTH_MAX);

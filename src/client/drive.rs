@@ -86,9 +86,9 @@ async fn follow(
 /// Looks after what time alone changes.
 pub(super) async fn housekeeping(core: Arc<Core>) {
     loop {
-        // A share is not enforced any longer than it holds, which matters most where nobody leads who would wait for its end.
-        let share_ends = core.keep_house().unwrap_or(HOUSEKEEPING_EVERY);
-        sleep(share_ends.min(HOUSEKEEPING_EVERY)).await;
+        // What ends by itself is not enforced any longer than it holds, which matters most where nobody leads.
+        let ends = core.keep_house().unwrap_or(HOUSEKEEPING_EVERY);
+        sleep(ends.min(HOUSEKEEPING_EVERY)).await;
     }
 }
 

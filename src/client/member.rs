@@ -645,14 +645,21 @@ impl PoolView {
     /// How much is left of what thresholds add up to beyond the capacity: nobody takes it back without a leader, so it ends by
     /// itself, within as long again as a pulse may be late.
     fn lent_at(&self, now: MonoTime) -> f64 {
-        match &self.pulse {
-            Some((_, Some(at))) => {
-                let late_s = now.seconds_since(*at + PULSE_QUIET);
-                // In steps: each is a retune of every tenant.
-                ((1.0 - late_s / PULSE_QUIET.as_secs_f64()) * LENT_STEPS).ceil().clamp(0.0, LENT_STEPS) / LENT_STEPS
-            }
-            _ => 0.0,
-        }
+        self.lent_steps(now).map_or(0.0, |(_, steps)| steps / LENT_STEPS)
+    }
+
+    /// Since when the pulse is late and how many steps are left: each is a retune of every tenant.
+    fn lent_steps(&self, now: MonoTime) -> Option<(MonoTime, f64)> {
+        let (_, at) = self.pulse.as_ref()?;
+        let late_from = (*at)? + PULSE_QUIET;
+        let left = 1.0 - now.seconds_since(late_from) / PULSE_QUIET.as_secs_f64();
+        Some((late_from, (left * LENT_STEPS).ceil().clamp(0.0, LENT_STEPS)))
+    }
+
+    /// When less of it is left than now, unless a pulse comes.
+    pub fn lent_until(&self, now: MonoTime) -> Option<MonoTime> {
+        let (late_from, steps) = self.lent_steps(now).filter(|(_, steps)| *steps > 0.0)?;
+        Some(late_from + PULSE_QUIET.mul_f64((LENT_STEPS + 1.0 - steps) / LENT_STEPS))
     }
 
     /// What part of a meter's threshold the capacity covers, with so much left of what is beyond it.

@@ -161,8 +161,8 @@ impl Core {
         self.note(notices);
     }
 
-    /// Moves brake and lapse, ends shares and overrides whose time is over. Returns in how long the next share ends, if any is in
-    /// force.
+    /// Moves brake and lapse, ends shares, overrides and what was lent as their time is over. Returns in how long the next share
+    /// ends or less is lent, if any is in force.
     pub fn keep_house(&self) -> Option<Duration> {
         let now = self.clock.now();
         let mut views = self.views.lock();
@@ -170,7 +170,8 @@ impl Core {
             view.brake(now);
         }
         self.retune(&mut views, now);
-        let ends = views.values().flat_map(|view| view.leases(now)).map(|(.., until)| until).min();
+        let shares = views.values().flat_map(|view| view.leases(now)).map(|(.., until)| until);
+        let ends = shares.chain(views.values().filter_map(|view| view.lent_until(now))).min();
         drop(views);
         if let Some(silence) = self.session.lock().silence(now) {
             self.telemetry.set(Metric::WatchSilence, &[], silence.as_secs_f64());

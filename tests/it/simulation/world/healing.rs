@@ -134,6 +134,9 @@ impl World {
         let expected = match stands {
             Ruled::Well(params) => (MemberState::Active, params.mode),
             Ruled::Not if of_file => (MemberState::Active, Mode::Enforce),
+            // A backup without the policy was restored while its leader wrote: members stay on the safe thresholds of what it
+            // wrote, and no leader knows that it did.
+            Ruled::Not if self.truth.restored > 0 && state == MemberState::Lapsed => (state, Mode::Enforce),
             // Nobody leads it, and nothing of what its leaders wrote is left.
             Ruled::Not => (MemberState::Bootstrap, Mode::Enforce),
             // It depends on what a leader saw before.

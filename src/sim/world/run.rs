@@ -379,7 +379,8 @@ impl<'a> World<'a> {
     fn plan_others(&mut self) {
         let (per_second, version, dice) = &mut self.others;
         if *per_second > 0.0 {
-            let gap_s = dice.exponential(*per_second);
+            let even = self.scenario.provider.others_even;
+            let gap_s = if even { per_second.recip() } else { dice.exponential(*per_second) };
             let version = *version;
             self.timeline.at(self.timeline.now().after_seconds(gap_s), Due::Others { version });
         }

@@ -85,8 +85,10 @@ pub struct Provider {
     pub ms_per_token: f64,
     /// How many requests it works on at full speed; more slow each other down. Any number when absent.
     pub slots: Option<u32>,
-    /// Others who use the account, in requests a second.
+    /// Others who use the account, in requests a second,
     pub others_per_second: f64,
+    /// and whether theirs come at even distances, and not at random.
+    pub others_even: bool,
 }
 
 impl Default for Provider {
@@ -106,6 +108,7 @@ impl Default for Provider {
             ms_per_token: 15.0,
             slots: None,
             others_per_second: 0.0,
+            others_even: false,
         }
     }
 }

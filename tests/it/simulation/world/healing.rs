@@ -148,7 +148,7 @@ impl World {
         Err(format!("{of} is {state:?} with {mode:?} in {pool}, after all has been well: expected {expected:?}"))
     }
 
-    /// Who uses a tenant and has no share of it.
+    /// Who uses a tenant of a pool that is led, and has no share of it.
     fn without_share(&self) -> BTreeSet<(Of, PoolId, Grantee)> {
         let mut without = BTreeSet::new();
         for member in self.members.values() {
@@ -156,6 +156,9 @@ impl World {
             for (id, pool) in &member.pools {
                 let used = pool.traffic();
                 member.core.with_views(|views| {
+                    if views[id].state(now) == MemberState::Lapsed {
+                        return;
+                    }
                     let lacks = |grantee: &&Grantee| views[id].share_at(grantee, now).is_none();
                     let granted = views[id].stamps().map(|(grantee, _)| grantee);
                     let granted = granted.filter(|grantee| used.contains_key(*grantee)).filter(lacks);

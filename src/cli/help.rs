@@ -455,9 +455,10 @@ Terms of --effective, in the order in which they are put on each other:
   RATE BURST  is what is enforced
 
 Output of --json:
-  { pool, leader: { name, term }, state, member, tenants: [{ tenant, granted, effective: { meters: { <meter>:
+  { pool, leader: { name, term }, state, mode, member, tenants: [{ tenant, granted, effective: { meters: { <meter>:
     { base, pulse, capacity, overridden, kept, brake, share, rate, burst } }, concurrency, blocked, frozen },
-    overrides }] }; granted is the record as it stands in etcd.
+    overrides }], warnings }; granted is the record as it stands in etcd, mode what becomes of the limits: enforce,
+    observe or off; warnings tell what may have been meant otherwise.
 
 Exit codes:
   0  printed

@@ -147,13 +147,15 @@ struct Aside<W> {
     pending: i64,
     would_wait: u64,
     would_refuse: u64,
+    /// By how many times rates may be larger in a moment, 1 or more.
+    growth: f64,
 }
 
 // Derived, it would ask a default of `W` too.
 impl<W> Default for Aside<W> {
     fn default() -> Self {
         let (line, counters) = (Line::default(), Counters::default());
-        Self { line, counters, requests: 0, pending: 0, would_wait: 0, would_refuse: 0 }
+        Self { line, counters, requests: 0, pending: 0, would_wait: 0, would_refuse: 0, growth: 1.0 }
     }
 }
 
@@ -282,6 +284,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
     pub fn retune(&self, limits: &Limits, now: MonoTime) {
         self.state.with(|state| {
             state.limiter.retune(limits, now);
+            state.aside.growth = limits.share_to_come.unwrap_or(1.0);
             state.closed = false;
             state.judge_open();
             state.wake_head();
@@ -585,8 +588,11 @@ impl<W: Wake> State<W> {
     /// Lets him stand in line, if it can be in time.
     fn stand(&mut self, asker: &mut Asker<W>, expected: Wait, ask_at: Option<MonoTime>, now: MonoTime) -> Answer {
         let newcomer = asker.ticket.is_none();
+        // A share that is on its way may make it as much shorter.
+        let soonest = |at: MonoTime| now + at.since(now).div_f64(self.aside.growth);
         // Nobody knows when a block ends: who does not wait yet need not begin to.
-        let late = newcomer && (expected.by == Bound::Block || expected.at.is_some_and(|at| at > asker.deadline));
+        let late =
+            newcomer && (expected.by == Bound::Block || expected.at.is_some_and(|at| soonest(at) > asker.deadline));
         let line_is_full = newcomer && self.aside.line.len() >= LINE_MAX;
         if late || line_is_full || now >= asker.deadline {
             self.count_refusal();

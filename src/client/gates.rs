@@ -215,6 +215,8 @@ impl Gates {
             limiter.restock(&if unchanged { stored } else { Stored::default() }, now);
         }
         let gate = Gate::new(limiter, now);
+        // As it would be now: whether there is a share yet is not the limiter's.
+        gate.retune(&limits, now);
         let account = Arc::new(Account { grantee, gate, pool: self.pool.clone() });
         self.live.fetch_add(1, Ordering::Relaxed);
         self.put_in_use(&mut shard, hash, account.clone());

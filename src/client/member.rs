@@ -151,6 +151,7 @@ struct Moving {
     kept: f64,
     /// How much is left of what thresholds add up to beyond the capacity.
     lent: f64,
+    state: MemberState,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -201,7 +202,11 @@ impl PoolView {
             braked_at: now,
             throttled_at: None,
             changes: Changes { all: true, some: BTreeSet::new() },
-            taken: (now, UnixMillis::default(), Moving { brake: 1.0, kept: 0.0, lent: 0.0 }),
+            taken: (
+                now,
+                UnixMillis::default(),
+                Moving { brake: 1.0, kept: 0.0, lent: 0.0, state: MemberState::Bootstrap },
+            ),
         }
     }
 
@@ -217,7 +222,8 @@ impl PoolView {
     pub fn take_changes(&mut self, now: MonoTime, wall: UnixMillis) -> Changes {
         let mut changes = std::mem::take(&mut self.changes);
         let (then, then_wall, moving) = self.taken;
-        let moving_now = Moving { brake: self.brake, kept: self.kept_at(now), lent: self.lent_at(now) };
+        let moving_now =
+            Moving { brake: self.brake, kept: self.kept_at(now), lent: self.lent_at(now), state: self.state(now) };
         changes.all |= moving != moving_now;
         let ended = self.leases.iter().filter(|(_, lease)| lease.until > then && lease.until <= now);
         changes.some.extend(ended.map(|(grantee, _)| grantee.clone()));
@@ -426,7 +432,7 @@ impl PoolView {
         }
         let used = self.leases(now).map(|(grantee, ..)| grantee).chain([&Grantee::Default]);
         let enforced = |grantee: &Grantee| {
-            let Limits { meters, concurrency, blocked } = self.limits_of(grantee, now, wall)?;
+            let Limits { meters, concurrency, blocked, .. } = self.limits_of(grantee, now, wall)?;
             // A block is remembered as a rate of nothing.
             let rate = |rate: Rate| if blocked { rate.scaled(0.0) } else { rate };
             let largest_request = meters.iter().map(|(meter, limit)| (*meter, limit.largest_request)).collect();
@@ -563,7 +569,8 @@ impl PoolView {
             (*meter, terms)
         });
         let meters = meters.collect();
-        Terms { meters, concurrency: used.thresholds.concurrency, blocked: used.blocked, frozen: used.frozen }
+        let concurrency = used.thresholds.concurrency;
+        Terms { meters, concurrency, blocked: used.blocked, frozen: used.frozen, share_is_awaited: false }
     }
 
     /// What `@capacity` leaves of a meter's base, 0–1.
@@ -618,6 +625,8 @@ impl PoolView {
                 (*meter, terms)
             })
             .collect();
+        // Who leads hears of it with the next report.
+        let share_is_awaited = lease.is_none() && self.state(now) == MemberState::Active;
         let concurrency = used.thresholds.concurrency.map(|_| {
             lease.and_then(|share| share.concurrency).unwrap_or_else(|| {
                 let safe = f64::from(grant.safe_concurrency.unwrap_or(0));
@@ -626,7 +635,7 @@ impl PoolView {
                 divided.max(1)
             })
         });
-        Terms { meters, concurrency, blocked: used.blocked, frozen: used.frozen }
+        Terms { meters, concurrency, blocked: used.blocked, frozen: used.frozen, share_is_awaited }
     }
 
     /// The grant's thresholds after the pulse's scale and `@capacity`.

@@ -37,11 +37,15 @@ pub struct Terms {
     pub blocked: bool,
     /// The base is kept and does not lapse.
     pub frozen: bool,
+    /// There is no share yet, and the leader is about to give one.
+    pub share_is_awaited: bool,
 }
 
 impl From<Terms> for Limits {
     fn from(terms: Terms) -> Self {
         let meters = terms.meters.iter().map(|(meter, terms)| (*meter, terms.limit)).collect();
-        Self { meters, concurrency: terms.concurrency, blocked: terms.blocked }
+        let left = terms.meters.iter().map(|(_, terms)| terms.kept * terms.brake * terms.share).reduce(f64::min);
+        let share_to_come = left.filter(|left| terms.share_is_awaited && *left > 0.0).map(f64::recip);
+        Self { meters, concurrency: terms.concurrency, blocked: terms.blocked, share_to_come }
     }
 }

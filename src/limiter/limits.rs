@@ -40,4 +40,6 @@ pub struct Limits {
     pub concurrency: Option<u32>,
     /// Nothing is admitted.
     pub blocked: bool,
+    /// While this member's share is on its way: by how many times its rates would be larger if it were all that there is.
+    pub share_to_come: Option<f64>,
 }

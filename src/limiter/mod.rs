@@ -22,7 +22,7 @@
 //!     (Meter::REQUESTS_PER_MINUTE, limit(60.0, 2.0)),
 //!     (Meter::TOKENS_PER_MINUTE, limit(600.0, 100.0)),
 //! ]);
-//! let limits = Limits { meters, concurrency: None, blocked: false };
+//! let limits = Limits { meters, ..Limits::default() };
 //! // A bucket begins with what a second gives; after ten it is full.
 //! let mut limiter = Limiter::new(&limits, MonoTime::from_millis(0));
 //! let now = MonoTime::from_millis(10_000);

@@ -51,6 +51,26 @@ fn who_stands_behind_the_head_is_told_of_the_parents_wait_too() {
     assert_eq!(late.expected.at, Some(s(180)));
 }
 
+/// Found in a simulated world of small limits: the first request that came to a process was refused, for it would have been too
+/// late at the little that a process without a share has, and the share came a second later.
+#[test]
+fn who_would_be_too_late_without_a_share_waits_for_it() {
+    let wide = Swap::new(PoolWide::new(MemberState::Active));
+    let gate = slow_gate();
+    let ask = |by| gate.ask(&mut Asker::new(ONE, Priority::Interactive, s(by)), &wide, None, s(0));
+    assert!(matches!(ask(30), Answer::Admitted(..)));
+    assert!(matches!(ask(30), Answer::Late(_)), "a minute is too long");
+    let rate = Rate { rate: 1.0, burst: 1.0 };
+    let limit = MeterLimit { rate, largest_request: 1.0, counting: Counting::TokenBucket };
+    let meters = BTreeMap::from([(Meter::REQUESTS_PER_MINUTE, limit)]);
+    let limits = Limits { meters, share_to_come: Some(3.0), ..Limits::default() };
+    gate.retune(&limits, s(0));
+    assert!(matches!(ask(19), Answer::Late(_)), "three times the rate would not do either");
+    assert!(matches!(ask(20), Answer::Wait(_)));
+    gate.retune(&Limits { share_to_come: None, ..limits }, s(0));
+    assert!(matches!(ask(30), Answer::Late(_)), "nothing is to come");
+}
+
 #[test]
 fn a_batch_request_that_had_to_step_out_of_the_parents_line_comes_back_to_its_place() {
     let wide = Swap::new(PoolWide::new(MemberState::Active));

@@ -112,7 +112,7 @@ fn limits(concurrency: Option<u32>, burst: f64) -> Limits {
     // Nothing flows: what is there is there.
     let rate = Rate { rate: 1e-9, burst };
     let limit = MeterLimit { rate, largest_request: 100.0, counting: Counting::TokenBucket };
-    Limits { meters: BTreeMap::from([(Meter::REQUESTS_PER_MINUTE, limit)]), concurrency, blocked: false }
+    Limits { meters: BTreeMap::from([(Meter::REQUESTS_PER_MINUTE, limit)]), concurrency, ..Limits::default() }
 }
 
 /// A gate with as many requests in hand.
@@ -120,7 +120,7 @@ fn gate(concurrency: Option<u32>, requests: u32) -> Arc<ModelGate> {
     let rate = Rate { rate: 60.0 * f64::from(requests), burst: f64::from(requests) };
     let limit = MeterLimit { rate, largest_request: 100.0, counting: Counting::TokenBucket };
     let meters = BTreeMap::from([(Meter::REQUESTS_PER_MINUTE, limit)]);
-    let mut limiter = Limiter::new(&Limits { meters, concurrency, blocked: false }, NOW);
+    let mut limiter = Limiter::new(&Limits { meters, concurrency, ..Limits::default() }, NOW);
     limiter.retune(&limits(concurrency, 100.0), NOW);
     Arc::new(Gate::new(limiter, NOW))
 }

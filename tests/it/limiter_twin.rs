@@ -233,7 +233,7 @@ fn limits_of(new: [Option<(i64, i64)>; 2], slow: &SlowLimiter) -> Limits {
     };
     let meters: BTreeMap<Meter, MeterLimit> = METERS.into_iter().zip(new).filter_map(meter).collect();
     let concurrency = slow.concurrency.map(|most| u32::try_from(most).expect("small"));
-    Limits { meters, concurrency, blocked: slow.blocked }
+    Limits { meters, concurrency, blocked: slow.blocked, ..Limits::default() }
 }
 
 fn cost_of(cost: [i64; 2]) -> Cost {

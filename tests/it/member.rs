@@ -349,10 +349,13 @@ fn a_member_without_a_share_enforces_its_part_of_safe() {
     view.on_pulse(Pulse { valid_for_ms: 1_000_000, ..pulse(stamp(7, 10)) }, true, at_ms(0));
     // Never held one: 60 ÷ 5, and ⌊8 ÷ 5⌋ at a time.
     assert_eq!((rpm(&view, 0), limits(&view, "acme", 0).concurrency), (12.0, Some(1)));
+    // Of 120 that it may be given in a moment, as long as somebody leads who would.
+    assert_eq!([0, 3_000, 3_001].map(|ms| limits(&view, "acme", ms).share_to_come), [Some(10.0), Some(10.0), None]);
     let share = Share { share: 0.25, concurrency: Some(7) };
     view.on_shares([(grantee("acme"), share)].into(), at_ms(5_000));
     assert_eq!((rpm(&view, 4_999), limits(&view, "acme", 4_999).concurrency), (30.0, Some(7)));
     assert_eq!(view.share_at(&grantee("acme"), at_ms(4_999)), Some(share));
+    assert_eq!(limits(&view, "acme", 0).share_to_come, None);
     // Expired: 60 ÷ 4, and ⌊8 ÷ 4⌋ at a time.
     assert_eq!((rpm(&view, 5_000), limits(&view, "acme", 5_000).concurrency), (15.0, Some(2)));
     assert_eq!(view.share_at(&grantee("acme"), at_ms(5_000)), None);

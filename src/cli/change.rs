@@ -28,7 +28,7 @@ const CHANGES_MAX: usize = TXN_OPS_MAX / 2;
 /// Who changes something, and why.
 #[derive(Debug, clap::Args)]
 pub(super) struct AuthorArgs {
-    /// Why; it stands in the record and in the audit. Asked for on a terminal.
+    /// Why; it stands in the record and in the audit. Asked for on a terminal; an import has one of its own.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
     /// Who; $USER when not given.

@@ -12,6 +12,9 @@ use crate::controller::history::{DecidedBy, Explained, MeterDecided, ReadingTold
 use crate::controller::law::{Headers, Mode};
 use crate::quota::{Grantee, PoolId};
 
+/// More of what lies idle is lent than is worth a line.
+const LENT_SAID: f64 = 1.005;
+
 /// Arguments of `tidegate explain`.
 #[derive(Debug, clap::Args)]
 pub(super) struct ExplainArgs {
@@ -50,6 +53,9 @@ pub(super) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
 
 fn text(told: &Explained, wall: UnixMillis) -> String {
     let mut text = format!("{} {}\n", told.pool, tenant_name(&told.tenant));
+    if !told.limits.enforces() {
+        let _ = writeln!(text, "mode {}: none of it is enforced", told.limits.as_str());
+    }
     for (target, record) in &told.overrides {
         let _ = writeln!(text, "override in force  {target}: {}", describe(record, wall));
     }
@@ -76,6 +82,13 @@ fn step_text(step: &StepTold, wall: UnixMillis) -> String {
     let (term, epoch) = (decided.stamp.term, decided.stamp.epoch);
     let mut text = format!("\n{when}, {} ago, term {term} epoch {epoch}\n", span(ago_ms));
     let _ = writeln!(text, "{}: {}", decided.reason.code, decided.reason.text);
+    for (meter, of) in decided.meters.iter().filter(|(_, of)| of.overcommit > LENT_SAID) {
+        let _ = writeln!(
+            text,
+            "lent, for part lies idle: thresholds of {meter} add up to {} × CAPACITY",
+            number(of.overcommit)
+        );
+    }
     for (meter, factor) in &decided.scale {
         let _ = writeln!(text, "cut ahead of the grants: {meter} × {}", number(*factor));
     }

@@ -397,6 +397,14 @@ Examples:
   tidegate status --config /etc/tidegate.toml > /dev/null || page-somebody
   tidegate status --json | jq '.pools[] | .meters'
 
+Columns, in units per the meter's window:
+  TENANTS      with grants, @default among them
+  OVERRIDES    accepted ones, those too that reach nobody
+  PULSE        how long ago the leader last wrote the pool's
+  CAPACITY     what the law says that the pool can take
+  USED ASKED   what members used and asked for
+  OTHERS       what is used outside tidegate, where headers tell
+
 Output of --json:
   { problems, warnings, leader: { name, url, term, led_for_ms },
     etcd: { endpoints, version, file_bytes, used_bytes, quota_bytes, revision, compacted_revision, errors },
@@ -449,9 +457,11 @@ Terms of --effective, in the order in which they are put on each other:
   PULSE       times the factor of a cut that went ahead of the grants
   @CAPACITY   times what an override of @capacity leaves
   OVERRIDDEN  what the overrides of '*' and of the tenant make of that; - when nothing
-  KEPT        times what is kept of it on the way to the safe threshold, when nobody leads
+  KEPT        times what is kept of it: the safe part where the member has no share of this tenant yet, and on
+              the way to that when nobody leads
   BRAKE       times what a member without a leader takes off for 429s; members alone know, so it is 1 here
-  SHARE       times the member's share: with --member its own, as the leader says, else 1
+  SHARE       times the member's share: with --member its own, as the leader says, or an even part of the safe
+              threshold while it has none (it does not use this tenant); else 1
   RATE BURST  is what is enforced
 
 Output of --json:
@@ -514,10 +524,14 @@ Columns, in units per the meter's window:
   BASE        the tenant's part; EFFECTIVE: what overrides make of it
   DECIDED BY  law, policy (the tenant's floor or ceiling) or override
 
+Above them: overrides in force for the tenant; those of others as `taken out before`, for what they set is taken out
+before the rest is divided; in a step, by how much thresholds add up to more than CAPACITY, and cuts.
+
 Output of --json:
-  { pool, tenant, overrides, now: { <meter>: { base, effective, by } },
+  { pool, tenant, limits, overrides, elsewhere, now: { <meter>: { base, effective, by } },
     steps: [{ unix_ms, term, epoch, reason, scale,
-              meters: { <meter>: { reading, ended, refused, used, demand, others, level, mode, capacity } },
+              meters: { <meter>: { reading, ended, refused, used, demand, others, level, mode, headers,
+                                   overcommit, capacity } },
               thresholds: { <meter>: { base, effective, by } } }] }
 
 Exit codes:

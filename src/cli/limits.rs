@@ -336,7 +336,7 @@ fn effective_text(followed: &Followed, whose: &Whose, shown: &[Shown], now: Mono
                 let (pulse, capacity) = (number(t.scale), number(t.capacity));
                 let none = if terms.frozen { "frozen" } else { NONE };
                 let overridden = overridden(t).map_or_else(|| none.to_owned(), |rate| number(rate.rate));
-                let rate = blocked(number(limit.rate));
+                let (rate, burst) = (blocked(number(limit.rate)), if terms.blocked { NONE.to_owned() } else { burst });
                 vec![meter.to_string(), base, pulse, capacity, blocked(overridden), kept, brake, share, rate, burst]
             });
             let granted = grant.as_ref().and_then(|grant| grant.thresholds.concurrency);
@@ -560,9 +560,14 @@ fn changes(
     names.sort();
     names.dedup();
     let time = wall.timestamp().map_or_else(|| NONE.to_owned(), |time| format!("{time:.3}"));
+    let text = |limit: Option<&Limit>| match limit {
+        Some(Limit { rate, burst: Some(burst) }) => format!("{} burst {}", number(*rate), number(*burst)),
+        Some(Limit { rate, burst: None }) => number(*rate),
+        None => NONE.to_owned(),
+    };
     let line = |name: &&Line| {
         let (was, is) = (was.get(*name), is.get(*name));
-        if was == is {
+        if was == is || !as_json && text(was) == text(is) {
             return None;
         }
         let (grantee, meter) = *name;
@@ -578,14 +583,9 @@ fn changes(
             });
             return Some(format!("{line}\n"));
         }
-        let limit = |limit: Option<&Limit>| match limit {
-            Some(Limit { rate, burst: Some(burst) }) => format!("{} burst {}", number(*rate), number(*burst)),
-            Some(Limit { rate, burst: None }) => number(*rate),
-            None => NONE.to_owned(),
-        };
         let why = overrides.iter().map(|line| format!("override {line}")).chain(reason).collect::<Vec<_>>().join("; ");
         let plain: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        Some(format!("{time}  {tenant}  {meter}  {} -> {}  {plain}\n", limit(was), limit(is)))
+        Some(format!("{time}  {tenant}  {meter}  {} -> {}  {plain}\n", text(was), text(is)))
     };
     names.iter().filter_map(line).collect()
 }

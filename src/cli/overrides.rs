@@ -15,7 +15,7 @@ use super::{Failure, print, print_json, say};
 use crate::clock::{Clock, SystemClock, UnixMillis};
 use crate::controller::nearest;
 use crate::plan::keyspace::Key;
-use crate::plan::{Action, Amount, Changed, Override, OverrideStatus, Rate, Target};
+use crate::plan::{Action, Amount, Changed, Mode, Override, OverrideStatus, Pulse, Rate, Target};
 use crate::quota::{Grantee, Meter, PoolId, TenantId};
 use crate::store::{Change as Seen, Entry, Select, Source, StoreError, WatchEvent};
 
@@ -220,6 +220,7 @@ async fn set(args: SetArgs) -> Result<(), Failure> {
     let key = reach.keys.key(&Key::Override(pool.clone(), target.clone()));
     let known = Known::read(&reach, &pool, &target).await?;
     let warnings = known.warnings(&reach, &pool, &target).await?;
+    let status = known.status;
     for warning in &warnings {
         say(&format!("warning: {warning}"));
     }
@@ -230,7 +231,7 @@ async fn set(args: SetArgs) -> Result<(), Failure> {
     });
     let change = Change { key, what: Changed::OverrideSet, from: known.standing, to: Some((value, record.expires_at)) };
     if args.dry_run {
-        return told(args.json, shown, &Verdict::DryRun, &summary(&pool, &target, &change, wall));
+        return told(args.json, shown, &Verdict::DryRun, &summary(&pool, &target, &change, status.as_ref(), wall));
     }
     let revision = write(&reach, &author, std::slice::from_ref(&change), wall).await?;
     let verdict = match known.leader {
@@ -238,7 +239,7 @@ async fn set(args: SetArgs) -> Result<(), Failure> {
         None if known.granted || known.pools.contains(&pool) => Verdict::Unanswered,
         None => Verdict::Unheard,
     };
-    told(args.json, shown, &verdict, &summary(&pool, &target, &change, wall))
+    told(args.json, shown, &verdict, &summary(&pool, &target, &change, status.as_ref(), wall))
 }
 
 /// What becomes of an override that was put.
@@ -260,10 +261,13 @@ fn told(json: bool, mut shown: Value, verdict: &Verdict, summary: &str) -> Resul
     let (word, sentence) = match verdict {
         Verdict::DryRun => ("dry_run", "nothing is written: a dry run"),
         Verdict::Accepted(_) => ("accepted", "accepted by the leader"),
-        Verdict::Rejected { earlier: true, .. } => {
-            ("rejected", "written, and rejected by the leader; the last good record stays in force")
+        Verdict::Rejected { earlier: true, .. } => (
+            "rejected",
+            "written, and rejected by the leader; the last good record stays in force until this is cleared",
+        ),
+        Verdict::Rejected { .. } => {
+            ("rejected", "written, and rejected by the leader; nothing is in force: clear it, or put a good one")
         }
-        Verdict::Rejected { .. } => ("rejected", "written, and rejected by the leader; nothing is in force"),
         Verdict::Unanswered => ("unanswered", "written; no leader answers: members apply it all the same"),
         Verdict::Unheard => ("unanswered", "written; no leader answers, and it reaches nobody as far as is known"),
     };
@@ -290,10 +294,19 @@ fn told(json: bool, mut shown: Value, verdict: &Verdict, summary: &str) -> Resul
     }
 }
 
-fn summary(pool: &PoolId, target: &Target, change: &Change, wall: UnixMillis) -> String {
+fn summary(
+    pool: &PoolId,
+    target: &Target,
+    change: &Change,
+    status: Option<&OverrideStatus>,
+    wall: UnixMillis,
+) -> String {
     let described = |value: &[u8]| match Override::parse(value, target) {
         Ok(record) => describe(&record, wall),
-        Err(_) => "a record that is not well formed".to_owned(),
+        Err(_) => match in_force(status, wall) {
+            Some(earlier) => format!("a record that is not well formed; in force: {}", describe(earlier, wall)),
+            None => "a record that is not well formed".to_owned(),
+        },
     };
     let mut text = format!("{pool} {}\n", target_name(target));
     if let Some(entry) = &change.from {
@@ -349,8 +362,12 @@ fn ends(end: Timestamp, wall: UnixMillis) -> String {
 struct Known {
     /// The record that stands there.
     standing: Option<Entry>,
+    /// What the leader says of it.
+    status: Option<OverrideStatus>,
     leader: Option<Leader>,
     pools: Vec<PoolId>,
+    /// What becomes of the pool's limits.
+    mode: Mode,
     granted: bool,
 }
 
@@ -358,19 +375,29 @@ impl Known {
     async fn read(reach: &Reach, pool: &PoolId, target: &Target) -> Result<Self, Failure> {
         let keys = &reach.keys;
         let key = keys.key(&Key::Override(pool.clone(), target.clone()));
-        let mut selects =
-            vec![Select::Key(key.clone()), Select::Key(keys.key(&Key::Leader)), Select::Prefix(keys.pulses())];
+        let status_key = keys.key(&Key::OverrideStatus(pool.clone(), target.clone()));
+        let pulse_key = keys.key(&Key::Pulse(pool.clone()));
+        let mut selects = vec![
+            Select::Key(key.clone()),
+            Select::Key(status_key.clone()),
+            Select::Key(keys.key(&Key::Leader)),
+            Select::Prefix(keys.pulses()),
+        ];
         if let Target::One(grantee) = target {
             selects.push(Select::Key(keys.key(&Key::Limits(pool.clone(), grantee.clone()))));
         }
         let listing = reach.list(&selects).await?;
         let parsed = || listing.entries.iter().map(|entry| keys.parse(&entry.key));
         let pools = parsed().filter_map(|key| if let Some(Key::Pulse(pool)) = key { Some(pool) } else { None });
+        let at = |key: &str| listing.entries.iter().find(|entry| entry.key == key);
+        let pulse = at(&pulse_key).and_then(|entry| Pulse::parse(&entry.value).ok());
         Ok(Self {
+            status: at(&status_key).and_then(|entry| serde_json::from_slice(&entry.value).ok()),
+            mode: pulse.map(|pulse| pulse.mode).unwrap_or_default(),
             pools: pools.collect(),
             granted: parsed().any(|key| matches!(key, Some(Key::Limits(..)))),
             leader: Leader::find(&listing, keys),
-            standing: listing.entries.iter().find(|entry| entry.key == key).cloned(),
+            standing: at(&key).cloned(),
         })
     }
 
@@ -387,15 +414,18 @@ impl Known {
             }
             return Ok(warnings);
         }
-        let Target::One(grantee @ Grantee::Tenant(_)) = target else { return Ok(Vec::new()) };
+        let idle = format!("the pool's mode is {}: members enforce none of its limits, nor this", self.mode.as_str());
+        let mut warnings: Vec<String> = (!self.mode.enforces()).then_some(idle).into_iter().collect();
+        let Target::One(grantee @ Grantee::Tenant(_)) = target else { return Ok(warnings) };
         if self.granted {
-            return Ok(Vec::new());
+            return Ok(warnings);
         }
         let tenants = grantees(reach, pool).await?;
         let names: Vec<String> = tenants.iter().map(tenant_name).collect();
         let name = tenant_name(grantee);
         let near = nearest(&name, names.iter().map(String::as_str), 3);
-        Ok(vec![format!("{name} has no grant in {pool}, so only a block reaches it{}", meant(&near))])
+        warnings.push(format!("{name} has no grant in {pool}, so only a block reaches it{}", meant(&near)));
+        Ok(warnings)
     }
 }
 
@@ -443,6 +473,7 @@ async fn clear(args: ClearArgs) -> Result<(), Failure> {
     let key = reach.keys.key(&Key::Override(pool.clone(), target.clone()));
     let known = Known::read(&reach, &pool, &target).await?;
     let name = target_name(&target);
+    let status = known.status;
     let Some(standing) = known.standing else {
         return Err(Failure::Run(format!("{pool} {name} has no override")));
     };
@@ -452,7 +483,12 @@ async fn clear(args: ClearArgs) -> Result<(), Failure> {
         let before = change.from.as_ref().map(|entry| json_of(&entry.value));
         return print_json(&json!({ "key": change.key, "before": before, "status": "cleared" }));
     }
-    print(&format!("{}cleared\n", summary(&pool, &target, &change, wall)))
+    print(&format!("{}cleared\n", summary(&pool, &target, &change, status.as_ref(), wall)))
+}
+
+/// The record that holds, perhaps instead of the one that stands.
+fn in_force(status: Option<&OverrideStatus>, wall: UnixMillis) -> Option<&Override> {
+    status.and_then(|told| told.applied.as_ref()).filter(|record| !record.expired(wall))
 }
 
 /// An override that stands in the store.
@@ -518,7 +554,10 @@ impl Standing {
         let record = self.record.as_ref().ok();
         let text = |field: Option<&String>| field.cloned().unwrap_or_else(|| NONE.to_owned());
         let end = record.and_then(|record| record.expires_at);
-        let status = error.map_or_else(|| word.to_owned(), |error| format!("{word}: {error}"));
+        let mut status = error.map_or_else(|| word.to_owned(), |error| format!("{word}: {error}"));
+        if let Some(earlier) = in_force(self.status.as_ref(), wall).filter(|_| word == "rejected") {
+            let _ = write!(status, "; in force: {}", act(&earlier.action));
+        }
         vec![
             self.pool.to_string(),
             target_name(&self.target),
@@ -536,7 +575,7 @@ impl Standing {
             "pool": self.pool, "target": target_name(&self.target), "record": json_of(&self.value),
             "status": status, "error": error.as_ref().filter(|_| status == "rejected"),
             "warning": error.as_ref().filter(|_| status != "rejected"),
-            "applied": self.status.as_ref().and_then(|told| told.applied.as_ref()).filter(|one| !one.expired(wall)),
+            "applied": in_force(self.status.as_ref(), wall),
         })
     }
 }

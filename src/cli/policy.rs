@@ -326,8 +326,9 @@ async fn clear(args: ClearArgs) -> Result<(), Failure> {
     if args.json {
         return print_json(&json!({ "key": key, "before": before, "status": "cleared" }));
     }
+    let when = if reach.leader().await?.is_some() { "" } else { "no leader answers: when one does, " };
     print(&format!(
-        "{pool}: cleared; the policy of the controller's file holds again, or the pool is gone if it has none\n"
+        "{pool}: cleared; {when}the policy of the controller's file holds again, or the pool is gone if it has none\n"
     ))
 }
 

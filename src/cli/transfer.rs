@@ -199,10 +199,22 @@ async fn differing(reach: &Reach, wanted: BTreeMap<String, Wanted>) -> Result<Ve
         listing.entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
     let change = |(key, Wanted { value, end }): (String, Wanted)| {
         let from = standing.remove(&key);
-        let same = from.as_ref().is_some_and(|entry| json_of(&entry.value) == json_of(&value));
+        let same = from.as_ref().is_some_and(|entry| alike(&json_of(&entry.value), &json_of(&value)));
         (!same).then_some(Change { key, what: Changed::Import, from, to: Some((value, end)) })
     };
     Ok(wanted.into_iter().filter_map(change).collect())
+}
+
+/// Whether two records say the same: 60 and 60.0 are one number, however they were written.
+fn alike(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| alike(a, b)),
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| alike(a, b)))
+        }
+        (a, b) => a == b,
+    }
 }
 
 fn shown(change: &Change) -> Value {

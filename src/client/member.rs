@@ -666,6 +666,7 @@ impl PoolView {
     }
 
     /// When less of it is left than now, unless a pulse comes.
+    #[must_use]
     pub fn lent_until(&self, now: MonoTime) -> Option<MonoTime> {
         let (late_from, steps) = self.lent_steps(now).filter(|(_, steps)| *steps > 0.0)?;
         Some(late_from + PULSE_QUIET.mul_f64((LENT_STEPS + 1.0 - steps) / LENT_STEPS))

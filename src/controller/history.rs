@@ -174,6 +174,9 @@ pub struct Explained {
     pub pool: PoolId,
     /// The tenant.
     pub tenant: Grantee,
+    /// What becomes of its limits.
+    #[serde(default)]
+    pub limits: crate::plan::Mode,
     /// Overrides in force now, by target: `*`, the tenant's, `@capacity`.
     pub overrides: BTreeMap<String, Override>,
     /// Overrides of other tenants: what they use is taken out before the rest is divided.

@@ -424,6 +424,7 @@ impl PoolPlanner {
         Some(Explained {
             pool: self.params.id.clone(),
             tenant: grantee.clone(),
+            limits: self.params.mode,
             overrides: named(about),
             elsewhere: named(elsewhere),
             now: self.decided(if blocked { grantee } else { of }, &grant.thresholds, wall).into_iter().collect(),

@@ -69,6 +69,10 @@ async fn what_is_malformed_is_told_at_its_tenant_and_what_holds_instead() {
     assert_eq!(told(&office), json!(["acme: scale 0.5, by mori"]));
     office.put_by_hand("acme", r#"{"scale":11}"#).await;
     assert_eq!(told(&office), json!([rejected, "acme: scale 0.5, by mori"]));
+    let list = office.run(&["override", "list"]);
+    assert!(list.out.contains("rejected: not valid: scale is 11: expected 0 to 10; in force: scale 0.5"), "{list:?}");
+    let over = office.run(&["override", "clear", POOL, "acme", "--reason", "r"]);
+    assert!(over.out.contains("was  a record that is not well formed; in force: scale 0.5, by mori"), "{over:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,6 +144,12 @@ async fn where_nothing_is_enforced_the_limits_say_so() {
     })
     .await;
     assert_eq!(office.json(&["limits", "get", POOL])["mode"], "observe");
+    let explained = office.run(&["explain", POOL, "acme"]);
+    assert!(explained.out.contains("\nmode observe: none of it is enforced\n"), "{explained:?}");
+    // An operator who blocks in need must hear that nothing is blocked.
+    let blocked = office.run(&["override", "set", POOL, "@default", "--block", "--reason", "leak"]);
+    let warning = "warning: the pool's mode is observe: members enforce none of its limits, nor this";
+    assert!(blocked.err.contains(warning), "{blocked:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

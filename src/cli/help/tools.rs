@@ -183,6 +183,20 @@ Scenarios:
   what its outcome is to be. Random worlds are drawn as that README says, each from its seed; of them
   one line is printed for each law.
 
+Columns, and the fields of --json:
+  EFFICIENCY efficiency    what was got against what the oracle got (LLM tokens where they are short); above 100 %
+                           where others who use the account lost it
+  429S throttled_ratio     refusals by the provider, of all that was sent to it
+  AFTER throttled_after_event  the same of the 30 s after the first event
+  UNFAIR unfairness        half the sum of what tenants got more or less than of the oracle, of all that it gave
+  JAIN jain                Jain's index of what tenants got, each against what the oracle gave it; 1 is even
+  P50 P99 wait_p50_s …     how long requests waited before the provider took them
+  MISSED slo_miss_ratio    requests not served within what they wait at most (patience_s), of those that have such
+  CONVERGED convergence_s  from the first event until goodput is near the oracle's and few are refused
+  OTHERS others_kept       requests of others that were admitted, of all of theirs
+  ANSWER answer_p95_s      from sending to the answer's end
+  P10, MEDIAN, P90         of random worlds: a tenth, a half, nine tenths are below
+
 Output of --json:
   An array of { scenario, law, seed, efficiency, throttled_ratio, throttled_after_event, unfairness, jain,
   wait_p50_s, wait_p99_s, slo_miss_ratio, convergence_s, others_kept, answer_p95_s }; what does
@@ -190,7 +204,7 @@ Output of --json:
 
 Exit codes:
   0  done, and every outcome is within what its file accepts
-  1  some outcome is outside, or the output cannot be written
+  1  some outcome is outside, or the output or the picture cannot be written
   2  wrong arguments, or a file that is no scenario
 
 Environment:
@@ -198,7 +212,7 @@ Environment:
 
 pub(in crate::cli) const COMPARE_ABOUT: &str = "\
 Live through scenarios under laws, as `tidegate simulate` does, and print a Markdown table: a line for each
-scenario, a column for each law. Below it a line for each law over all runs.";
+scenario, a column for each law. Below it a line for each law over all runs; of random worlds that alone.";
 
 pub(in crate::cli) const COMPARE: &str = "\
 Examples:
@@ -208,8 +222,8 @@ Examples:
 
 Exit codes:
   0  done
-  1  the output cannot be written
-  2  wrong arguments, a file that is no scenario, or a picture that cannot be written
+  1  the output or a picture cannot be written
+  2  wrong arguments, or a file that is no scenario
 
 Environment:
   TIDEGATE_LOG  as for `tidegate run`; simulated members log nothing";

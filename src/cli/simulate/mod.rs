@@ -21,7 +21,7 @@ pub(super) struct SimulateArgs {
     #[command(flatten)]
     worlds: WorldsArgs,
     /// Draw the first world, second by second under each law: an SVG file.
-    #[arg(long, value_name = "OUT.svg")]
+    #[arg(long, value_name = "OUT.svg", value_parser = chart::svg)]
     plot: Option<PathBuf>,
     /// Print JSON: an array, an object for each run.
     #[arg(long)]
@@ -31,9 +31,6 @@ pub(super) struct SimulateArgs {
 /// Runs everything, prints it, and fails when an outcome is outside its file's bands.
 pub(super) fn simulate(args: &SimulateArgs) -> Result<(), Failure> {
     let (worlds, laws) = (args.worlds.worlds()?, args.worlds.laws());
-    if let (Some(path), Some((scenario, seed))) = (&args.plot, worlds.first()) {
-        chart::write(path, scenario, *seed, &laws)?;
-    }
     let outcomes = outcomes(&worlds, &laws)?;
     if args.json {
         print_json(&outcomes)?;
@@ -41,6 +38,9 @@ pub(super) fn simulate(args: &SimulateArgs) -> Result<(), Failure> {
         print(&table(&RANDOM_HEAD, &random_rows(&outcomes)))?;
     } else {
         print(&table(&HEAD, &rows(&outcomes, args.worlds.seeds())))?;
+    }
+    if let (Some(path), Some((scenario, seed))) = (&args.plot, worlds.first()) {
+        chart::write(path, scenario, *seed, &laws)?;
     }
     let outside = say_outside(&worlds, &outcomes);
     if outside == 0 { Ok(()) } else { Err(Failure::Run(format!("{outside} numbers are outside their bands"))) }

@@ -273,7 +273,7 @@ impl TryFrom<EventInFile> for Event {
         let traffic = match (file.tenant, file.per_second) {
             (Some(tenant), Some(per_second)) => Some(Happening::Traffic { tenant, per_second }),
             (None, None) => None,
-            _ => return Err("an event: tenant and per_second belong together".to_owned()),
+            _ => return Err(format!("the event{}: tenant and per_second belong together", at(file.at_s))),
         };
         let controller = file.controller.map(|controller| match controller {
             Controller::Down => Happening::ControllerDown,
@@ -292,9 +292,14 @@ impl TryFrom<EventInFile> for Event {
         let mut all = all.into_iter().flatten();
         match (file.at_s, all.next(), all.next()) {
             (Some(at_s), Some(what), None) => Ok(Self { at_s, what }),
-            _ => Err("an event: expected at_s and one thing that happens".to_owned()),
+            (at_s, ..) => Err(format!("the event{}: expected at_s and one thing that happens", at(at_s))),
         }
     }
+}
+
+/// When, if it is said.
+fn at(at_s: Option<f64>) -> String {
+    at_s.map_or_else(String::new, |at_s| format!(" at {at_s} s"))
 }
 
 /// What happens.
@@ -345,6 +350,19 @@ pub struct Bands {
     pub others_kept: Option<f64>,
     /// [`Outcome::answer_p95_s`](super::Outcome::answer_p95_s) at most.
     pub answer_p95_s: Option<f64>,
+}
+
+impl Bands {
+    /// Those that are parts of something, 0–2.
+    fn parts(&self) -> [(&'static str, Option<f64>); 5] {
+        [
+            ("efficiency", self.efficiency),
+            ("throttled_ratio", self.throttled_ratio),
+            ("throttled_after_event", self.throttled_after_event),
+            ("unfairness", self.unfairness),
+            ("others_kept", self.others_kept),
+        ]
+    }
 }
 
 /// Why a scenario is none.
@@ -440,9 +458,37 @@ impl Scenario {
         within("network.grant_ms", self.network.grant_ms, 0.0, 60_000.0)?;
         within("network.refusal_ms", self.network.refusal_ms, 1.0, 60_000.0)?;
         within("network.loss", self.network.loss, 0.0, 1.0)?;
+        for (law, bands) in &self.accept {
+            if !super::laws::NAMES.contains(&law.as_str()) {
+                return Err(format!("accept.{law}: expected one of {}", super::laws::NAMES.join(", ")));
+            }
+            for (key, part) in bands.parts() {
+                within(&format!("accept.{law}.{key}"), part.unwrap_or(0.0), 0.0, 2.0)?;
+            }
+        }
         let all: f64 = self.tenants.values().map(|tenant| tenant.per_second).sum::<f64>() * self.seconds;
         within("how many requests there are in all", all, 0.0, REQUESTS_MAX)?;
-        self.events.iter().try_for_each(|event| self.check_event(event))
+        self.events.iter().try_for_each(|event| self.check_event(event))?;
+        self.check_lives()
+    }
+
+    /// Who is killed lives, and who starts does not.
+    fn check_lives(&self) -> Result<(), String> {
+        let mut events: Vec<&Event> = self.events.iter().collect();
+        events.sort_by(|a, b| a.at_s.total_cmp(&b.at_s));
+        let mut lives = vec![true; self.members.split.len()];
+        for event in events {
+            let (member, kill) = match event.what {
+                Happening::Kill(member) => (member, true),
+                Happening::Start(member) => (member, false),
+                _ => continue,
+            };
+            if std::mem::replace(&mut lives[member], !kill) != kill {
+                let is = if kill { "is dead already" } else { "lives" };
+                return Err(format!("event at {} s: process {member} {is}", event.at_s));
+            }
+        }
+        Ok(())
     }
 
     fn check_event(&self, event: &Event) -> Result<(), String> {

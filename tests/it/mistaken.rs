@@ -144,7 +144,7 @@ async fn where_nothing_is_enforced_the_limits_say_so() {
     })
     .await;
     assert_eq!(office.json(&["limits", "get", POOL])["mode"], "observe");
-    let explained = office.run(&["explain", POOL, "acme"]);
+    let explained = office.run(&["explain", POOL, "@default"]);
     assert!(explained.out.contains("\nmode observe: none of it is enforced\n"), "{explained:?}");
     // An operator who blocks in need must hear that nothing is blocked.
     let blocked = office.run(&["override", "set", POOL, "@default", "--block", "--reason", "leak"]);

@@ -2,7 +2,8 @@
 //!
 //! *Increase.* +2 %/s of max(rate, static capacity) while the rate is used; 15 %/s until the first congestion.
 //! *Decrease.* ×0.5, at most once per 2 s, when the 429s among what was sent since the last decrease are more than
-//! chance: at least two, and a binomial test at 1 % against a tolerated 1 %.
+//! chance: at least two, and a binomial test at 1 % against a tolerated 1 %. Of a rate that was not used, what was used is
+//! halved, for a rate that grew beyond what was asked for would take several cuts to be felt; a cut leaves a quarter at least.
 //! *Hold.* A rate that nobody uses does not grow.
 //! *Cold start.* The static capacity, or what an earlier leader had granted.
 //! *Bounds.* Never below 1/60 unit per second.
@@ -133,7 +134,10 @@ impl Aimd {
             return Mode::Hold;
         }
         if self.congested(traffic) {
-            self.rate_per_s = (self.rate_per_s * self.params.decrease).max(self.params.floor_per_s);
+            // A rate that nobody used was not what the provider refused, but no more than one step is known of that.
+            let was =
+                (traffic.sent_per_s / self.params.used).clamp(self.rate_per_s * self.params.decrease, self.rate_per_s);
+            self.rate_per_s = (was * self.params.decrease).max(self.params.floor_per_s);
             self.decreased_at = Some(now);
             return Mode::Cut;
         }

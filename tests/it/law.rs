@@ -30,7 +30,7 @@ fn throttled(per_s: f64) -> Traffic {
 /// An AIMD past its first congestion, stepped once, so that the next step has a span.
 fn after_congestion(start_per_s: f64) -> Aimd {
     let mut aimd = Aimd::new(start_per_s * 2.0, AimdParams::default());
-    assert_eq!(aimd.step(ms(0), start_per_s, &throttled(start_per_s)), Mode::Cut);
+    assert_eq!(aimd.step(ms(0), start_per_s, &throttled(start_per_s * 2.0)), Mode::Cut);
     aimd.step(ms(1_999), start_per_s, &used(0.0));
     aimd
 }
@@ -58,6 +58,17 @@ fn the_decrease_is_multiplicative_and_comes_at_most_once_in_two_seconds() {
     }
     assert_eq!(aimd.step(ms(2_000), 8.0, &throttled(8.0)), Mode::Cut);
     assert_eq!(aimd.rate_per_s(), 2.0);
+}
+
+/// A rate that grew far beyond what was asked for is not what the provider refused: what was used is halved, but no cut leaves less
+/// than a quarter, for reports may be missing.
+#[test]
+fn of_a_rate_that_was_not_used_what_was_used_is_halved() {
+    for (sent, left) in [(80.0, 40.0), (48.0, 30.0), (40.0, 25.0), (32.0, 20.0), (0.0, 20.0)] {
+        let mut aimd = Aimd::new(80.0, AimdParams::default());
+        assert_eq!(aimd.step(ms(0), 10.0, &throttled(sent)), Mode::Cut);
+        assert!((aimd.rate_per_s() - left).abs() < 1e-9, "{sent} of 80 used: {} left", aimd.rate_per_s());
+    }
 }
 
 /// §: from any start, parties under common feedback come to the same rate.

@@ -22,11 +22,13 @@ pub struct AimdParams {
     pub increase_per_s: f64,
     /// Growth until the first congestion, in parts of the rate a second, 0.01–1. Smaller begins slowly, larger overshoots further.
     pub slow_start_per_s: f64,
-    /// What a cut leaves, 0.1–0.95. Larger is used better and refused more: 0.7 had half as much again of 429s.
+    /// What a cut leaves of what was used, 0.1–0.95, and its square of the rate at the least. Larger is used better and refused
+    /// more: 0.7 had half as much again of 429s.
     pub decrease: f64,
     /// No second cut sooner, in seconds, 0.5–30: before the first could be felt. Smaller cuts twice for one congestion.
     pub react_s: f64,
-    /// From this part of it on a rate counts as used, 0–1. Smaller grows where nobody asks, larger not where all is used.
+    /// From this part of it on a rate counts as used, above 0 to 1; a cut starts from what was used by it. Smaller grows where
+    /// nobody asks, larger not where all is used.
     pub used: f64,
     /// The same while more is asked for than the rate: divided limits are never used to the last unit. Below it something else holds
     /// requests back (another meter, a ceiling), and growing would go on without end.

@@ -53,8 +53,8 @@ pub(super) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
 
 fn text(told: &Explained, wall: UnixMillis) -> String {
     let mut text = format!("{} {}\n", told.pool, tenant_name(&told.tenant));
-    if !told.limits.enforces() {
-        let _ = writeln!(text, "mode {}: none of it is enforced", told.limits.as_str());
+    if !told.mode.enforces() {
+        let _ = writeln!(text, "mode {}: none of it is enforced", told.mode.as_str());
     }
     for (target, record) in &told.overrides {
         let _ = writeln!(text, "override in force  {target}: {}", describe(record, wall));

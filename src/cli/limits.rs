@@ -168,7 +168,7 @@ impl Followed {
             Whose::Member { shares, .. } => shares.clone(),
         };
         if let Some(view) = self.views.get_mut(&self.pool) {
-            view.on_shares(shares, now + LOOK);
+            view.on_reply(shares, now + LOOK);
         }
         let view = self.views.get(&self.pool);
         let named = tenant.map_or_else(|| self.grants.keys().cloned().collect(), |tenant| vec![tenant.clone()]);

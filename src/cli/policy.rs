@@ -322,11 +322,12 @@ async fn clear(args: ClearArgs) -> Result<(), Failure> {
     let key = reach.keys.key(&Key::Policy(pool.clone()));
     let before = json_of(&standing.entry.value);
     let change = Change { key: key.clone(), what: Changed::PolicyClear, from: Some(standing.entry), to: None };
+    let leads = reach.leader().await?.is_some();
     write(&reach, &author, &[change], SystemClock::new().wall()).await?;
     if args.json {
         return print_json(&json!({ "key": key, "before": before, "status": "cleared" }));
     }
-    let when = if reach.leader().await?.is_some() { "" } else { "no leader answers: when one does, " };
+    let when = if leads { "" } else { "no leader answers: when one does, " };
     print(&format!(
         "{pool}: cleared; {when}the policy of the controller's file holds again, or the pool is gone if it has none\n"
     ))

@@ -132,6 +132,7 @@ pub(super) async fn reporting(core: Arc<Core>, http: LeaderHttp, report_url: Opt
                 next = if was_redirected { REPORT_EVERY } else { REPORT_GAP_MIN };
             }
             Err(PostError::Failed(why, said)) => {
+                core.on_no_reply();
                 core.telemetry.add(Metric::ReportFailures, &[why], 1.0);
                 if !std::mem::replace(&mut complained, true) {
                     warn!(url, "reports are not answered ({why}{said}): without a share the safe thresholds hold");

@@ -562,37 +562,56 @@ impl<W: Wake> State<W> {
             None => self.aside.line.ahead_of_newcomer(asker.priority, now),
         };
         let mut expected = self.expected(&ahead.cost, &asker.cost, now);
+        let mut soonest = self.soonest(expected, &ahead.cost, &asker.cost, now);
         if let Some(parent) = parent {
             // Those ahead need room in both.
-            expected = later(expected, parent.expected(&ahead.cost, &asker.cost, now));
+            let theirs = parent.expected(&ahead.cost, &asker.cost, now);
+            expected = later(expected, theirs);
+            soonest = later(soonest, parent.soonest(theirs, &ahead.cost, &asker.cost, now));
         }
-        self.stand(asker, expected, None, now)
+        self.stand(asker, expected, soonest, None, now)
     }
 
     /// It is his turn, and there is no room.
     fn wait(&mut self, asker: &mut Asker<W>, wait: Wait, parent: Option<&Self>, now: MonoTime) -> Answer {
-        let expected = if wait.at.is_some() {
-            wait
-        } else {
-            let ahead =
-                parent.map(|parent| match asker.parent_ticket.and_then(|ticket| parent.aside.line.ahead_of(ticket)) {
-                    Some(ahead) => ahead.cost,
-                    None => parent.aside.line.ahead_of_newcomer(asker.priority, now).cost,
-                });
-            let limiter = parent.map_or(&self.limiter, |parent| &parent.limiter);
-            Wait { by: wait.by, ..limiter.expected(&ahead.unwrap_or_default(), &asker.cost, now) }
+        // The parent is asked only where there is room here.
+        let bounding = parent.unwrap_or(self);
+        let ahead = match (wait.at, parent) {
+            (None, Some(parent)) => match asker.parent_ticket.and_then(|ticket| parent.aside.line.ahead_of(ticket)) {
+                Some(ahead) => ahead.cost,
+                None => parent.aside.line.ahead_of_newcomer(asker.priority, now).cost,
+            },
+            _ => Cost::default(),
         };
-        self.stand(asker, expected, wait.at, now)
+        let expected = match wait.at {
+            Some(_) => wait,
+            None => Wait { by: wait.by, ..bounding.limiter.expected(&ahead, &asker.cost, now) },
+        };
+        let soonest = bounding.soonest(expected, &ahead, &asker.cost, now);
+        self.stand(asker, expected, soonest, wait.at, now)
+    }
+
+    /// What is expected here if the share that is on its way comes at once.
+    fn soonest(&self, expected: Wait, ahead: &Cost, cost: &Cost, now: MonoTime) -> Wait {
+        if self.aside.growth > 1.0 {
+            self.limiter.expected_at_times(self.aside.growth, ahead, cost, now)
+        } else {
+            expected
+        }
     }
 
     /// Lets him stand in line, if it can be in time.
-    fn stand(&mut self, asker: &mut Asker<W>, expected: Wait, ask_at: Option<MonoTime>, now: MonoTime) -> Answer {
+    fn stand(
+        &mut self,
+        asker: &mut Asker<W>,
+        expected: Wait,
+        soonest: Wait,
+        ask_at: Option<MonoTime>,
+        now: MonoTime,
+    ) -> Answer {
         let newcomer = asker.ticket.is_none();
-        // A share that is on its way may make it as much shorter.
-        let soonest = |at: MonoTime| now + at.since(now).div_f64(self.aside.growth);
         // Nobody knows when a block ends: who does not wait yet need not begin to.
-        let late =
-            newcomer && (expected.by == Bound::Block || expected.at.is_some_and(|at| soonest(at) > asker.deadline));
+        let late = newcomer && (expected.by == Bound::Block || soonest.at.is_some_and(|at| at > asker.deadline));
         let line_is_full = newcomer && self.aside.line.len() >= LINE_MAX;
         if late || line_is_full || now >= asker.deadline {
             self.count_refusal();

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::heard::Heard;
 use super::terms::{MeterTerms, Terms};
 use crate::clock::{MonoTime, UnixMillis};
 use crate::limiter::{Alignment, Counting, ENTRIES_MAX, Limits, MeterLimit};
@@ -23,17 +24,12 @@ use crate::plan::{
 };
 use crate::quota::{Grantee, Meter, Unit};
 
-/// A pulse older than this means nobody leads.
-pub const PULSE_QUIET: Duration = Duration::from_secs(3);
 const BRAKE_EVERY_S: f64 = 1.0;
 const BRAKE_PER_S: f64 = 0.7;
 /// The brake never closes: with nothing sent, nothing would tell that the provider takes requests again.
 const BRAKE_MIN: f64 = 0.05;
 const RELEASE_PER_S: f64 = 0.01;
 const CLEAN_BEFORE_RELEASE_S: f64 = 8.0;
-const LAPSE_TAU_S: f64 = 30.0;
-const LAPSE_STEPS: f64 = 100.0;
-const LENT_STEPS: f64 = 4.0;
 /// Ends of a window that are told no further apart than this are one: pulses travel.
 const SAME_WINDOW_END: Duration = Duration::from_millis(500);
 
@@ -151,7 +147,8 @@ struct Moving {
     kept: f64,
     /// How much is left of what thresholds add up to beyond the capacity.
     lent: f64,
-    state: MemberState,
+    /// Whether those without a share wait for one.
+    awaiting: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -168,14 +165,15 @@ pub struct PoolView {
     last_known: BTreeMap<Grantee, Remembered>,
     grants: BTreeMap<Grantee, Granted>,
     overrides: OverrideBook,
-    /// The newest pulse, and when the last one that counts came; one found in a list without a leader does not count.
-    pulse: Option<(Pulse, Option<MonoTime>)>,
+    heard: Heard,
     newest: Stamp,
     /// The most that each meter's pool was ever said to take, in units per window.
     roomiest: BTreeMap<Meter, f64>,
     /// When the running windows end that have an alignment.
     window_ends: BTreeMap<Meter, MonoTime>,
     leases: BTreeMap<Grantee, Lease>,
+    /// The last report was, or none was sent yet.
+    reports_answered: bool,
     brake: f64,
     braked_at: MonoTime,
     throttled_at: Option<MonoTime>,
@@ -193,20 +191,17 @@ impl PoolView {
             last_known: BTreeMap::new(),
             grants: BTreeMap::new(),
             overrides: OverrideBook::default(),
-            pulse: None,
+            heard: Heard::default(),
             newest: Stamp::default(),
             roomiest: BTreeMap::new(),
             window_ends: BTreeMap::new(),
             leases: BTreeMap::new(),
+            reports_answered: true,
             brake: 1.0,
             braked_at: now,
             throttled_at: None,
             changes: Changes { all: true, some: BTreeSet::new() },
-            taken: (
-                now,
-                UnixMillis::default(),
-                Moving { brake: 1.0, kept: 0.0, lent: 0.0, state: MemberState::Bootstrap },
-            ),
+            taken: (now, UnixMillis::default(), Moving { brake: 1.0, kept: 0.0, lent: 0.0, awaiting: false }),
         }
     }
 
@@ -222,8 +217,12 @@ impl PoolView {
     pub fn take_changes(&mut self, now: MonoTime, wall: UnixMillis) -> Changes {
         let mut changes = std::mem::take(&mut self.changes);
         let (then, then_wall, moving) = self.taken;
-        let moving_now =
-            Moving { brake: self.brake, kept: self.kept_at(now), lent: self.lent_at(now), state: self.state(now) };
+        let moving_now = Moving {
+            brake: self.brake,
+            kept: self.heard.kept_at(now),
+            lent: self.heard.lent_at(now),
+            awaiting: self.awaits_shares(now),
+        };
         changes.all |= moving != moving_now;
         let ended = self.leases.iter().filter(|(_, lease)| lease.until > then && lease.until <= now);
         changes.some.extend(ended.map(|(grantee, _)| grantee.clone()));
@@ -278,8 +277,8 @@ impl PoolView {
                 *most = most.max(*capacity);
             }
             let told = |pulse: &Pulse| (pulse.scale.clone(), pulse.scale_epoch, pulse.overcommit.clone());
-            self.changes.all |= match &self.pulse {
-                Some((known, _)) => {
+            self.changes.all |= match self.heard.pulse() {
+                Some(known) => {
                     told(known) != told(&pulse)
                         || (known.capacity != pulse.capacity && self.overrides.last_good(&Target::Capacity).is_some())
                 }
@@ -288,9 +287,7 @@ impl PoolView {
             if live {
                 self.on_window_left(&pulse, now);
             }
-            // One without a living leader says what was last decided, but renews nothing.
-            let counted_at = if live { Some(now) } else { self.pulse_at() };
-            self.pulse = Some((pulse, counted_at));
+            self.heard.take(pulse, live.then_some(now));
         }
         Order::Newer
     }
@@ -298,9 +295,7 @@ impl PoolView {
     /// The pulse was deleted: the pool is gone, and with it whatever its policy said of not enforcing. A pool that nobody speaks
     /// of is never open.
     pub fn on_pulse_removed(&mut self) {
-        if let Some((pulse, _)) = &mut self.pulse {
-            pulse.mode = Mode::Enforce;
-        }
+        self.heard.enforce();
     }
 
     /// What the pool's policy makes of its limits, as its last pulse said.
@@ -387,8 +382,9 @@ impl PoolView {
         }
     }
 
-    /// Shares came with a reply; they hold from when the report was sent. One outside 0–1 changes nothing.
-    pub fn on_shares(&mut self, shares: BTreeMap<Grantee, Share>, until: MonoTime) {
+    /// The leader answered a report, perhaps with shares; they hold from when it was sent. One outside 0–1 changes nothing.
+    pub fn on_reply(&mut self, shares: BTreeMap<Grantee, Share>, until: MonoTime) {
+        self.reports_answered = true;
         for (grantee, share) in shares {
             if (0.0..=1.0).contains(&share.share) {
                 let (then, ..) = self.taken;
@@ -401,8 +397,19 @@ impl PoolView {
         }
     }
 
+    /// The leader did not answer the last report: no share is on its way.
+    pub fn on_no_reply(&mut self) {
+        self.reports_answered = false;
+    }
+
+    /// Whether a tenant without a share gets one in a moment: who leads hears of it with the next report.
+    fn awaits_shares(&self, now: MonoTime) -> bool {
+        self.reports_answered && self.state(now) == MemberState::Active
+    }
+
     /// This process is closing: it gives its shares back, and enforces none from now on.
     pub fn give_shares_back(&mut self) {
+        self.reports_answered = false;
         self.changes.some.extend(std::mem::take(&mut self.leases).into_keys());
     }
 
@@ -447,25 +454,19 @@ impl PoolView {
         self.grants.iter().map(|(grantee, grant)| (grantee, grant.stamp))
     }
 
+    /// When less is left of what thresholds add up to beyond the capacity, unless a pulse comes.
+    #[must_use]
+    pub fn lent_until(&self, now: MonoTime) -> Option<MonoTime> {
+        self.heard.lent_until(now)
+    }
+
     /// How this member stands to the leader.
     #[must_use]
     pub fn state(&self, now: MonoTime) -> MemberState {
         if self.grants.is_empty() {
             return MemberState::Bootstrap;
         }
-        match &self.pulse {
-            Some((pulse, Some(at))) => {
-                let age = now.since(*at);
-                if age > Duration::from_millis(pulse.valid_for_ms) {
-                    MemberState::Lapsed
-                } else if age > PULSE_QUIET {
-                    MemberState::Braking
-                } else {
-                    MemberState::Active
-                }
-            }
-            _ => MemberState::Lapsed,
-        }
+        self.heard.state(now)
     }
 
     /// Moves the brake: once a second however often it is called, so that a second with one 429 counts like one with
@@ -495,13 +496,13 @@ impl PoolView {
     /// Holds that the leader tells of, and the capacity it publishes.
     #[must_use]
     pub fn pulse(&self) -> Option<&Pulse> {
-        self.pulse.as_ref().map(|(pulse, _)| pulse)
+        self.heard.pulse()
     }
 
     /// When the newest pulse came.
     #[must_use]
     pub fn pulse_at(&self) -> Option<MonoTime> {
-        self.pulse.as_ref().and_then(|(_, at)| *at)
+        self.heard.at()
     }
 
     /// What to enforce, per tenant with a grant, and for all others together under `@default`.
@@ -591,8 +592,8 @@ impl PoolView {
             None if held_once => 1.0 / members,
             None => 1.0 / (members + 1.0),
         };
-        let left = if used.frozen { 1.0 } else { self.kept_at(now) };
-        let still_lent = self.lent_at(now);
+        let left = if used.frozen { 1.0 } else { self.heard.kept_at(now) };
+        let still_lent = self.heard.lent_at(now);
         let meters = used
             .thresholds
             .rates
@@ -601,7 +602,9 @@ impl PoolView {
                 let safe = grant.safe_part(*meter);
                 let (kept, brake) = match (used.set.contains(meter) || used.frozen, lease) {
                     (true, _) => (1.0, 1.0),
-                    (false, Some(_)) => (safe + (self.covered(*meter, still_lent) - safe).max(0.0) * left, self.brake),
+                    (false, Some(_)) => {
+                        (safe + (self.heard.covered(*meter, still_lent) - safe).max(0.0) * left, self.brake)
+                    }
                     (false, None) => (safe, self.brake),
                 };
                 let mine = rate.scaled(kept * brake * share);
@@ -625,8 +628,7 @@ impl PoolView {
                 (*meter, terms)
             })
             .collect();
-        // Who leads hears of it with the next report.
-        let share_is_awaited = lease.is_none() && self.state(now) == MemberState::Active;
+        let share_is_awaited = lease.is_none() && self.awaits_shares(now);
         let concurrency = used.thresholds.concurrency.map(|_| {
             lease.and_then(|share| share.concurrency).unwrap_or_else(|| {
                 let safe = f64::from(grant.safe_concurrency.unwrap_or(0));
@@ -649,45 +651,6 @@ impl PoolView {
     /// The newest pulse's factor for a meter of a grant.
     fn scale_of(&self, grant: &Granted, meter: Meter) -> f64 {
         self.pulse().map_or(1.0, |pulse| pulse.scale_for(grant.stamp, meter))
-    }
-
-    /// How much is left of what thresholds add up to beyond the capacity: nobody takes it back without a leader, so it ends by
-    /// itself, within as long again as a pulse may be late.
-    fn lent_at(&self, now: MonoTime) -> f64 {
-        self.lent_steps(now).map_or(0.0, |(_, steps)| steps / LENT_STEPS)
-    }
-
-    /// Since when the pulse is late and how many steps are left: each is a retune of every tenant.
-    fn lent_steps(&self, now: MonoTime) -> Option<(MonoTime, f64)> {
-        let (_, at) = self.pulse.as_ref()?;
-        let late_from = (*at)? + PULSE_QUIET;
-        let left = 1.0 - now.seconds_since(late_from) / PULSE_QUIET.as_secs_f64();
-        Some((late_from, (left * LENT_STEPS).ceil().clamp(0.0, LENT_STEPS)))
-    }
-
-    /// When less of it is left than now, unless a pulse comes.
-    #[must_use]
-    pub fn lent_until(&self, now: MonoTime) -> Option<MonoTime> {
-        let (late_from, steps) = self.lent_steps(now).filter(|(_, steps)| *steps > 0.0)?;
-        Some(late_from + PULSE_QUIET.mul_f64((LENT_STEPS + 1.0 - steps) / LENT_STEPS))
-    }
-
-    /// What part of a meter's threshold the capacity covers, with so much left of what is beyond it.
-    fn covered(&self, meter: Meter, lent: f64) -> f64 {
-        let overcommit = self.pulse().map_or(1.0, |pulse| pulse.overcommit_of(meter));
-        (1.0 + (overcommit - 1.0) * lent) / overcommit
-    }
-
-    /// How much of the way from safe to the threshold is left: 1 until the grants lapse, then exponentially to 0.
-    fn kept_at(&self, now: MonoTime) -> f64 {
-        match &self.pulse {
-            Some((pulse, Some(at))) => {
-                let late_s = now.seconds_since(*at + Duration::from_millis(pulse.valid_for_ms));
-                // In steps: each is a retune of every tenant.
-                ((-late_s / LAPSE_TAU_S).exp() * LAPSE_STEPS).round() / LAPSE_STEPS
-            }
-            _ => 0.0,
-        }
     }
 }
 

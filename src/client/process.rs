@@ -219,6 +219,14 @@ impl Core {
         Ok(Duration::from_millis(reply.next_report_ms).min(in_turn).clamp(REPORT_GAP_MIN, REPORT_GAP_MAX))
     }
 
+    /// No reply came to the last report.
+    pub fn on_no_reply(&self) {
+        let now = self.clock.now();
+        let mut views = self.views.lock();
+        views.values_mut().for_each(PoolView::on_no_reply);
+        self.retune(&mut views, now);
+    }
+
     /// Gives the shares back; returns the last report.
     pub fn leave(&self) -> Report {
         let now = self.clock.now();

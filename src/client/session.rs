@@ -229,10 +229,8 @@ impl Session {
         }
         // Counted from the question, not the answer: the leader's lease then never ends before ours.
         let until = asked_at + Duration::from_millis(reply.share_valid_ms);
-        for (pool, shares) in &reply.shares {
-            if let Some(view) = views.get_mut(pool) {
-                view.on_shares(shares.clone(), until);
-            }
+        for (pool, view) in views {
+            view.on_reply(reply.shares.get(pool).cloned().unwrap_or_default(), until);
         }
         Ok(())
     }

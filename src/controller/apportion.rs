@@ -41,6 +41,12 @@ pub fn divide(capacity: f64, claims: &[Claim]) -> Vec<f64> {
 
 /// Raises the parts to one weighted level, each at most to `wanted`, until `capacity` is used.
 fn fill(capacity: f64, claims: &[Claim], parts: &mut [f64], wanted: impl Fn(&Claim) -> f64) {
+    let (all_wanted, all_had): (f64, f64) =
+        claims.iter().zip(&*parts).fold((0.0, 0.0), |(all, had), (c, has)| (all + has.max(wanted(c)), had + has));
+    if all_wanted <= capacity {
+        claims.iter().zip(parts).for_each(|(c, part)| *part = part.max(wanted(c)));
+        return;
+    }
     // A part at the level v is max(what it has, min(wanted, v × weight)): it begins to rise at one break point and
     // stops at another, so what is used is a chain of lines, walked once in the order of the break points.
     let has: Vec<f64> = parts.to_vec();
@@ -53,7 +59,7 @@ fn fill(capacity: f64, claims: &[Claim], parts: &mut [f64], wanted: impl Fn(&Cla
         })
         .collect();
     breaks.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (mut level, mut slope, mut used) = (0.0, 0.0_f64, has.iter().sum::<f64>());
+    let (mut level, mut slope, mut used) = (0.0, 0.0_f64, all_had);
     for (at, turn) in breaks {
         let rise = slope.max(0.0) * (at - level);
         if used + rise >= capacity {
@@ -69,6 +75,12 @@ fn fill(capacity: f64, claims: &[Claim], parts: &mut [f64], wanted: impl Fn(&Cla
 
 /// Hands out what is spare by weight, up to the ceilings.
 fn hand_out(spare: f64, claims: &[Claim], parts: &mut [f64]) {
+    // Mostly no ceiling is near.
+    let level = spare / claims.iter().map(|c| c.weight).sum::<f64>();
+    if claims.iter().zip(&*parts).all(|(c, part)| c.ceiling - part >= level * c.weight) {
+        claims.iter().zip(parts).for_each(|(c, part)| *part += level * c.weight);
+        return;
+    }
     let rooms: Vec<Claim> = claims
         .iter()
         .zip(parts.iter())

@@ -65,20 +65,25 @@ impl Division<'_> {
             *planned = self.rows.iter().map(|row| (row.grantee.clone(), self.blank())).collect();
         }
         let weights: f64 = self.rows.iter().map(|row| row.tenant.weight).sum();
-        let parts: Vec<(Meter, &Step, f64, Vec<f64>)> =
-            steps.map(|(meter, step)| (*meter, step, self.overcommit(step), self.meter(*meter, step))).collect();
+        let part = |(meter, step): (&Meter, &'s Step)| Part {
+            meter: *meter,
+            step,
+            lent: self.overcommit(step),
+            rates_per_s: self.meter(*meter, step),
+            nominal: self.params.capacity.get(meter).map_or(f64::INFINITY, |nominal| nominal.rate),
+            is_corrected: self.params.dialect.semantics().token_charge == TokenCharge::Corrected,
+        };
+        let parts: Vec<Part<'_>> = steps.map(part).collect();
         let places = self.all_places();
         let is_overridden = self.is_overridden();
         for (nth, (row, grant)) in self.rows.iter().zip(planned.values_mut()).enumerate() {
-            if !grant.thresholds.rates.keys().eq(parts.iter().map(|(meter, ..)| meter)) {
+            if !grant.thresholds.rates.keys().eq(parts.iter().map(|part| &part.meter)) {
                 let none = Rate { rate: 0.0, burst: 0.0 };
-                grant.thresholds.rates = parts.iter().map(|(meter, ..)| (*meter, none)).collect();
+                grant.thresholds.rates = parts.iter().map(|part| (part.meter, none)).collect();
             }
             let weight_part = row.tenant.weight / weights;
-            for (rate, (meter, step, lent, parts)) in grant.thresholds.rates.values_mut().zip(&parts) {
-                // What is lent adds no bursts.
-                let burst = self.burst(*meter, step, parts[nth] / lent, weight_part);
-                *rate = Rate { rate: round(per_window(*meter, parts[nth])), burst: round(burst) };
+            for (rate, part) in grant.thresholds.rates.values_mut().zip(&parts) {
+                *rate = part.rate(nth, weight_part);
             }
             grant.thresholds.concurrency = places[nth];
             if is_overridden && let Some(frozen) = self.frozen(&row.grantee) {
@@ -87,8 +92,9 @@ impl Division<'_> {
             grant.members = self.members;
             grant.safe.be_scaled(&grant.thresholds, SAFE_PART);
             for (meter, rate) in &mut grant.safe.rates {
-                let lent = parts.iter().find(|(of, ..)| of == meter).map_or(1.0, |(_, _, lent, _)| *lent);
-                self.keep_safe(*meter, rate, lent, weight_part);
+                if let Some(part) = parts.iter().find(|part| part.meter == *meter) {
+                    part.keep_safe(rate, weight_part);
+                }
             }
         }
     }
@@ -153,35 +159,6 @@ impl Division<'_> {
             known.filter(|known| known.abs_diff(part) <= 1 + known / PLACES_KEPT).unwrap_or(part)
         };
         self.rows.iter().map(needed).collect()
-    }
-
-    /// What a tenant may store of a meter, in units.
-    fn burst(&self, meter: Meter, step: &Step, rate_per_s: f64, weight_part: f64) -> f64 {
-        let part = step.burst * rate_per_s / step.capacity_per_s.max(f64::MIN_POSITIVE);
-        let by_weight = BURST_PART * step.burst * weight_part;
-        match meter.unit {
-            Unit::Requests => (REQUEST_BURST_S * rate_per_s).min(BURST_PART * part).max(1.0),
-            // Reserved is what an answer may be at most, many times what it is: bursts made for what is used would admit one
-            // request after the other.
-            Unit::Tokens | Unit::OutputTokens if self.is_corrected() => part.max(by_weight).max(1.0),
-            // An idle tenant keeps room for an ordinary request by its weight; a larger one goes into debt.
-            _ => (TOKEN_BURST_S * rate_per_s).min(BURST_PART * part).max(by_weight).max(1.0),
-        }
-    }
-
-    fn is_corrected(&self) -> bool {
-        self.params.dialect.semantics().token_charge == TokenCharge::Corrected
-    }
-
-    /// What holds without a leader: at most half of what the capacity covers, and at most the static capacity by weight.
-    fn keep_safe(&self, meter: Meter, rate: &mut Rate, lent: f64, weight_part: f64) {
-        *rate = rate.scaled(1.0 / lent);
-        if let Some(nominal) = self.params.capacity.get(&meter) {
-            let most = nominal.rate * weight_part;
-            if rate.rate > most {
-                *rate = Rate { rate: round(most), burst: round(rate.burst * most / rate.rate) };
-            }
-        }
     }
 
     /// What each tenant brings to the division of one meter.
@@ -249,6 +226,53 @@ impl Division<'_> {
             free.into_iter().zip(shared).for_each(|(i, part)| parts[i] = part);
         }
         parts
+    }
+}
+
+/// One meter, divided.
+struct Part<'s> {
+    meter: Meter,
+    step: &'s Step,
+    /// By how much thresholds add up to more than the capacity.
+    lent: f64,
+    /// Of each row.
+    rates_per_s: Vec<f64>,
+    /// The static capacity, per window.
+    nominal: f64,
+    /// Whether what is reserved is corrected to what was used.
+    is_corrected: bool,
+}
+
+impl Part<'_> {
+    /// The threshold of a row.
+    fn rate(&self, nth: usize, weight_part: f64) -> Rate {
+        let rate_per_s = self.rates_per_s[nth];
+        // What is lent adds no bursts.
+        let burst = self.burst(rate_per_s / self.lent, weight_part);
+        Rate { rate: round(per_window(self.meter, rate_per_s)), burst: round(burst) }
+    }
+
+    /// What a tenant may store, in units.
+    fn burst(&self, rate_per_s: f64, weight_part: f64) -> f64 {
+        let part = self.step.burst * rate_per_s / self.step.capacity_per_s.max(f64::MIN_POSITIVE);
+        let by_weight = BURST_PART * self.step.burst * weight_part;
+        match self.meter.unit {
+            Unit::Requests => (REQUEST_BURST_S * rate_per_s).min(BURST_PART * part).max(1.0),
+            // Reserved is what an answer may be at most, many times what it is: bursts made for what is used would admit one
+            // request after the other.
+            Unit::Tokens | Unit::OutputTokens if self.is_corrected => part.max(by_weight).max(1.0),
+            // An idle tenant keeps room for an ordinary request by its weight; a larger one goes into debt.
+            _ => (TOKEN_BURST_S * rate_per_s).min(BURST_PART * part).max(by_weight).max(1.0),
+        }
+    }
+
+    /// What holds without a leader: at most half of what the capacity covers, and at most the static capacity by weight.
+    fn keep_safe(&self, rate: &mut Rate, weight_part: f64) {
+        *rate = rate.scaled(1.0 / self.lent);
+        let most = self.nominal * weight_part;
+        if rate.rate > most {
+            *rate = Rate { rate: round(most), burst: round(rate.burst * most / rate.rate) };
+        }
     }
 }
 

@@ -176,7 +176,7 @@ pub struct Explained {
     pub tenant: Grantee,
     /// What becomes of its limits.
     #[serde(default)]
-    pub limits: crate::plan::Mode,
+    pub mode: crate::plan::Mode,
     /// Overrides in force now, by target: `*`, the tenant's, `@capacity`.
     pub overrides: BTreeMap<String, Override>,
     /// Overrides of other tenants: what they use is taken out before the rest is divided.

@@ -10,7 +10,7 @@
 //! another is written twice. So at no moment does what stands in the store allow more than was planned (but for the 2 % that
 //! are not worth a write).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -103,11 +103,17 @@ impl Outbox {
     pub fn plan(&mut self, planned: &BTreeMap<Grantee, Grant>, reason: &Reason, now: MonoTime) -> (Stamp, Cut) {
         let stamp = self.next_stamp();
         // None if none is needed, the one that is under way if that will do, else a new one, which is over all of them.
-        let with = |cut| (cut, self.factors(planned, cut));
-        let wanted = sums(planned.values());
-        let enough = |(cut, scale): &(Option<Stamp>, BTreeMap<Meter, f64>)| self.is_within(&wanted, *cut, scale);
-        let known = [None, self.cut].into_iter().map(with).find(enough);
-        (self.cut, self.scale) = known.unwrap_or_else(|| with(Some(stamp)));
+        let sums = self.add_up(planned, self.cut);
+        (self.cut, self.scale) = if sums.are_within(&BTreeMap::new()) {
+            (None, BTreeMap::new())
+        } else {
+            let scale = sums.factors();
+            if self.cut.is_some() && sums.are_within(&scale) {
+                (self.cut, scale)
+            } else {
+                (Some(stamp), self.add_up(planned, Some(stamp)).factors())
+            }
+        };
         self.falls.clear();
         self.raises.clear();
         if self.grants_at.is_none_or(|at| now.since(at) >= GRANTS_EVERY) {
@@ -232,54 +238,90 @@ impl Outbox {
     /// The most that what stands in the store allows a tenant.
     fn allowed(&self, grantee: &Grantee) -> Option<Thresholds> {
         let standing = self.published.get(grantee).into_iter().chain(self.doubted(grantee));
-        standing.map(|grant| scaled(grant, self.cut, &self.scale)).reduce(|a, b| a.higher_of(&b))
+        most(standing.map(|grant| scaled(grant, self.cut, &self.scale)))
     }
 
-    /// Per meter Σ of what may stand in the store, under a cut; with `older` of the grants before it alone, as they stand.
-    fn standing(&self, cut: Option<Stamp>, scale: &BTreeMap<Meter, f64>, older: bool) -> Sums {
-        let counts = |grant: &Grant| !older || cut.is_some_and(|cut| grant.stamp < cut);
-        let mut sums = Sums::default();
-        for (_, known, doubted) in joined(&self.published, &self.doubtful) {
-            if let Some(doubted) = doubted {
-                let all = known.into_iter().chain(doubted).filter(|grant| counts(grant));
-                let all = all.map(|grant| scaled(grant, cut, scale)).reduce(|a, b| a.higher_of(&b));
-                if let Some(all) = all {
-                    sums.add(&all, |_| 1.0);
-                }
-            } else if let Some(known) = known.filter(|known| counts(known)) {
-                sums.add(&known.thresholds, |meter| factor(known, meter, cut, scale));
+    /// What is planned and what may stand in the store, in one walk over both.
+    fn add_up<'a>(&'a self, planned: &'a BTreeMap<Grantee, Grant>, cut: Option<Stamp>) -> Totals<'a> {
+        let is_older = |grant: &Grant| cut.is_some_and(|cut| grant.stamp < cut);
+        let mut totals = Totals { cut, ..Totals::default() };
+        for (grantee, known, wanted) in joined(&self.published, planned) {
+            if let Some(wanted) = wanted {
+                totals.planned.add(&wanted.thresholds);
+            }
+            let Some(known) = known.filter(|_| !self.is_doubted(grantee)) else { continue };
+            if is_older(known) {
+                totals.older.add(&known.thresholds);
+                wanted.into_iter().for_each(|wanted| totals.planned_of_older.add(&wanted.thresholds));
+            } else {
+                totals.newer.add(&known.thresholds);
             }
         }
-        sums
+        for (grantee, doubted) in &self.doubtful {
+            let all: Vec<&Grant> = self.published.get(grantee).into_iter().chain(doubted).collect();
+            if all.iter().any(|grant| is_older(grant)) {
+                let wanted = planned.get(grantee);
+                wanted.into_iter().for_each(|wanted| totals.planned_of_older.add(&wanted.thresholds));
+            }
+            totals.doubted.push(all);
+        }
+        totals
     }
+}
 
-    /// Whether what stands in the store allows no more than is planned, under a cut.
-    fn is_within(&self, wanted: &Sums, cut: Option<Stamp>, scale: &BTreeMap<Meter, f64>) -> bool {
-        let standing = self.standing(cut, scale, false);
+/// What is planned, and what may stand in the store: rates per meter, with what is older than a cut apart.
+#[derive(Debug, Default)]
+struct Totals<'a> {
+    cut: Option<Stamp>,
+    planned: Sums,
+    /// Of those of whom something stands that is older than the cut.
+    planned_of_older: Sums,
+    /// What stands and is older than the cut,
+    older: Sums,
+    /// and what is not.
+    newer: Sums,
+    /// Of whom something is in doubt: of all that may stand, the most does.
+    doubted: Vec<Vec<&'a Grant>>,
+}
+
+impl Totals<'_> {
+    /// Whether what stands, with what is older scaled, allows no more than is planned.
+    fn are_within(&self, scale: &BTreeMap<Meter, f64>) -> bool {
+        let mut standing = Sums::default();
+        let mut stands = |meter: Meter, rate: f64| *standing.of(meter) += rate;
+        self.newer.0.iter().for_each(|(meter, rate)| stands(*meter, *rate));
+        self.older.0.iter().for_each(|(meter, rate)| stands(*meter, rate * scale.get(meter).unwrap_or(&1.0)));
+        self.doubted
+            .iter()
+            .filter_map(|all| most(all.iter().map(|grant| scaled(grant, self.cut, scale))))
+            .for_each(|thresholds| thresholds.rates.iter().for_each(|(meter, rate)| stands(*meter, rate.rate)));
         // A meter that nobody is limited by any more is no cut to nothing.
-        wanted.0.iter().all(|(meter, new)| standing.get(*meter).is_none_or(|rate| rate * (1.0 - CUT) <= *new))
+        self.planned.0.iter().all(|(meter, new)| standing.get(*meter).is_none_or(|rate| rate * (1.0 - CUT) <= *new))
     }
 
-    /// Per meter Σ planned ÷ Σ stored of the grants older than a cut, where that is less.
-    fn factors(&self, planned: &BTreeMap<Grantee, Grant>, cut: Option<Stamp>) -> BTreeMap<Meter, f64> {
-        let Some(at) = cut else { return BTreeMap::new() };
-        let older = |grant: &Grant| grant.stamp < at;
-        let limited: BTreeSet<&Meter> = planned.values().flat_map(|grant| grant.thresholds.rates.keys()).collect();
-        let stored = self.standing(cut, &BTreeMap::new(), true);
-        let is_older = |grantee: &Grantee| {
-            self.published.get(grantee).is_some_and(older) || self.doubted(grantee).iter().any(older)
-        };
-        let wanted = sums(planned.iter().filter(|(grantee, _)| is_older(grantee)).map(|(_, grant)| grant));
-        let part = |(meter, stored): (Meter, f64)| (meter, wanted.get(meter).unwrap_or(0.0) / stored);
-        stored
+    /// Per meter Σ planned ÷ Σ standing of what is older than the cut, where that is less.
+    fn factors(&self) -> BTreeMap<Meter, f64> {
+        let Some(cut) = self.cut else { return BTreeMap::new() };
+        let mut older = self.older.clone();
+        for all in &self.doubted {
+            let before = all.iter().filter(|grant| grant.stamp < cut);
+            most(before.map(|grant| grant.thresholds.clone())).into_iter().for_each(|most| older.add(&most));
+        }
+        let part = |(meter, stored): (Meter, f64)| (meter, self.planned_of_older.get(meter).unwrap_or(0.0) / stored);
+        older
             .0
             .into_iter()
-            .filter(|(meter, stored)| *stored > 0.0 && limited.contains(meter))
+            .filter(|(meter, stored)| *stored > 0.0 && self.planned.get(*meter).is_some())
             .map(part)
             .filter(|(_, factor)| *factor < 1.0 - CUT)
             .map(|(meter, factor)| (meter, super::division::round(factor)))
             .collect()
     }
+}
+
+/// The most that any of them allows.
+fn most(of: impl Iterator<Item = Thresholds>) -> Option<Thresholds> {
+    of.reduce(|a, b| a.higher_of(&b))
 }
 
 /// What a cut makes of a meter of a grant.
@@ -297,7 +339,7 @@ fn scaled(grant: &Grant, cut: Option<Stamp>, scale: &BTreeMap<Meter, f64>) -> Th
 }
 
 /// Rates added up per meter.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Sums(Vec<(Meter, f64)>);
 
 impl Sums {
@@ -306,21 +348,17 @@ impl Sums {
         self.0.iter().find(|(known, _)| *known == meter).map(|(_, sum)| *sum)
     }
 
-    fn add(&mut self, thresholds: &Thresholds, factor: impl Fn(Meter) -> f64) {
-        for (meter, rate) in &thresholds.rates {
-            let rate = rate.rate * factor(*meter);
-            match self.0.iter_mut().find(|(known, _)| known == meter) {
-                Some((_, sum)) => *sum += rate,
-                None => self.0.push((*meter, rate)),
-            }
-        }
+    fn of(&mut self, meter: Meter) -> &mut f64 {
+        let nth = self.0.iter().position(|(known, _)| *known == meter).unwrap_or_else(|| {
+            self.0.push((meter, 0.0));
+            self.0.len() - 1
+        });
+        &mut self.0[nth].1
     }
-}
 
-fn sums<'a>(of: impl Iterator<Item = &'a Grant>) -> Sums {
-    let mut sums = Sums::default();
-    of.for_each(|grant| sums.add(&grant.thresholds, |_| 1.0));
-    sums
+    fn add(&mut self, thresholds: &Thresholds) {
+        thresholds.rates.iter().for_each(|(meter, rate)| *self.of(*meter) += rate.rate);
+    }
 }
 
 /// The first keys behind `last`, or from the start when none is.

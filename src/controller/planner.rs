@@ -424,7 +424,7 @@ impl PoolPlanner {
         Some(Explained {
             pool: self.params.id.clone(),
             tenant: grantee.clone(),
-            limits: self.params.mode,
+            mode: self.params.mode,
             overrides: named(about),
             elsewhere: named(elsewhere),
             now: self.decided(if blocked { grantee } else { of }, &grant.thresholds, wall).into_iter().collect(),
@@ -518,7 +518,7 @@ impl PoolPlanner {
                 let stored = if now > ABOVE_LIMIT * limit { ", and its bucket holds some to be used" } else { "" };
                 ("headers_capacity", format!("provider limit {limit:.0} {meter}, others use {others:.0} %{stored}"))
             }
-            (Mode::Cut, _) => ("aimd_cut", format!("{why}, too many 429s: halved to {now:.0} {meter}")),
+            (Mode::Cut, _) => ("aimd_cut", format!("{why}, too many 429s: cut to {now:.0} {meter}")),
             (Mode::Increase, _) => ("aimd_increase", format!("{why}, used and no 429s: growing, {now:.0} {meter}")),
             _ => ("aimd_hold", format!("{why}, nothing to learn: {now:.0} {meter}")),
         };

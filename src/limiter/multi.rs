@@ -605,6 +605,12 @@ impl Limiter {
     /// the line. How long places in flight are taken nobody knows: they are not counted.
     #[must_use]
     pub fn expected(&self, ahead: &Cost, cost: &Cost, now: MonoTime) -> Wait {
+        self.expected_at_times(1.0, ahead, cost, now)
+    }
+
+    /// The same if every rate were as many times larger from now on, 1 or more; what holds a request back beside rates stays.
+    #[must_use]
+    pub fn expected_at_times(&self, growth: f64, ahead: &Cost, cost: &Cost, now: MonoTime) -> Wait {
         if self.blocked {
             return Wait { at: None, by: Bound::Block };
         }
@@ -612,6 +618,7 @@ impl Limiter {
             // As in `room`: what is above the member's burst is admitted from a full bucket.
             let own = cost.of(rule.meter.unit).min(counter.burst());
             let at = if own > 0.0 { counter.supplies_at(ahead.of(rule.meter.unit) + own, now) } else { None };
+            let at = at.map(|at| if growth > 1.0 { now + at.since(now).div_f64(growth) } else { at });
             Wait { at, by: Bound::Meter(rule.meter) }
         });
         self.held(cost, now).chain(metered).fold(Wait { at: Some(now), by: Bound::Concurrency }, later)

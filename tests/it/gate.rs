@@ -67,8 +67,30 @@ fn who_would_be_too_late_without_a_share_waits_for_it() {
     gate.retune(&limits, s(0));
     assert!(matches!(ask(19), Answer::Late(_)), "three times the rate would not do either");
     assert!(matches!(ask(20), Answer::Wait(_)));
-    gate.retune(&Limits { share_to_come: None, ..limits }, s(0));
+    gate.retune(&Limits { share_to_come: None, ..limits.clone() }, s(0));
     assert!(matches!(ask(30), Answer::Late(_)), "nothing is to come");
+
+    // A share makes no provider's hold shorter.
+    gate.retune(&limits, s(0));
+    wide.hold(&[(Meter::REQUESTS_PER_MINUTE, s(40))]);
+    assert!(matches!(ask(39), Answer::Late(_)));
+    assert!(matches!(ask(40), Answer::Wait(_)));
+}
+
+/// Of a pool and its parent each may have a share to come, or not.
+#[test]
+fn whose_room_it_waits_for_is_whose_share_may_come() {
+    let wide = Swap::new(PoolWide::new(MemberState::Active));
+    let rate = Rate { rate: 1.0, burst: 1.0 };
+    let limit = MeterLimit { rate, largest_request: 1.0, counting: Counting::TokenBucket };
+    let to_come = Limits { share_to_come: Some(3.0), ..Limits::default() };
+    let (child, account) = (gate(None), slow_gate());
+    let ask = |by| child.ask(&mut Asker::new(ONE, Priority::Interactive, s(by)), &wide, Some((&account, &wide)), s(0));
+    assert!(matches!(ask(30), Answer::Admitted(..)));
+    child.retune(&to_come, s(0));
+    assert!(matches!(ask(30), Answer::Late(_)), "the account's room takes a minute");
+    account.retune(&Limits { meters: BTreeMap::from([(Meter::REQUESTS_PER_MINUTE, limit)]), ..to_come }, s(0));
+    assert!(matches!(ask(20), Answer::Wait(_)));
 }
 
 #[test]

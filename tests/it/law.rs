@@ -20,7 +20,7 @@ fn sample(at_ms: u64, limit_per_s: f64, level: f64, own: f64) -> Sample {
 }
 
 fn used(per_s: f64) -> Traffic {
-    Traffic { demand_per_s: 2.0 * per_s, sent_per_s: per_s, resolved: 100, refused: 0 }
+    Traffic { demand_per_s: 2.0 * per_s, sent_per_s: per_s, use_is_known: true, resolved: 100, refused: 0 }
 }
 
 fn throttled(per_s: f64) -> Traffic {
@@ -118,7 +118,7 @@ fn congestion_is_what_chance_at_one_percent_does_not_explain() {
 fn a_rate_that_is_not_used_does_not_grow_even_with_a_backlog() {
     for (sent, demand) in [(0.0, 0.0), (7.9, 9.0), (0.0, 50.0), (5.9, 50.0)] {
         let mut aimd = Aimd::new(10.0, AimdParams::default());
-        let traffic = Traffic { demand_per_s: demand, sent_per_s: sent, resolved: 9, refused: 0 };
+        let traffic = Traffic { demand_per_s: demand, sent_per_s: sent, use_is_known: true, resolved: 9, refused: 0 };
         (0..60).for_each(|s| assert_eq!(aimd.step(ms(s * 1_000), 10.0, &traffic), Mode::Hold));
         assert_eq!(aimd.rate_per_s(), 10.0);
     }
@@ -220,7 +220,7 @@ impl World {
             now: ms(self.now),
             sample: fresh.map_or(Reading::Missing, Reading::Fresh),
             own_now: self.own,
-            traffic: Traffic { sent_per_s: self.capacity, demand_per_s: 2.0 * self.capacity, resolved: 50, refused: 0 },
+            traffic: Traffic { resolved: 50, ..used(self.capacity) },
             nominal_per_s: Rate { rate: self.limit, burst: self.depth },
         });
         self.capacity = step.capacity_per_s;

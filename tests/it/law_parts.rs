@@ -138,7 +138,7 @@ fn readings_that_come_late_do_not_steer_a_shallow_bucket() {
 // === over-commitment ===
 
 fn asked(demand_per_s: f64, sent_per_s: f64) -> Traffic {
-    Traffic { demand_per_s, sent_per_s, resolved: 10, refused: 0 }
+    Traffic { demand_per_s, sent_per_s, use_is_known: true, resolved: 10, refused: 0 }
 }
 
 /// The factor after so many seconds.
@@ -307,7 +307,7 @@ prop_compose! {
         resolved in 0_u64..1_000,
         refused in 0_u64..1_000,
     ) -> Traffic {
-        Traffic { demand_per_s, sent_per_s, resolved, refused }
+        Traffic { demand_per_s, sent_per_s, use_is_known: true, resolved, refused }
     }
 }
 

@@ -29,7 +29,7 @@ fn active() -> PoolView {
     let mut view = fresh();
     view.on_grant(grantee("acme"), grant(stamp(7, 10), rates(&[(RPM, 120.0, 12.0)])));
     view.on_pulse(pulse(stamp(7, 10)), true, at_ms(0));
-    view.on_shares(whole(), at_ms(1_000_000));
+    view.on_reply(whole(), at_ms(1_000_000));
     view
 }
 
@@ -164,7 +164,7 @@ fn a_day_meter_lapses_too_and_every_meter_has_its_own_safe_part() {
     granted.safe = rates(&[(RPM, 30.0, 3.0), (TPM, 500.0, 50.0)]);
     view.on_grant(grantee("acme"), granted);
     view.on_pulse(pulse(stamp(7, 1)), true, at_ms(0));
-    view.on_shares(whole(), at_ms(1_000_000));
+    view.on_reply(whole(), at_ms(1_000_000));
     let late = limits(&view, "acme", 900_000);
     assert_eq!(round(late.meters[&RPM].rate.rate), 30.0);
     assert_eq!(round(late.meters[&TPM].rate.rate), 500.0);
@@ -198,7 +198,7 @@ fn a_pulse_without_a_living_leader_renews_nothing_but_ends_nothing_either() {
     let mut found = fresh();
     found.on_grant(grantee("acme"), grant(stamp(7, 10), rates(&[(RPM, 120.0, 12.0)])));
     found.on_pulse(pulse(stamp(7, 10)), false, at_ms(0));
-    found.on_shares(whole(), at_ms(1_000_000));
+    found.on_reply(whole(), at_ms(1_000_000));
     assert_eq!(found.state(at_ms(0)), MemberState::Lapsed);
     assert_eq!(rpm(&found, 0), 60.0, "safe at once: nobody knows how old the grant is");
 
@@ -351,8 +351,15 @@ fn a_member_without_a_share_enforces_its_part_of_safe() {
     assert_eq!((rpm(&view, 0), limits(&view, "acme", 0).concurrency), (12.0, Some(1)));
     // Of 120 that it may be given in a moment, as long as somebody leads who would.
     assert_eq!([0, 3_000, 3_001].map(|ms| limits(&view, "acme", ms).share_to_come), [Some(10.0), Some(10.0), None]);
+    // None is on its way from a leader who does not answer.
+    view.take_changes(at_ms(0), WALL);
+    view.on_no_reply();
+    assert!(view.take_changes(at_ms(0), WALL).all);
+    assert_eq!(limits(&view, "acme", 0).share_to_come, None);
+    view.on_reply(BTreeMap::new(), at_ms(5_000));
+    assert_eq!(limits(&view, "acme", 0).share_to_come, Some(10.0));
     let share = Share { share: 0.25, concurrency: Some(7) };
-    view.on_shares([(grantee("acme"), share)].into(), at_ms(5_000));
+    view.on_reply([(grantee("acme"), share)].into(), at_ms(5_000));
     assert_eq!((rpm(&view, 4_999), limits(&view, "acme", 4_999).concurrency), (30.0, Some(7)));
     assert_eq!(view.share_at(&grantee("acme"), at_ms(4_999)), Some(share));
     assert_eq!(limits(&view, "acme", 0).share_to_come, None);
@@ -378,7 +385,7 @@ fn nobody_is_left_without_one_request_at_a_time() {
 fn a_share_outside_0_to_1_changes_nothing() {
     let mut view = active();
     for share in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
-        view.on_shares([(grantee("acme"), Share { share, concurrency: None })].into(), at_ms(2_000_000));
+        view.on_reply([(grantee("acme"), Share { share, concurrency: None })].into(), at_ms(2_000_000));
         assert_eq!(rpm(&view, 0), 120.0, "share {share}");
     }
 }
@@ -425,7 +432,7 @@ fn limits_renewed_as_changes_tell_are_the_limits_of_all() {
                 }
                 4 => {
                     let share = Share { share: f64::from(rng.u8(..4)) / 4.0, concurrency: None };
-                    view.on_shares([(who, share)].into(), at_ms(now + rng.u64(0..4_000)));
+                    view.on_reply([(who, share)].into(), at_ms(now + rng.u64(0..4_000)));
                 }
                 5 => {
                     let until =

@@ -22,10 +22,12 @@ pub(in crate::cli) struct CompareArgs {
 /// Prints the table.
 pub(in crate::cli) fn compare(args: &CompareArgs) -> Result<(), Failure> {
     let (worlds, laws) = (args.worlds.worlds()?, args.worlds.laws());
-    let outcomes = outcomes(&worlds, &laws)?;
     if let Some(folder) = &args.pictures {
         std::fs::create_dir_all(folder)
-            .map_err(|error| Failure::Usage(format!("{}: cannot be made: {error}", folder.display())))?;
+            .map_err(|error| Failure::Run(format!("{}: cannot be made: {error}", folder.display())))?;
+    }
+    let outcomes = outcomes(&worlds, &laws)?;
+    if let Some(folder) = &args.pictures {
         let mut drawn: Option<&str> = None;
         for (scenario, seed) in &worlds {
             if drawn != Some(&scenario.name) {

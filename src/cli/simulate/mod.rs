@@ -39,10 +39,10 @@ pub(super) fn simulate(args: &SimulateArgs) -> Result<(), Failure> {
     } else {
         print(&table(&HEAD, &rows(&outcomes, args.worlds.seeds())))?;
     }
+    let outside = say_outside(&worlds, &outcomes);
     if let (Some(path), Some((scenario, seed))) = (&args.plot, worlds.first()) {
         chart::write(path, scenario, *seed, &laws)?;
     }
-    let outside = say_outside(&worlds, &outcomes);
     if outside == 0 { Ok(()) } else { Err(Failure::Run(format!("{outside} numbers are outside their bands"))) }
 }
 

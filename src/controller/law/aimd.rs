@@ -67,6 +67,8 @@ pub struct Traffic {
     pub demand_per_s: f64,
     /// Units per second that were sent.
     pub sent_per_s: f64,
+    /// Whether that is known well: not where a few requests were all, or a leader has only just begun to listen.
+    pub use_is_known: bool,
     /// Requests that ended, of those sent after the last decrease.
     pub resolved: u64,
     /// Of these, refused by the provider for this meter.
@@ -136,9 +138,10 @@ impl Aimd {
             return Mode::Hold;
         }
         if self.congested(traffic) {
-            // A rate that nobody used was not what the provider refused, but no more than one step is known of that.
-            let was =
-                (traffic.sent_per_s / self.params.used).clamp(self.rate_per_s * self.params.decrease, self.rate_per_s);
+            // A rate that nobody used was not what the provider refused, but no more than one step is known of that, and
+            // nothing where a few requests are all that was seen.
+            let used_per_s = if traffic.use_is_known { traffic.sent_per_s / self.params.used } else { self.rate_per_s };
+            let was = used_per_s.min(self.rate_per_s).max(self.rate_per_s * self.params.decrease);
             self.rate_per_s = (was * self.params.decrease).max(self.params.floor_per_s);
             self.decreased_at = Some(now);
             return Mode::Cut;

@@ -27,6 +27,8 @@ const HEADROOM: f64 = 1.15;
 const SPREAD_S: f64 = 4.0;
 /// Use is measured over this long, in seconds.
 const USE_S: f64 = 5.0;
+/// It is known when so many requests have ended.
+const USE_TOLD_BY: u64 = 10;
 /// The line along which use is continued beyond a report spans at least this long: two reports may be close together.
 const LINE_MIN: Duration = Duration::from_secs(1);
 /// A tenant's cost per request before any was seen.
@@ -43,6 +45,39 @@ struct TenantSignal {
     attempts: SmoothRate,
     waiting: u32,
     in_flight: u32,
+}
+
+/// What each member has told of one tenant, in the order of their names: in one piece of memory, as a tick looks at all.
+#[derive(Debug, Default)]
+struct Told(Vec<(String, TenantSignal)>);
+
+impl Told {
+    fn find(&self, name: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, _)| known.as_str().cmp(name))
+    }
+
+    fn of(&self, name: &str) -> Option<&TenantSignal> {
+        self.find(name).ok().map(|at| &self.0[at].1)
+    }
+
+    /// What a member has told, to be changed.
+    fn by(&mut self, name: &str, first: impl FnOnce() -> TenantSignal) -> &mut TenantSignal {
+        let at = self.find(name).unwrap_or_else(|at| {
+            // Mostly there is one, and a vector that grows by itself begins with four.
+            if self.0.is_empty() {
+                self.0.reserve_exact(1);
+            }
+            self.0.insert(at, (name.to_owned(), first()));
+            at
+        });
+        &mut self.0[at].1
+    }
+
+    fn forget(&mut self, name: &str) {
+        if let Ok(at) = self.find(name) {
+            self.0.remove(at);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -128,7 +163,7 @@ pub struct PoolSignal {
     members: BTreeMap<String, Member>,
     /// Of each tenant, what each member has told of it. By tenant first: a tick asks for every tenant's, and few of the members
     /// may have any.
-    tenants: BTreeMap<Grantee, BTreeMap<String, TenantSignal>>,
+    tenants: BTreeMap<Grantee, Told>,
     readings: Readings,
     endings: VecDeque<Ended>,
     holds: BTreeMap<Meter, MonoTime>,
@@ -136,6 +171,8 @@ pub struct PoolSignal {
     departed: Units,
     /// Sums over all answers until now.
     latencies: Latencies,
+    /// Since when anything is told.
+    told_since: Option<MonoTime>,
 }
 
 /// What one report brought that cannot wait for the tick, or is to be counted.
@@ -153,6 +190,7 @@ impl PoolSignal {
     /// Takes one member's report of this pool.
     pub fn ingest(&mut self, name: &str, report: &PoolReport, now: MonoTime) -> Urgency {
         self.forget_silent(now);
+        self.told_since.get_or_insert(now);
         let doubted = self.take_readings(name, report, now);
         let member = self.members.entry(name.to_owned()).or_insert_with(|| Member {
             seen_at: now,
@@ -171,7 +209,7 @@ impl PoolSignal {
         let mut ended = Ended { at: now, resolved: 0, refused: [0; Unit::ALL.len()] };
         let mut total = member.history.back().map_or_else(Units::default, |(_, units)| *units);
         for (grantee, tenant) in &report.tenants {
-            let known = self.tenants.entry(grantee.clone()).or_default().entry(name.to_owned()).or_insert_with(|| {
+            let known = self.tenants.entry(grantee.clone()).or_default().by(name, || {
                 member.tenants.insert(grantee.clone());
                 // What it counted before it was first heard of (by this leader) is where counting begins, not news.
                 let counters = if member.told_all { Counters::default() } else { tenant.counters.clone() };
@@ -262,8 +300,8 @@ impl PoolSignal {
         let Some(member) = self.members.remove(instance) else { return };
         for grantee in &member.tenants {
             if let Some(members) = self.tenants.get_mut(grantee) {
-                members.remove(instance);
-                if members.is_empty() {
+                members.forget(instance);
+                if members.0.is_empty() {
                     self.tenants.remove(grantee);
                 }
             }
@@ -334,6 +372,8 @@ impl PoolSignal {
     ) -> Traffic {
         // A slow pool needs longer until a handful of requests has ended.
         let span_s = (16.0 / rate_per_s.max(0.01)).clamp(ENDINGS_S, HISTORY.as_secs_f64());
+        // Nobody knows what was sent before the first report.
+        let is_told = self.told_since.is_some_and(|since| now.seconds_since(since) >= USE_S);
         let slot = meter.unit as usize;
         let recent = self
             .endings
@@ -345,6 +385,7 @@ impl PoolSignal {
             sent_per_s: (self.own_at(meter.unit, now)
                 - self.own_at(meter.unit, now.before(Duration::from_secs_f64(USE_S))))
                 / USE_S,
+            use_is_known: is_told && resolved >= USE_TOLD_BY,
             resolved,
             refused,
         }
@@ -352,13 +393,13 @@ impl PoolSignal {
 
     /// What each tenant asks for, in order.
     pub fn asked(&self) -> impl Iterator<Item = (&Grantee, Asked)> {
-        self.tenants.iter().map(|(grantee, members)| (grantee, Asked::of(members.values())))
+        self.tenants.iter().map(|(grantee, members)| (grantee, Asked::of(members.0.iter().map(|(_, told)| told))))
     }
 
     /// One member's demand for a tenant, in requests per second.
     #[must_use]
     pub fn member_demand(&self, instance: &str, grantee: &Grantee) -> f64 {
-        self.tenants.get(grantee).and_then(|members| members.get(instance)).map_or(0.0, request_demand)
+        self.tenants.get(grantee).and_then(|told| told.of(instance)).map_or(0.0, request_demand)
     }
 
     /// How long answers took until now.

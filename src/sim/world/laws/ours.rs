@@ -557,7 +557,9 @@ impl Law for Ours {
                     |m: &&mut Member| m.reported.is_some() && moment.now.since(m.reported_at) >= REPORT_TIMEOUT;
                 if let Some(member) = self.members[number].as_mut().filter(overdue) {
                     member.reported = None;
+                    member.core.on_no_reply();
                     self.plan_report(number, moment.now + REPORT_AGAIN, moment);
+                    self.serve_all(number, moment);
                 }
             }
             Word::Message => {

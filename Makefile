@@ -32,7 +32,7 @@ test-full: test ## Run the tests, those too that need more: client libraries (pi
 	@$(if $(TIDEGATE_CORPUS),,echo "corpus: TIDEGATE_CORPUS is not set, not read")
 
 bench: tools ## Run the benchmarks, or one with AREA=streaming; a missed goal is an error
-	$(CARGO) bench --locked --bench '$(or $(AREA),*)'
+	$(CARGO) bench --locked --bench '$(AREA)*'
 
 lint: tools ## Run clippy; every warning is an error
 	$(CARGO) clippy --locked --all-targets -- -D warnings

@@ -109,6 +109,8 @@ pub(super) struct Gates {
     views: Views,
     hasher: DefaultHashBuilder,
     shards: Vec<RwLock<Shard>>,
+    /// A bit for each shard that something was ever put into: most processes have a few tenants.
+    occupied: AtomicU64,
     default: Arc<Account>,
     /// How often a tenant got or lost limits of its own.
     declared: AtomicU64,
@@ -139,6 +141,7 @@ impl Gates {
             views,
             hasher: DefaultHashBuilder::default(),
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            occupied: AtomicU64::new(0),
             default,
             declared: AtomicU64::new(0),
             generation: AtomicU64::new(1),
@@ -223,11 +226,22 @@ impl Gates {
         account
     }
 
+    /// Of a shard that the caller has locked: whoever locks it next sees that it is occupied.
+    fn occupy(&self, hash: u64) {
+        self.occupied.fetch_or(1 << (hash % SHARDS as u64), Ordering::Relaxed);
+    }
+
+    fn is_occupied(&self, shard: usize) -> bool {
+        self.occupied.load(Ordering::Relaxed) & (1 << shard) != 0
+    }
+
     fn put_in_use(&self, shard: &mut Shard, hash: u64, account: Arc<Account>) {
+        self.occupy(hash);
         shard.in_use.insert_unique(hash, account, |account| self.hash_of(account));
     }
 
     fn put_aside(&self, shard: &mut Shard, hash: u64, other: Other) {
+        self.occupy(hash);
         shard.others.insert_unique(hash, other, |other| match other {
             Other::Declared(tenant, _) => self.hash(tenant),
             Other::Leaving(account, _) => self.hash_of(account),
@@ -315,7 +329,7 @@ impl Gates {
     /// The accounts that exist.
     fn accounts(&self) -> Vec<Arc<Account>> {
         let mut accounts = vec![self.default.clone()];
-        for shard in &self.shards {
+        for (_, shard) in self.shards.iter().enumerate().filter(|(nth, _)| self.is_occupied(*nth)) {
             accounts.extend(shard.read().accounts().cloned());
         }
         accounts
@@ -339,7 +353,9 @@ impl Gates {
         let few = self.live.load(Ordering::Relaxed) <= FEW_GATES;
         let swept = if few { SHARDS } else { SHARDS_SWEPT };
         for _ in 0..swept {
-            sums[*next] = self.sweep_shard(*next, now, &mut tell);
+            if self.is_occupied(*next) {
+                sums[*next] = self.sweep_shard(*next, now, &mut tell);
+            }
             *next = (*next + 1) % SHARDS;
         }
         self.default.gate.expire(now);

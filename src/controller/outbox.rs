@@ -252,16 +252,19 @@ impl Outbox {
             let Some(known) = known.filter(|_| !self.is_doubted(grantee)) else { continue };
             if is_older(known) {
                 totals.older.add(&known.thresholds);
-                wanted.into_iter().for_each(|wanted| totals.planned_of_older.add(&wanted.thresholds));
+                if let Some(wanted) = wanted {
+                    totals.planned_of_older.add(&wanted.thresholds);
+                }
             } else {
                 totals.newer.add(&known.thresholds);
             }
         }
         for (grantee, doubted) in &self.doubtful {
             let all: Vec<&Grant> = self.published.get(grantee).into_iter().chain(doubted).collect();
-            if all.iter().any(|grant| is_older(grant)) {
-                let wanted = planned.get(grantee);
-                wanted.into_iter().for_each(|wanted| totals.planned_of_older.add(&wanted.thresholds));
+            if all.iter().any(|grant| is_older(grant))
+                && let Some(wanted) = planned.get(grantee)
+            {
+                totals.planned_of_older.add(&wanted.thresholds);
             }
             totals.doubted.push(all);
         }
@@ -305,7 +308,9 @@ impl Totals<'_> {
         let mut older = self.older.clone();
         for all in &self.doubted {
             let before = all.iter().filter(|grant| grant.stamp < cut);
-            most(before.map(|grant| grant.thresholds.clone())).into_iter().for_each(|most| older.add(&most));
+            if let Some(most) = most(before.map(|grant| grant.thresholds.clone())) {
+                older.add(&most);
+            }
         }
         let part = |(meter, stored): (Meter, f64)| (meter, self.planned_of_older.get(meter).unwrap_or(0.0) / stored);
         older

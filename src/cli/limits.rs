@@ -162,7 +162,8 @@ impl Followed {
 
     /// What is enforced for each tenant that is shown, with these shares put in.
     fn look(&mut self, tenant: Option<&Grantee>, whose: &Whose, now: MonoTime, wall: UnixMillis) -> Vec<Shown> {
-        let undivided = |grant: &Grant| Share { share: 1.0, concurrency: grant.thresholds.concurrency };
+        let undivided =
+            |grant: &Grant| Share { share: 1.0, concurrency: grant.thresholds.concurrency, with_one_more: None };
         let shares = match whose {
             Whose::Tenant => self.grants.iter().map(|(grantee, grant)| (grantee.clone(), undivided(grant))).collect(),
             Whose::Member { shares, .. } => shares.clone(),

@@ -571,7 +571,7 @@ impl PoolView {
         });
         let meters = meters.collect();
         let concurrency = used.thresholds.concurrency;
-        Terms { meters, concurrency, blocked: used.blocked, frozen: used.frozen, share_is_awaited: false }
+        Terms { meters, concurrency, blocked: used.blocked, frozen: used.frozen, share_to_come: None }
     }
 
     /// What `@capacity` leaves of a meter's base, 0–1.
@@ -594,7 +594,7 @@ impl PoolView {
         };
         let left = if used.frozen { 1.0 } else { self.heard.kept_at(now) };
         let still_lent = self.heard.lent_at(now);
-        let meters = used
+        let meters: Vec<(Meter, MeterTerms)> = used
             .thresholds
             .rates
             .iter()
@@ -628,7 +628,12 @@ impl PoolView {
                 (*meter, terms)
             })
             .collect();
-        let share_is_awaited = lease.is_none() && self.awaits_shares(now);
+        let share_to_come = self.awaits_shares(now).then(|| match lease {
+            Some(share) => share.with_one_more.unwrap_or(0.0) / share.share,
+            // Any part of it may come: of all meters, the most.
+            None => meters.iter().map(|(_, terms)| terms.kept * terms.brake * share).fold(1.0, f64::min).recip(),
+        });
+        let share_to_come = share_to_come.filter(|times| *times > 1.0 && times.is_finite());
         let concurrency = used.thresholds.concurrency.map(|_| {
             lease.and_then(|share| share.concurrency).unwrap_or_else(|| {
                 let safe = f64::from(grant.safe_concurrency.unwrap_or(0));
@@ -637,7 +642,7 @@ impl PoolView {
                 divided.max(1)
             })
         });
-        Terms { meters, concurrency, blocked: used.blocked, frozen: used.frozen, share_is_awaited }
+        Terms { meters, concurrency, blocked: used.blocked, frozen: used.frozen, share_to_come }
     }
 
     /// The grant's thresholds after the pulse's scale and `@capacity`.

@@ -37,15 +37,14 @@ pub struct Terms {
     pub blocked: bool,
     /// The base is kept and does not lapse.
     pub frozen: bool,
-    /// There is no share yet, and the leader is about to give one.
-    pub share_is_awaited: bool,
+    /// By how many times its rates would be larger with the share that the leader would give for a request that waits.
+    pub share_to_come: Option<f64>,
 }
 
 impl From<Terms> for Limits {
     fn from(terms: Terms) -> Self {
         let meters = terms.meters.iter().map(|(meter, terms)| (*meter, terms.limit)).collect();
-        let left = terms.meters.iter().map(|(_, terms)| terms.kept * terms.brake * terms.share).reduce(f64::min);
-        let share_to_come = left.filter(|left| terms.share_is_awaited && *left > 0.0).map(f64::recip);
-        Self { meters, concurrency: terms.concurrency, blocked: terms.blocked, share_to_come }
+        let Terms { concurrency, blocked, share_to_come, .. } = terms;
+        Self { meters, concurrency, blocked, share_to_come }
     }
 }

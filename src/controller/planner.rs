@@ -18,7 +18,7 @@ use super::lease::LEASE_FRESH_FOR;
 use super::outbox::{Batch, Cut, Outbox};
 use super::params::{PoolParams, TenantParams};
 use super::shares::{SHARE_VALID, Shares, Wish};
-use super::signal::{Asked, PoolSignal, Urgency};
+use super::signal::{Asked, DEMAND_OF_ONE_WAITING, PoolSignal, Urgency};
 use crate::clock::{MonoTime, UnixMillis};
 use crate::observation::PoolReport;
 use crate::plan::{
@@ -226,6 +226,7 @@ impl PoolPlanner {
             .filter_map(|(grantee, tenant)| {
                 let wish = Wish {
                     demand: self.signal.member_demand(&member, grantee),
+                    of_one_more: DEMAND_OF_ONE_WAITING,
                     echoed: tenant.share,
                     echoed_concurrency: tenant.concurrency,
                     waiting: tenant.waiting > 0,
@@ -451,7 +452,7 @@ impl PoolPlanner {
             let limited =
                 self.outbox.published().get(grantee).is_some_and(|grant| grant.thresholds.concurrency.is_some());
             for (member, share, places) in leases.leases(now) {
-                let lease = Share { share, concurrency: limited.then_some(places) };
+                let lease = Share { share, concurrency: limited.then_some(places), with_one_more: None };
                 shares.entry(member).or_default().insert(grantee.clone(), lease);
             }
         }

@@ -13,6 +13,7 @@ use crate::clock::MonoTime;
 use crate::plan::Share;
 
 use super::apportion::divide_places;
+use super::division::round;
 
 /// How long a share holds from its receipt.
 pub const SHARE_VALID: Duration = Duration::from_secs(5);
@@ -20,12 +21,16 @@ pub const SHARE_VALID: Duration = Duration::from_secs(5);
 const LATE: Duration = Duration::from_secs(1);
 /// Part of a tenant's threshold that is divided evenly, whatever the demand: a quiet member keeps a little.
 const EVEN: f64 = 0.2;
+/// From so many times its share on a member is told what one more waiting request would bring.
+const MUCH_MORE: f64 = 1.25;
 
 /// What a member asks for when it reports.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Wish {
     /// Its demand, in any unit common to the tenant's members.
     pub demand: f64,
+    /// By how much one more waiting request would raise that.
+    pub of_one_more: f64,
     /// The share it says is in force.
     pub echoed: Option<f64>,
     /// The concurrency it says is in force.
@@ -84,6 +89,7 @@ impl Shares {
 
         let learning = learning_until.is_some_and(|until| now < until);
         let (target, target_places) = self.target(member, places.unwrap_or(0));
+        let with_one_more = self.share_of(member, wish.of_one_more);
         let others: f64 = self.others(member).map(|lease| lease.held).sum();
         let others_places: u32 = self.others(member).map(|lease| lease.held_concurrency).sum();
         let room = (1.0 - others).max(0.0);
@@ -104,7 +110,11 @@ impl Shares {
             lease.expires_at = now + SHARE_VALID + LATE;
         }
         // A lease of nothing would only take the safe thresholds from a member that holds no lease.
-        (share > 0.0 || wish.echoed.is_some()).then(|| Share { share, concurrency: places.and(concurrency) })
+        (share > 0.0 || wish.echoed.is_some()).then(|| Share {
+            share,
+            concurrency: places.and(concurrency),
+            with_one_more: (with_one_more > MUCH_MORE * share).then(|| round(with_one_more)),
+        })
     }
 
     /// A member has said that it enforces nothing any more.
@@ -133,21 +143,27 @@ impl Shares {
         self.leases.retain(|_, lease| lease.expires_at > now || lease.seen_at == now);
     }
 
-    /// What the member should have: an even part, and the rest by demand.
-    fn target(&self, member: &str, places: u32) -> (f64, u32) {
+    /// The share that the member should have if its demand were larger by so much: an even part, and the rest by demand.
+    fn share_of(&self, member: &str, more: f64) -> f64 {
+        let total: f64 = self.leases.values().map(|lease| lease.wish.demand).sum();
+        self.leases.get(member).map_or(0.0, |lease| self.part(lease.wish.demand + more, total + more))
+    }
+
+    fn part(&self, demand: f64, total: f64) -> f64 {
         #[allow(clippy::cast_precision_loss, reason = "a count of processes")]
         let even = EVEN / self.leases.len().max(1) as f64;
+        let by_demand = if total > 0.0 { demand / total } else { even / EVEN };
+        even + (1.0 - EVEN) * by_demand
+    }
+
+    /// What the member should have.
+    fn target(&self, member: &str, places: u32) -> (f64, u32) {
         let total: f64 = self.leases.values().map(|lease| lease.wish.demand).sum();
-        let part = |lease: &Lease| {
-            let by_demand = if total > 0.0 { lease.wish.demand / total } else { even / EVEN };
-            even + (1.0 - EVEN) * by_demand
-        };
         // Those with waiters first: a place is worth nothing to a member without requests.
-        let weights: Vec<f64> =
-            self.leases.values().map(|lease| part(lease) * if lease.wish.waiting { 1.5 } else { 1.0 }).collect();
+        let weight = |lease: &Lease| self.part(lease.wish.demand, total) * if lease.wish.waiting { 1.5 } else { 1.0 };
+        let weights: Vec<f64> = self.leases.values().map(weight).collect();
         let place = divide_places(places, &weights);
         let index = self.leases.keys().position(|name| name == member).unwrap_or(0);
-        let share = self.leases.get(member).map_or(0.0, part);
-        (share, place.get(index).copied().unwrap_or(0))
+        (self.share_of(member, 0.0), place.get(index).copied().unwrap_or(0))
     }
 }

@@ -40,6 +40,6 @@ pub struct Limits {
     pub concurrency: Option<u32>,
     /// Nothing is admitted.
     pub blocked: bool,
-    /// While this member's share is on its way: by how many times its rates would be larger if it were all that there is.
+    /// By how many times its rates would be larger, above 1, with the share that this member would have for a request that waits.
     pub share_to_come: Option<f64>,
 }

@@ -30,4 +30,8 @@ pub struct Share {
     /// Requests in flight at a time, where the tenant has a concurrency.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
+    /// What `share` would be, 0–1, with one more of its requests waiting, where that is much more: whether a request could be in
+    /// time is judged by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with_one_more: Option<f64>,
 }

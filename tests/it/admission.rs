@@ -77,7 +77,7 @@ impl Desk {
     }
 
     pub fn share(&self, name: &str, share: f64, concurrency: Option<u32>) {
-        self.state.lock().shares.insert(grantee(name), Share { share, concurrency });
+        self.state.lock().shares.insert(grantee(name), Share { share, concurrency, with_one_more: None });
     }
 
     pub fn reports(&self) -> usize {

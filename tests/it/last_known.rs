@@ -64,7 +64,7 @@ fn worth_remembering_is_this_members_part_while_a_leader_lives() {
         view.on_grant(grantee(name), grant(stamp(1, 1), rates(&[(RPM, 120.0, 12.0)])));
     }
     view.on_pulse(pulse(stamp(1, 1)), true, at(0));
-    let share = Share { share: 0.25, concurrency: None };
+    let share = Share { share: 0.25, concurrency: None, with_one_more: None };
     view.on_reply([(grantee("acme"), share), (grantee("blocked"), share)].into(), at(60_000));
     view.on_override(target("blocked"), Some(br#"{"block":true}"#)).expect("good");
     let known = view.worth_remembering(at(1_000), WALL);

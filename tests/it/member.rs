@@ -34,7 +34,7 @@ fn active() -> PoolView {
 }
 
 fn whole() -> BTreeMap<Grantee, Share> {
-    [(grantee("acme"), Share { share: 1.0, concurrency: None })].into()
+    [(grantee("acme"), Share { share: 1.0, concurrency: None, with_one_more: None })].into()
 }
 
 fn limits(view: &PoolView, name: &str, ms: u64) -> Limits {
@@ -358,11 +358,14 @@ fn a_member_without_a_share_enforces_its_part_of_safe() {
     assert_eq!(limits(&view, "acme", 0).share_to_come, None);
     view.on_reply(BTreeMap::new(), at_ms(5_000));
     assert_eq!(limits(&view, "acme", 0).share_to_come, Some(10.0));
-    let share = Share { share: 0.25, concurrency: Some(7) };
+    let share = Share { share: 0.25, concurrency: Some(7), with_one_more: None };
     view.on_reply([(grantee("acme"), share)].into(), at_ms(5_000));
     assert_eq!((rpm(&view, 4_999), limits(&view, "acme", 4_999).concurrency), (30.0, Some(7)));
     assert_eq!(view.share_at(&grantee("acme"), at_ms(4_999)), Some(share));
     assert_eq!(limits(&view, "acme", 0).share_to_come, None);
+    // One that has a share is told what one more waiting request would bring.
+    view.on_reply([(grantee("acme"), Share { with_one_more: Some(0.75), ..share })].into(), at_ms(5_000));
+    assert_eq!(limits(&view, "acme", 0).share_to_come, Some(3.0));
     // Expired: 60 ÷ 4, and ⌊8 ÷ 4⌋ at a time.
     assert_eq!((rpm(&view, 5_000), limits(&view, "acme", 5_000).concurrency), (15.0, Some(2)));
     assert_eq!(view.share_at(&grantee("acme"), at_ms(5_000)), None);
@@ -385,7 +388,10 @@ fn nobody_is_left_without_one_request_at_a_time() {
 fn a_share_outside_0_to_1_changes_nothing() {
     let mut view = active();
     for share in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
-        view.on_reply([(grantee("acme"), Share { share, concurrency: None })].into(), at_ms(2_000_000));
+        view.on_reply(
+            [(grantee("acme"), Share { share, concurrency: None, with_one_more: None })].into(),
+            at_ms(2_000_000),
+        );
         assert_eq!(rpm(&view, 0), 120.0, "share {share}");
     }
 }
@@ -431,7 +437,7 @@ fn limits_renewed_as_changes_tell_are_the_limits_of_all() {
                     view.on_pulse(told, rng.u8(..4) > 0, at_ms(now));
                 }
                 4 => {
-                    let share = Share { share: f64::from(rng.u8(..4)) / 4.0, concurrency: None };
+                    let share = Share { share: f64::from(rng.u8(..4)) / 4.0, concurrency: None, with_one_more: None };
                     view.on_reply([(who, share)].into(), at_ms(now + rng.u64(0..4_000)));
                 }
                 5 => {

@@ -285,7 +285,9 @@ async fn a_report_that_holds_everybody_is_whole() {
 async fn who_is_not_used_any_more_makes_room() {
     let court = Court::new(1, TENANTS).await;
     let core = court.member("m", &[pool()]).await;
-    let reply_shares = (0..TENANTS).map(|n| (grantee(&name(n)), Share { share: 0.5, concurrency: None })).collect();
+    let reply_shares = (0..TENANTS)
+        .map(|n| (grantee(&name(n)), Share { share: 0.5, concurrency: None, with_one_more: None }))
+        .collect();
     let used = TENANTS / 2;
     for n in 0..used {
         admit(&core, n).settle(Usage::default());

@@ -29,6 +29,7 @@ impl Member {
             echoed: held.map(|h| h.0),
             echoed_concurrency: held.and_then(|h| h.1),
             waiting: self.demand > 2.0,
+            of_one_more: 0.2,
         }
     }
 }
@@ -148,7 +149,7 @@ fn a_dead_members_share_is_free_when_its_lease_has_ended() {
 fn a_learning_leader_gives_nobody_more_than_it_echoes() {
     let mut shares = Shares::default();
     let learning = Some(ms(5_000));
-    let wish = |echoed| Wish { demand: 1.0, echoed, echoed_concurrency: Some(2), waiting: true };
+    let wish = |echoed| Wish { demand: 1.0, of_one_more: 0.0, echoed, echoed_concurrency: Some(2), waiting: true };
     let given = shares.answer("a", wish(Some(0.3)), Some(PLACES), ms(0), learning).expect("a share");
     assert_eq!((given.share, given.concurrency), (0.3, Some(2)));
     // A lease of nothing would take the safe thresholds from a member that holds no lease.
@@ -161,7 +162,8 @@ fn a_learning_leader_gives_nobody_more_than_it_echoes() {
 fn a_learning_leader_takes_nothing_from_a_member_whose_demand_it_has_not_heard_of() {
     let mut shares = Shares::default();
     let learning = Some(ms(5_000));
-    let wish = |demand| Wish { demand, echoed: Some(0.5), echoed_concurrency: Some(3), waiting: false };
+    let wish =
+        |demand| Wish { demand, of_one_more: 0.0, echoed: Some(0.5), echoed_concurrency: Some(3), waiting: false };
     shares.answer("a", wish(8.0), Some(PLACES), ms(0), learning);
     // Its second report tells the demand; this is its first. Lowered now, it could not be raised again for five seconds.
     let given = shares.answer("b", wish(0.0), Some(PLACES), ms(10), learning).expect("a share");
@@ -174,7 +176,7 @@ fn a_learning_leader_takes_nothing_from_a_member_whose_demand_it_has_not_heard_o
 fn a_learning_leader_leaves_members_that_held_a_share_and_no_places_to_their_part_of_the_safe_ones() {
     let mut shares = Shares::default();
     let learning = Some(ms(5_000));
-    let wish = Wish { demand: 1.0, echoed: Some(0.5), echoed_concurrency: None, waiting: false };
+    let wish = Wish { demand: 1.0, of_one_more: 0.0, echoed: Some(0.5), echoed_concurrency: None, waiting: false };
     shares.answer("a", wish, Some(PLACES), ms(0), learning);
     shares.answer("b", wish, Some(PLACES), ms(10), learning);
     let places =
@@ -186,4 +188,23 @@ fn a_learning_leader_leaves_members_that_held_a_share_and_no_places_to_their_par
     shares.leave("c");
     let (a, b) = (places(&mut shares, "a", ms(5_000)).unwrap(), places(&mut shares, "b", ms(5_010)).unwrap());
     assert!(a >= 1 && a + b <= PLACES, "{a} and {b} of {PLACES}");
+}
+
+#[test]
+fn a_member_is_told_what_one_more_waiting_request_would_bring_where_that_is_much() {
+    let of = |demands: [f64; 2]| {
+        let mut shares = Shares::default();
+        let [_, second] = ["first", "second"].map(|name| {
+            let demand = demands[usize::from(name == "second")];
+            let wish = Wish { demand, of_one_more: 0.2, echoed: Some(0.5), echoed_concurrency: None, waiting: false };
+            shares.answer(name, wish, None, ms(0), None).expect("a share")
+        });
+        (second.share, second.with_one_more)
+    };
+    // 0.1 + 0.8 × 0.1 of 0.4, or 0.3 of 0.6.
+    assert_eq!(of([0.3, 0.1]), (0.1 + 0.8 * 0.25, Some(0.5)));
+    // One more of a hundred is not worth a word.
+    assert_eq!(of([100.0, 100.0]), (0.5, None));
+    // 0.7 would be its part, and the other has to give it up first: then 0.1 + 0.8 × 0.8 of 1.
+    assert_eq!(of([0.2, 0.6]), (0.5, Some(0.74)));
 }

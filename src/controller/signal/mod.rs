@@ -7,6 +7,7 @@ mod pool;
 mod rate;
 mod readings;
 
+pub(super) use pool::DEMAND_OF_ONE_WAITING;
 pub(super) use pool::MEMBER_SILENT_MAX;
 pub use pool::{Asked, PoolSignal, Urgency};
 pub use rate::SmoothRate;

@@ -21,6 +21,8 @@ const HISTORY: Duration = Duration::from_secs(30);
 const ENDINGS_S: f64 = 3.0;
 /// A waiting request counts as demand to be served within this long, in seconds.
 const DRAIN_S: f64 = 5.0;
+/// What one waiting request adds to a demand, in requests per second.
+pub(crate) const DEMAND_OF_ONE_WAITING: f64 = 1.0 / DRAIN_S;
 /// Demand is granted with this headroom: a member's part is never used to the last unit.
 const HEADROOM: f64 = 1.15;
 /// Arrivals are random: over this long, one standard deviation more than the mean is room they can use, in seconds.
@@ -421,7 +423,7 @@ impl PoolSignal {
 
 fn request_demand(tenant: &TenantSignal) -> f64 {
     let per_s = tenant.attempts.per_s();
-    HEADROOM * per_s + (per_s / SPREAD_S).sqrt() + f64::from(tenant.waiting) / DRAIN_S
+    HEADROOM * per_s + (per_s / SPREAD_S).sqrt() + f64::from(tenant.waiting) * DEMAND_OF_ONE_WAITING
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts between two reports are small")]

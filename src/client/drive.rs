@@ -126,6 +126,9 @@ pub(super) async fn reporting(core: Arc<Core>, http: LeaderHttp, report_url: Opt
             }
             Err(PostError::Elsewhere(other)) => {
                 core.telemetry.add(Metric::ReportFailures, &["follower"], 1.0);
+                if was_redirected || report_url.is_some() {
+                    core.on_no_reply();
+                }
                 // A configured address is the operator's word.
                 redirected = Some(other).filter(|_| report_url.is_none());
                 // On at once, but followers that send us to each other see us at the ordinary pace.

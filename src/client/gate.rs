@@ -147,7 +147,7 @@ struct Aside<W> {
     pending: i64,
     would_wait: u64,
     would_refuse: u64,
-    /// By how many times rates may be larger in a moment, 1 or more.
+    /// By how many times rates would be larger with the share for one more waiting request, 1 or more.
     growth: f64,
 }
 
@@ -562,12 +562,12 @@ impl<W: Wake> State<W> {
             None => self.aside.line.ahead_of_newcomer(asker.priority, now),
         };
         let mut expected = self.expected(&ahead.cost, &asker.cost, now);
-        let mut soonest = self.soonest(expected, &ahead.cost, &asker.cost, now);
+        let mut soonest = self.soonest(expected, &ahead.cost, asker, now);
         if let Some(parent) = parent {
             // Those ahead need room in both.
             let theirs = parent.expected(&ahead.cost, &asker.cost, now);
             expected = later(expected, theirs);
-            soonest = later(soonest, parent.soonest(theirs, &ahead.cost, &asker.cost, now));
+            soonest = later(soonest, parent.soonest(theirs, &ahead.cost, asker, now));
         }
         self.stand(asker, expected, soonest, None, now)
     }
@@ -587,14 +587,14 @@ impl<W: Wake> State<W> {
             Some(_) => wait,
             None => Wait { by: wait.by, ..bounding.limiter.expected(&ahead, &asker.cost, now) },
         };
-        let soonest = bounding.soonest(expected, &ahead, &asker.cost, now);
+        let soonest = bounding.soonest(expected, &ahead, asker, now);
         self.stand(asker, expected, soonest, wait.at, now)
     }
 
-    /// What is expected here if the share that is on its way comes at once.
-    fn soonest(&self, expected: Wait, ahead: &Cost, cost: &Cost, now: MonoTime) -> Wait {
-        if self.aside.growth > 1.0 {
-            self.limiter.expected_at_times(self.aside.growth, ahead, cost, now)
+    /// What is expected here if the share for one more waiting request comes at once. Asked by newcomers.
+    fn soonest(&self, expected: Wait, ahead: &Cost, asker: &Asker<W>, now: MonoTime) -> Wait {
+        if asker.ticket.is_none() && self.mode.enforces() && self.aside.growth > 1.0 {
+            self.limiter.expected_at_times(self.aside.growth, ahead, &asker.cost, now)
         } else {
             expected
         }

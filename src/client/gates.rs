@@ -226,7 +226,7 @@ impl Gates {
         account
     }
 
-    /// Of a shard that the caller has locked: whoever locks it next sees that it is occupied.
+    /// Said before the views are let go, whose lock a retune of all holds too; a sweep may see it a moment late.
     fn occupy(&self, hash: u64) {
         self.occupied.fetch_or(1 << (hash % SHARDS as u64), Ordering::Relaxed);
     }

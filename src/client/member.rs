@@ -30,6 +30,8 @@ const BRAKE_PER_S: f64 = 0.7;
 const BRAKE_MIN: f64 = 0.05;
 const RELEASE_PER_S: f64 = 0.01;
 const CLEAN_BEFORE_RELEASE_S: f64 = 8.0;
+/// One lost report is none to retune every tenant for, but so many in a row are.
+const UNANSWERED_MAX: u8 = 2;
 /// Ends of a window that are told no further apart than this are one: pulses travel.
 const SAME_WINDOW_END: Duration = Duration::from_millis(500);
 
@@ -131,7 +133,7 @@ pub enum Order {
 }
 
 /// Whose limits may have changed since they were last asked for.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Changes {
     /// Everyone's.
     pub all: bool,
@@ -147,7 +149,7 @@ struct Moving {
     kept: f64,
     /// How much is left of what thresholds add up to beyond the capacity.
     lent: f64,
-    /// Whether those without a share wait for one.
+    /// Whether a share for what waits is a report away.
     awaiting: bool,
 }
 
@@ -172,8 +174,8 @@ pub struct PoolView {
     /// When the running windows end that have an alignment.
     window_ends: BTreeMap<Meter, MonoTime>,
     leases: BTreeMap<Grantee, Lease>,
-    /// The last report was, or none was sent yet.
-    reports_answered: bool,
+    /// How many reports in a row were not.
+    unanswered: u8,
     brake: f64,
     braked_at: MonoTime,
     throttled_at: Option<MonoTime>,
@@ -196,7 +198,7 @@ impl PoolView {
             roomiest: BTreeMap::new(),
             window_ends: BTreeMap::new(),
             leases: BTreeMap::new(),
-            reports_answered: true,
+            unanswered: 0,
             brake: 1.0,
             braked_at: now,
             throttled_at: None,
@@ -384,12 +386,15 @@ impl PoolView {
 
     /// The leader answered a report, perhaps with shares; they hold from when it was sent. One outside 0–1 changes nothing.
     pub fn on_reply(&mut self, shares: BTreeMap<Grantee, Share>, until: MonoTime) {
-        self.reports_answered = true;
+        self.unanswered = 0;
         for (grantee, share) in shares {
             if (0.0..=1.0).contains(&share.share) {
                 let (then, ..) = self.taken;
-                let same = |lease: &Lease| lease.share == share && lease.until > then;
-                if !self.leases.get(&grantee).is_some_and(same) {
+                let known =
+                    self.leases.get(&grantee).filter(|lease| lease.until > then && lease.share.is_as_good_as(&share));
+                // As it was: each change is a retune.
+                let share = known.map_or(share, |lease| lease.share);
+                if known.is_none() {
                     self.changes.some.insert(grantee.clone());
                 }
                 self.leases.insert(grantee, Lease { share, until });
@@ -397,19 +402,19 @@ impl PoolView {
         }
     }
 
-    /// The leader did not answer the last report: no share is on its way.
+    /// The leader did not answer the last report.
     pub fn on_no_reply(&mut self) {
-        self.reports_answered = false;
+        self.unanswered = self.unanswered.saturating_add(1);
     }
 
-    /// Whether a tenant without a share gets one in a moment: who leads hears of it with the next report.
+    /// Whether a tenant gets the share for one more waiting request in a moment: who leads hears of it with the next report.
     fn awaits_shares(&self, now: MonoTime) -> bool {
-        self.reports_answered && self.state(now) == MemberState::Active
+        self.unanswered < UNANSWERED_MAX && self.state(now) == MemberState::Active
     }
 
     /// This process is closing: it gives its shares back, and enforces none from now on.
     pub fn give_shares_back(&mut self) {
-        self.reports_answered = false;
+        self.unanswered = UNANSWERED_MAX;
         self.changes.some.extend(std::mem::take(&mut self.leases).into_keys());
     }
 

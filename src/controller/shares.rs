@@ -13,7 +13,6 @@ use crate::clock::MonoTime;
 use crate::plan::Share;
 
 use super::apportion::divide_places;
-use super::division::round;
 
 /// How long a share holds from its receipt.
 pub const SHARE_VALID: Duration = Duration::from_secs(5);
@@ -23,6 +22,12 @@ const LATE: Duration = Duration::from_secs(1);
 const EVEN: f64 = 0.2;
 /// From so many times its share on a member is told what one more waiting request would bring.
 const MUCH_MORE: f64 = 1.25;
+
+/// A share in steps of a tenth of itself or less: what moves with every report would be news each time.
+fn in_steps(share: f64) -> f64 {
+    let step = 10_f64.powf(share.log10().floor() - 1.0);
+    if step > 0.0 { (share / step).round() * step } else { 0.0 }
+}
 
 /// What a member asks for when it reports.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -89,7 +94,8 @@ impl Shares {
 
         let learning = learning_until.is_some_and(|until| now < until);
         let (target, target_places) = self.target(member, places.unwrap_or(0));
-        let with_one_more = self.share_of(member, wish.of_one_more);
+        // Who learns raises nobody.
+        let with_one_more = (!learning).then(|| in_steps(self.share_of(member, wish.of_one_more)));
         let others: f64 = self.others(member).map(|lease| lease.held).sum();
         let others_places: u32 = self.others(member).map(|lease| lease.held_concurrency).sum();
         let room = (1.0 - others).max(0.0);
@@ -113,7 +119,7 @@ impl Shares {
         (share > 0.0 || wish.echoed.is_some()).then(|| Share {
             share,
             concurrency: places.and(concurrency),
-            with_one_more: (with_one_more > MUCH_MORE * share).then(|| round(with_one_more)),
+            with_one_more: with_one_more.filter(|more| *more > MUCH_MORE * share),
         })
     }
 

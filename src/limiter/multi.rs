@@ -608,7 +608,8 @@ impl Limiter {
         self.expected_at_times(1.0, ahead, cost, now)
     }
 
-    /// The same if every rate were as many times larger from now on, 1 or more; what holds a request back beside rates stays.
+    /// The soonest that it could be if every rate were as many times larger from now on, 1 or more: each meter's wait divided by
+    /// that. A provider's hold is not shorter.
     #[must_use]
     pub fn expected_at_times(&self, growth: f64, ahead: &Cost, cost: &Cost, now: MonoTime) -> Wait {
         if self.blocked {

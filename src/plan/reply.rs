@@ -35,3 +35,15 @@ pub struct Share {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub with_one_more: Option<f64>,
 }
+
+impl Share {
+    /// Whether the other one is no news: the same, and little more or less with one more waiting.
+    #[must_use]
+    pub fn is_as_good_as(&self, other: &Self) -> bool {
+        let near = match (self.with_one_more, other.with_one_more) {
+            (Some(a), Some(b)) => (a - b).abs() <= 0.1 * a,
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        near && self.share == other.share && self.concurrency == other.concurrency
+    }
+}

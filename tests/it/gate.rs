@@ -8,7 +8,7 @@ use tidegate::client::gate::{Answer, Asker, Gate};
 use tidegate::client::swap::{PoolWide, Swap};
 use tidegate::clock::MonoTime;
 use tidegate::limiter::{Counting, Limiter, Limits, MeterLimit, Priority};
-use tidegate::plan::Rate;
+use tidegate::plan::{Mode, Rate};
 use tidegate::quota::{Cost, Meter};
 use tokio::sync::Notify;
 
@@ -75,6 +75,26 @@ fn who_would_be_too_late_without_a_share_waits_for_it() {
     wide.hold(&[(Meter::REQUESTS_PER_MINUTE, s(40))]);
     assert!(matches!(ask(39), Answer::Late(_)));
     assert!(matches!(ask(40), Answer::Wait(_)));
+}
+
+/// Whoever observes makes nobody wait, be his limiter ever so far in debt.
+#[test]
+fn a_share_to_come_makes_nobody_late_where_nothing_is_enforced() {
+    let enforcing = Swap::new(PoolWide::new(MemberState::Active));
+    let observing = Swap::new(PoolWide { mode: Mode::Observe, ..PoolWide::new(MemberState::Active) });
+    let rate = Rate { rate: 1.0, burst: 1.0 };
+    let limit = MeterLimit { rate, largest_request: 1.0, counting: Counting::TokenBucket };
+    let meters = BTreeMap::from([(Meter::REQUESTS_PER_MINUTE, limit)]);
+    let (child, account) = (slow_gate(), slow_gate());
+    child.retune(&Limits { meters, share_to_come: Some(2.0), ..Limits::default() }, s(0));
+    let ask = |asker: &mut Asker<_>, at| child.ask(asker, &observing, Some((&account, &enforcing)), s(at));
+    let asker = |by| Asker::new(ONE, Priority::Interactive, s(by));
+    assert!(matches!(ask(&mut asker(0), 0), Answer::Admitted(..)));
+    assert!(matches!(ask(&mut asker(60), 60), Answer::Admitted(..)));
+    assert!(matches!(ask(&mut asker(500), 119), Answer::Wait(_)));
+    // Behind it the account has room after 61 s.
+    assert!(matches!(ask(&mut asker(180), 119), Answer::Wait(_)));
+    assert!(matches!(ask(&mut asker(179), 119), Answer::Late(_)));
 }
 
 /// Of a pool and its parent each may have a share to come, or not.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tidegate::client::{MemberState, PoolView};
+use tidegate::client::{Changes, MemberState, PoolView};
 use tidegate::clock::{MonoTime, UnixMillis};
 use tidegate::limiter::{Limits, MeterLimit};
 use tidegate::plan::{Pulse, Rate, Share, Target, Thresholds};
@@ -354,6 +354,8 @@ fn a_member_without_a_share_enforces_its_part_of_safe() {
     // None is on its way from a leader who does not answer.
     view.take_changes(at_ms(0), WALL);
     view.on_no_reply();
+    assert!(!view.take_changes(at_ms(0), WALL).all, "one may be lost");
+    view.on_no_reply();
     assert!(view.take_changes(at_ms(0), WALL).all);
     assert_eq!(limits(&view, "acme", 0).share_to_come, None);
     view.on_reply(BTreeMap::new(), at_ms(5_000));
@@ -366,6 +368,9 @@ fn a_member_without_a_share_enforces_its_part_of_safe() {
     // One that has a share is told what one more waiting request would bring.
     view.on_reply([(grantee("acme"), Share { with_one_more: Some(0.75), ..share })].into(), at_ms(5_000));
     assert_eq!(limits(&view, "acme", 0).share_to_come, Some(3.0));
+    view.take_changes(at_ms(0), WALL);
+    view.on_reply([(grantee("acme"), Share { with_one_more: Some(0.7), ..share })].into(), at_ms(5_000));
+    assert_eq!(view.take_changes(at_ms(0), WALL), Changes::default(), "little less is no news");
     // Expired: 60 ÷ 4, and ⌊8 ÷ 4⌋ at a time.
     assert_eq!((rpm(&view, 5_000), limits(&view, "acme", 5_000).concurrency), (15.0, Some(2)));
     assert_eq!(view.share_at(&grantee("acme"), at_ms(5_000)), None);

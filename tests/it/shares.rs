@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tidegate::clock::MonoTime;
 use tidegate::controller::shares::{SHARE_VALID, Shares, Wish};
+use tidegate::plan::Share;
 
 fn ms(ms: u64) -> MonoTime {
     MonoTime::from_millis(ms)
@@ -149,9 +150,9 @@ fn a_dead_members_share_is_free_when_its_lease_has_ended() {
 fn a_learning_leader_gives_nobody_more_than_it_echoes() {
     let mut shares = Shares::default();
     let learning = Some(ms(5_000));
-    let wish = |echoed| Wish { demand: 1.0, of_one_more: 0.0, echoed, echoed_concurrency: Some(2), waiting: true };
+    let wish = |echoed| Wish { demand: 1.0, of_one_more: 0.2, echoed, echoed_concurrency: Some(2), waiting: true };
     let given = shares.answer("a", wish(Some(0.3)), Some(PLACES), ms(0), learning).expect("a share");
-    assert_eq!((given.share, given.concurrency), (0.3, Some(2)));
+    assert_eq!((given.share, given.concurrency, given.with_one_more), (0.3, Some(2), None));
     // A lease of nothing would take the safe thresholds from a member that holds no lease.
     assert_eq!(shares.answer("b", wish(None), Some(PLACES), ms(10), learning), None);
     let later = shares.answer("a", wish(Some(0.3)), Some(PLACES), ms(5_000), learning).expect("a share");
@@ -193,18 +194,21 @@ fn a_learning_leader_leaves_members_that_held_a_share_and_no_places_to_their_par
 #[test]
 fn a_member_is_told_what_one_more_waiting_request_would_bring_where_that_is_much() {
     let of = |demands: [f64; 2]| {
-        let mut shares = Shares::default();
-        let [_, second] = ["first", "second"].map(|name| {
-            let demand = demands[usize::from(name == "second")];
-            let wish = Wish { demand, of_one_more: 0.2, echoed: Some(0.5), echoed_concurrency: None, waiting: false };
-            shares.answer(name, wish, None, ms(0), None).expect("a share")
-        });
-        (second.share, second.with_one_more)
+        let (mut shares, mut given) = (Shares::default(), [None; 2]);
+        // Until both have echoed what they have.
+        for nth in [0, 1, 0, 1, 0, 1] {
+            let echoed = given[nth].map(|share: Share| share.share);
+            let (demand, of_one_more) = (demands[nth], 0.2);
+            let wish = Wish { demand, of_one_more, echoed, echoed_concurrency: None, waiting: false };
+            given[nth] = shares.answer(["first", "second"][nth], wish, None, ms(0), None).or(given[nth]);
+        }
+        let second = given[1].expect("a share");
+        ((second.share * 1e3).round(), second.with_one_more)
     };
     // 0.1 + 0.8 × 0.1 of 0.4, or 0.3 of 0.6.
-    assert_eq!(of([0.3, 0.1]), (0.1 + 0.8 * 0.25, Some(0.5)));
+    assert_eq!(of([0.3, 0.1]), (300.0, Some(0.5)));
+    // 0.1 + 0.8 × 0.3 of 0.9, much more than 0.1 + 0.8 × 0.1 of 0.7; two digits are told.
+    assert_eq!(of([0.6, 0.1]), (214.0, Some(0.37)));
     // One more of a hundred is not worth a word.
-    assert_eq!(of([100.0, 100.0]), (0.5, None));
-    // 0.7 would be its part, and the other has to give it up first: then 0.1 + 0.8 × 0.8 of 1.
-    assert_eq!(of([0.2, 0.6]), (0.5, Some(0.74)));
+    assert_eq!(of([100.0, 100.0]), (500.0, None));
 }

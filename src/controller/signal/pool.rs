@@ -29,8 +29,8 @@ const HEADROOM: f64 = 1.15;
 const SPREAD_S: f64 = 4.0;
 /// Use is measured over this long, in seconds.
 const USE_S: f64 = 5.0;
-/// It is known when so many requests have ended.
-const USE_TOLD_BY: u64 = 10;
+/// It is known where that many requests or more would be sent in that time if all of the rate were used.
+const USE_TOLD_BY: f64 = 10.0;
 /// The line along which use is continued beyond a report spans at least this long: two reports may be close together.
 const LINE_MIN: Duration = Duration::from_secs(1);
 /// A tenant's cost per request before any was seen.
@@ -300,6 +300,9 @@ impl PoolSignal {
     /// A member has left, or fallen silent: what it took stays counted, its demand does not.
     pub fn depart(&mut self, instance: &str) {
         let Some(member) = self.members.remove(instance) else { return };
+        if self.members.is_empty() {
+            self.told_since = None;
+        }
         for grantee in &member.tenants {
             if let Some(members) = self.tenants.get_mut(grantee) {
                 members.forget(instance);
@@ -374,6 +377,7 @@ impl PoolSignal {
     ) -> Traffic {
         // A slow pool needs longer until a handful of requests has ended.
         let span_s = (16.0 / rate_per_s.max(0.01)).clamp(ENDINGS_S, HISTORY.as_secs_f64());
+        let sent = |unit| self.own_at(unit, now) - self.own_at(unit, now.before(Duration::from_secs_f64(USE_S)));
         // Nobody knows what was sent before the first report.
         let is_told = self.told_since.is_some_and(|since| now.seconds_since(since) >= USE_S);
         let slot = meter.unit as usize;
@@ -384,10 +388,9 @@ impl PoolSignal {
         let (resolved, refused) = recent.fold((0, 0), |(n, k), e| (n + e.resolved, k + e.refused[slot]));
         Traffic {
             demand_per_s,
-            sent_per_s: (self.own_at(meter.unit, now)
-                - self.own_at(meter.unit, now.before(Duration::from_secs_f64(USE_S))))
-                / USE_S,
-            use_is_known: is_told && resolved >= USE_TOLD_BY,
+            sent_per_s: sent(meter.unit) / USE_S,
+            // Of a few requests chance makes half or twice as many; and nothing is not a number of them.
+            use_is_known: is_told && sent(Unit::Requests) * rate_per_s * USE_S / sent(meter.unit) >= USE_TOLD_BY,
             resolved,
             refused,
         }

@@ -528,7 +528,7 @@ Above them: overrides in force for the tenant; those of others as `taken out bef
 before the rest is divided; in a step, by how much thresholds add up to more than CAPACITY, and cuts.
 
 Output of --json:
-  { pool, tenant, limits, overrides, elsewhere, now: { <meter>: { base, effective, by } },
+  { pool, tenant, mode, overrides, elsewhere, now: { <meter>: { base, effective, by } },
     steps: [{ unix_ms, term, epoch, reason, scale,
               meters: { <meter>: { reading, ended, refused, used, demand, others, level, mode, headers,
                                    overcommit, capacity } },

@@ -124,8 +124,11 @@ async fn a_leader_killed_or_asked_to_end_is_followed_in_time_and_no_threshold_ju
             offers.hold()
         );
         in_time("another leads", took, documented);
-        // What was lent of idle parts, at most 1.6 times the capacity, ends step by step when no leader is heard of for 3 s.
-        let covered = if took > PULSE_QUIET { before / 1.6 } else { before };
+        // What was lent of idle parts, at most 1.6 times the capacity, ends step by step when no leader is heard of for 3 s: since
+        // its last pulse, which may have come a second before it was killed.
+        let heard = offers.heard_before(then + Duration::from_secs(1));
+        let silence = (then + took).saturating_duration_since(heard);
+        let covered = if silence > PULSE_QUIET { before / 1.6 } else { before };
         assert!(least >= 0.99 * covered, "{least} of {before} is left");
     }
     let (within, across) = largest_moves(&witness.written());

@@ -591,7 +591,7 @@ impl<W: Wake> State<W> {
         self.stand(asker, expected, soonest, wait.at, now)
     }
 
-    /// What is expected here if the share for one more waiting request comes at once. Asked by newcomers.
+    /// What is expected here if the share for one more waiting request comes at once; of newcomers, who alone are judged by it.
     fn soonest(&self, expected: Wait, ahead: &Cost, asker: &Asker<W>, now: MonoTime) -> Wait {
         if asker.ticket.is_none() && self.mode.enforces() && self.aside.growth > 1.0 {
             self.limiter.expected_at_times(self.aside.growth, ahead, &asker.cost, now)

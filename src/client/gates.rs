@@ -13,7 +13,8 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use super::gate::{Gate, Glance, Traffic, Wake};
-use super::member::{Changes, MemberState, PoolView};
+use super::heard::MemberState;
+use super::member::{Changes, PoolView};
 use super::pool::PoolShared;
 use super::swap::Tuning;
 use crate::clock::{MonoTime, UnixMillis};

@@ -1,8 +1,7 @@
-//! The last pulse that a member heard, and what its age leaves of what was granted.
+//! The last pulse that a member heard: how the member stands by its age, and what that leaves of what was granted.
 
 use std::time::Duration;
 
-use super::member::MemberState;
 use crate::clock::MonoTime;
 use crate::plan::{Mode, Pulse};
 use crate::quota::Meter;
@@ -12,6 +11,32 @@ pub const PULSE_QUIET: Duration = Duration::from_secs(3);
 const LAPSE_TAU_S: f64 = 30.0;
 const LAPSE_STEPS: f64 = 100.0;
 const LENT_STEPS: f64 = 4.0;
+
+/// How a member stands to its pool's leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MemberState {
+    /// No grant yet: the configured bootstrap thresholds hold.
+    Bootstrap,
+    /// The pulse is fresh.
+    Active,
+    /// The pulse is older than 3 s.
+    Braking,
+    /// The pulse is older than its validity, or no leader lives.
+    Lapsed,
+}
+
+impl MemberState {
+    /// The state's name in logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bootstrap => "bootstrap",
+            Self::Active => "active",
+            Self::Braking => "braking",
+            Self::Lapsed => "lapsed",
+        }
+    }
+}
 
 /// The newest pulse of a pool.
 #[derive(Debug, Default)]

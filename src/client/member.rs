@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::heard::Heard;
+use super::heard::{Heard, MemberState};
 use super::terms::{MeterTerms, Terms};
 use crate::clock::{MonoTime, UnixMillis};
 use crate::limiter::{Alignment, Counting, ENTRIES_MAX, Limits, MeterLimit};
@@ -34,32 +34,6 @@ const CLEAN_BEFORE_RELEASE_S: f64 = 8.0;
 const UNANSWERED_MAX: u8 = 2;
 /// Ends of a window that are told no further apart than this are one: pulses travel.
 const SAME_WINDOW_END: Duration = Duration::from_millis(500);
-
-/// How a member stands to its pool's leader.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum MemberState {
-    /// No grant yet: the configured bootstrap thresholds hold.
-    Bootstrap,
-    /// The pulse is fresh.
-    Active,
-    /// The pulse is older than 3 s.
-    Braking,
-    /// The pulse is older than its validity, or no leader lives.
-    Lapsed,
-}
-
-impl MemberState {
-    /// The state's name in logs.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Bootstrap => "bootstrap",
-            Self::Active => "active",
-            Self::Braking => "braking",
-            Self::Lapsed => "lapsed",
-        }
-    }
-}
 
 /// What a member keeps of a grant: a process may hold a hundred thousand.
 #[derive(Debug, PartialEq)]

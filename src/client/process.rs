@@ -14,7 +14,8 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::gates::{Gates, Views};
-use super::member::{MemberState, PoolView};
+use super::heard::MemberState;
+use super::member::PoolView;
 use super::params::{ClientParams, MODE_VARIABLE, PoolParams};
 use super::pool::{ClockDebug, OnThrottled, PoolShared};
 use super::report::report;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::member::{MemberState, PoolView};
+use super::heard::MemberState;
+use super::member::PoolView;
 use super::process::Core;
 use crate::plan::Mode;
 use crate::plan::keyspace::LeaderRecord;

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::cells::{Cells, Lock, Native, Number, Pointer};
-use super::member::MemberState;
+use super::heard::MemberState;
 use crate::clock::MonoTime;
 use crate::limiter::{Hold, Limits};
 use crate::plan::{Mode, Stamp};

@@ -43,6 +43,7 @@ pub fn divide(capacity: f64, claims: &[Claim]) -> Vec<f64> {
 fn fill(capacity: f64, claims: &[Claim], parts: &mut [f64], wanted: impl Fn(&Claim) -> f64) {
     let (all_wanted, all_had): (f64, f64) =
         claims.iter().zip(&*parts).fold((0.0, 0.0), |(all, had), (c, has)| (all + has.max(wanted(c)), had + has));
+    // Mostly there is enough.
     if all_wanted <= capacity {
         claims.iter().zip(parts).for_each(|(c, part)| *part = part.max(wanted(c)));
         return;

@@ -23,8 +23,8 @@ const EVEN: f64 = 0.2;
 /// From so many times its share on a member is told what one more waiting request would bring.
 const MUCH_MORE: f64 = 1.25;
 
-/// A share in steps of a tenth of itself or less: what moves with every report would be news each time.
-fn in_steps(share: f64) -> f64 {
+/// A share of two digits: it is a forecast.
+fn two_digits(share: f64) -> f64 {
     let step = 10_f64.powf(share.log10().floor() - 1.0);
     if step > 0.0 { (share / step).round() * step } else { 0.0 }
 }
@@ -93,9 +93,12 @@ impl Shares {
         known.held_concurrency = wish.echoed_concurrency.unwrap_or(0).max(known.issued_concurrency);
 
         let learning = learning_until.is_some_and(|until| now < until);
-        let (target, target_places) = self.target(member, places.unwrap_or(0));
+        let total: f64 = self.leases.values().map(|lease| lease.wish.demand).sum();
+        let target = self.part(wish.demand, total);
+        let target_places = places.map_or(0, |places| self.target_places(member, places, total));
         // Who learns raises nobody.
-        let with_one_more = (!learning).then(|| in_steps(self.share_of(member, wish.of_one_more)));
+        let with_one_more =
+            (!learning).then(|| two_digits(self.part(wish.demand + wish.of_one_more, total + wish.of_one_more)));
         let others: f64 = self.others(member).map(|lease| lease.held).sum();
         let others_places: u32 = self.others(member).map(|lease| lease.held_concurrency).sum();
         let room = (1.0 - others).max(0.0);
@@ -149,12 +152,7 @@ impl Shares {
         self.leases.retain(|_, lease| lease.expires_at > now || lease.seen_at == now);
     }
 
-    /// The share that the member should have if its demand were larger by so much: an even part, and the rest by demand.
-    fn share_of(&self, member: &str, more: f64) -> f64 {
-        let total: f64 = self.leases.values().map(|lease| lease.wish.demand).sum();
-        self.leases.get(member).map_or(0.0, |lease| self.part(lease.wish.demand + more, total + more))
-    }
-
+    /// The share of a member with so much of the demand: an even part, and the rest by demand.
     fn part(&self, demand: f64, total: f64) -> f64 {
         #[allow(clippy::cast_precision_loss, reason = "a count of processes")]
         let even = EVEN / self.leases.len().max(1) as f64;
@@ -162,14 +160,12 @@ impl Shares {
         even + (1.0 - EVEN) * by_demand
     }
 
-    /// What the member should have.
-    fn target(&self, member: &str, places: u32) -> (f64, u32) {
-        let total: f64 = self.leases.values().map(|lease| lease.wish.demand).sum();
+    /// The places that the member should have.
+    fn target_places(&self, member: &str, places: u32, total: f64) -> u32 {
         // Those with waiters first: a place is worth nothing to a member without requests.
         let weight = |lease: &Lease| self.part(lease.wish.demand, total) * if lease.wish.waiting { 1.5 } else { 1.0 };
         let weights: Vec<f64> = self.leases.values().map(weight).collect();
-        let place = divide_places(places, &weights);
         let index = self.leases.keys().position(|name| name == member).unwrap_or(0);
-        (self.share_of(member, 0.0), place.get(index).copied().unwrap_or(0))
+        divide_places(places, &weights).get(index).copied().unwrap_or(0)
     }
 }

@@ -107,6 +107,8 @@ pub mod telemetry;
 // What does I/O.
 #[cfg(feature = "store")]
 pub mod store;
+#[cfg(any(feature = "client", feature = "controller"))]
+mod https;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "metrics")]

@@ -1,12 +1,15 @@
-//! `tidegate check`: what is wrong with a configuration, or what it says.
+//! `tidegate check`: what is wrong with a configuration, or what it says; on request, what Prometheus would tell it.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+
+mod asked;
 
 use super::reach::access_of;
 use super::table::counted;
 use super::{Failure, print};
 use crate::config::{Config, Mistake, Mistakes};
+use crate::controller::source::Prometheus;
 use crate::quota::Meter;
 
 /// So many names stand in the summary's line.
@@ -18,13 +21,16 @@ pub(super) struct CheckArgs {
     /// The configuration file; - reads standard input.
     #[arg(value_name = "FILE", default_value = "config/tidegate.toml")]
     file: PathBuf,
-    /// Print the mistakes as a JSON array; it is empty when there are none.
+    /// Ask Prometheus each query once, and show which pool and tenant each of its series would feed. Nothing else is asked.
+    #[arg(long)]
+    ask: bool,
+    /// Print the mistakes as a JSON array, which is empty when there are none; with --ask what was answered.
     #[arg(long)]
     json: bool,
 }
 
 /// Prints the mistakes, or one line that says what was understood.
-pub(super) fn check(args: &CheckArgs) -> Result<(), Failure> {
+pub(super) async fn check(args: CheckArgs) -> Result<(), Failure> {
     let mut checked = Config::load(&args.file);
     if let Ok(config) = &mut checked {
         let absent = absent(config, &args.file.display().to_string());
@@ -34,6 +40,9 @@ pub(super) fn check(args: &CheckArgs) -> Result<(), Failure> {
         Ok(config) => &config.warnings,
         Err(mistakes) => mistakes,
     };
+    if let (Ok(config), true) = (&checked, args.ask) {
+        return asked::ask(config, args.json).await;
+    }
     if args.json {
         let list = serde_json::to_string_pretty(&mistakes.list).map_err(|error| Failure::Run(error.to_string()))?;
         print(&format!("{list}\n"))?;
@@ -51,7 +60,8 @@ pub(super) fn check(args: &CheckArgs) -> Result<(), Failure> {
 fn absent(config: &Config, file: &str) -> Vec<Mistake> {
     let tls = config.controller.tls.as_ref().and_then(|tls| tls.check().err());
     let etcd = config.etcd.as_ref().and_then(|etcd| access_of(etcd).err()).map(|failure| failure.to_string());
-    let named = [("controller.tls", tls), ("etcd", etcd)].into_iter();
+    let prometheus = config.controller.prometheus.as_ref().and_then(|prometheus| Prometheus::new(prometheus).err());
+    let named = [("controller.tls", tls), ("etcd", etcd), ("prometheus", prometheus)].into_iter();
     let absent = named.filter_map(|(key, error)| {
         Some(Mistake::of_what_it_names(file, key, format!("{}: here it would not start", error?)))
     });
@@ -77,8 +87,11 @@ fn understood(config: &Config) -> String {
         count => format!(" of {}", counted(count, "reporter")),
     };
     let pools_named = pools.iter().map(|pool| format!("{}: {}", pool.id, pool.dialect));
+    let queries = config.controller.prometheus.as_ref().map_or_else(String::new, |prometheus| {
+        format!(", {} to Prometheus at {}", queries(prometheus.queries.len()), prometheus.url)
+    });
     format!(
-        "{} ({}), {}, {} ({}), reports{of} at {}{tls}, {etcd}",
+        "{} ({}), {}, {} ({}), reports{of} at {}{tls}, {etcd}{queries}",
         counted(pools.len(), "pool"),
         some(pools_named),
         counted(tenants, "tenant"),
@@ -86,6 +99,10 @@ fn understood(config: &Config) -> String {
         some(meters.iter().map(Meter::to_string)),
         config.controller.listen,
     )
+}
+
+fn queries(count: usize) -> String {
+    if count == 1 { "1 query".to_owned() } else { format!("{count} queries") }
 }
 
 /// The first few of a list.

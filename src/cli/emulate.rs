@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use super::Failure;
 use super::signals::Signals;
 use crate::sim::emulator::{
-    AccountParams, Emulated, Emulator, EmulatorError, EmulatorParams, FaultParams, LatencyParams,
+    AccountParams, Emulated, Emulator, EmulatorError, EmulatorParams, FaultParams, LatencyParams, ServerParams,
 };
 
 /// Known by name, so that a shell can complete them.
@@ -72,6 +72,17 @@ pub(super) struct EmulateArgs {
     /// Median length of an answer, in LLM tokens [range: 1–100000].
     #[arg(long, value_name = "N", default_value_t = 40, help_heading = "Answers")]
     output_tokens: u64,
+    /// Requests answered at a time, as vLLM's `max_num_seqs`; the others wait in a line, without a 429
+    /// [range: 1–100000] [default: no limit].
+    ///
+    /// Times count from when a request has its slot. A slot is free when the answer's last byte is sent, or its caller
+    /// has gone.
+    #[arg(long, value_name = "N", help_heading = "Answers")]
+    slots: Option<u32>,
+    /// How much slower answers are with all slots taken: times are 1 + FACTOR × running ÷ slots times longer, as of
+    /// when a request gets its slot [range: 0–100].
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, requires = "slots", help_heading = "Answers")]
+    crowding: f64,
     /// Send no rate-limit headers and no retry-after, on 429s neither: the client must find the limits out.
     #[arg(long, help_heading = "Answers")]
     no_headers: bool,
@@ -116,6 +127,7 @@ impl EmulateArgs {
                 stream_error_rate: self.stream_error_rate,
                 stray_retry_after_rate: self.stray_retry_after_rate.unwrap_or(usual.faults.stray_retry_after_rate),
             },
+            server: ServerParams { slots: self.slots, crowding: self.crowding },
             headers: !self.no_headers,
             charge_max_tokens: self.charge_max_tokens,
             seed: self.seed,

@@ -8,7 +8,7 @@ use super::reach::{LeaderArgs, Reach, ReachArgs};
 use super::table::{NONE, number, span, table};
 use super::{Failure, print, print_json};
 use crate::clock::{Clock, SystemClock, UnixMillis};
-use crate::controller::history::{DecidedBy, Explained, MeterDecided, ReadingTold, StepTold};
+use crate::controller::history::{Decided, DecidedBy, Explained, MeterDecided, ReadingTold, StepTold};
 use crate::controller::law::{Headers, Mode};
 use crate::quota::{Grantee, PoolId};
 
@@ -59,6 +59,9 @@ fn text(told: &Explained, wall: UnixMillis) -> String {
     for (target, record) in &told.overrides {
         let _ = writeln!(text, "override in force  {target}: {}", describe(record, wall));
     }
+    if let Some(queued) = told.queued {
+        let _ = writeln!(text, "demand signal      {} requests wait elsewhere to be sent", number(queued));
+    }
     for (target, record) in &told.elsewhere {
         let _ = writeln!(text, "taken out before   {target}: {}", describe(record, wall));
     }
@@ -89,6 +92,7 @@ fn step_text(step: &StepTold, wall: UnixMillis) -> String {
             number(of.overcommit)
         );
     }
+    text += &beside(decided);
     for (meter, factor) in &decided.scale {
         let _ = writeln!(text, "cut ahead of the grants: {meter} × {}", number(*factor));
     }
@@ -117,6 +121,31 @@ fn step_text(step: &StepTold, wall: UnixMillis) -> String {
     let head =
         ["METER", "READING", "USED", "ASKED", "OTHERS", "429S", "LAW", "CAPACITY", "BASE", "EFFECTIVE", "DECIDED BY"];
     text + &table(&head, &rows)
+}
+
+/// What signals told, and how many were allowed at a time.
+fn beside(decided: &Decided) -> String {
+    let mut text = String::new();
+    if !decided.pressures.is_empty() {
+        let told = |(query, value): (&String, &Option<f64>)| match value {
+            Some(value) => format!("{query} {}", number(*value)),
+            None => format!("{query} silent"),
+        };
+        let told: Vec<String> = decided.pressures.iter().map(told).collect();
+        let _ = writeln!(text, "congestion signals: {}", told.join(", "));
+    }
+    if let Some(places) = decided.places {
+        let _ = writeln!(
+            text,
+            "at most {} at a time, {} were in flight",
+            number(places.floor()),
+            number(decided.in_flight)
+        );
+    }
+    for (meter, told) in decided.meters.iter().filter_map(|(meter, of)| Some((meter, of.told?))) {
+        let _ = writeln!(text, "told capacity of {meter}: {}", number(told));
+    }
+    text
 }
 
 fn reading(reading: &ReadingTold) -> String {

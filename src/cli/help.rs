@@ -84,16 +84,18 @@ elsewhere.";
 pub(super) const CHECK: &str = "\
 Examples:
   tidegate check config/tidegate.toml
+  tidegate check --ask config/tidegate.toml   # asks Prometheus each query once: which series feed what
   generate-config | tidegate check -
   tidegate check --json config/tidegate.toml | jq -r '.[] | \"\\(.line): \\(.message)\"'
 
 Output of --json:
   An array of { file, line, column, severity (error, warning), key, found, expected, suggestion, message };
-  what does not apply is null.
+  what does not apply is null. With --ask of a good file: { mistakes, queries }, of each query
+  { query, role, feeds: [{ pool, tenant, value, remark }], misfits: [{ series, why, words }], error }.
 
 Exit codes:
   0  the configuration is good, perhaps with warnings
-  1  the output cannot be written
+  1  the output cannot be written; with --ask, a query fails or feeds nothing
   2  it has mistakes, or cannot be read
 
 Environment:
@@ -419,6 +421,48 @@ Exit codes:
   0  somebody leads, each pulse is fresh, etcd has no alarm
   1  one of these is not so, or etcd does not answer
   2  wrong arguments
+
+",
+    of_the_leader!()
+);
+
+pub(super) const TOP_ABOUT: &str = "\
+What the leader sees now, on one page of 80 × 24 that is drawn anew every second: what is wrong, the pools, and of one
+of them the tenants, the overrides that hold, and the signals.
+
+When the leader is gone the last page stays, with its age and the reason above it in red, and the next leader is looked
+for. With --once it prints one page as plain text, for a pipe, ssh or cron.";
+
+pub(super) const TOP: &str = concat!(
+    "\
+Examples:
+  tidegate top
+  tidegate top openai-gpt4o --every 0.5
+  ssh ops@north tidegate top --once
+
+Keys:
+  q, Esc, Ctrl-C  end            Up, Down, k, j  another pool
+  p               pause, go on   Tab, m          another meter
+
+Columns of pools:
+  MODE         on: limits are enforced; obs: observed; off
+  METER        the one that has least left; USED of its capacity, CAP: its capacity of the provider's limit,
+               OTH: what is used outside tidegate, of that limit, where headers tell
+  429/M        refusals of the provider per minute, of the last ten seconds
+  WAIT FLIGHT  calls that wait; in flight / at a time, where latency or a congestion signal limits them
+
+Columns of tenants, those first for whom most wait, sorted anew every five seconds; at most 50 are told of:
+  GRANTED      on the meter that is shown, overrides included, in units per its window; beside it the last 60 s
+  ASKS         requests per second that it could use
+  ADM REF 429  admitted, refused before they were sent, throttled by the provider, of the last ten seconds
+  OVERRIDE     what an operator's override does to it; with * before it, to each tenant
+
+Rates are differences of two answers: a dash until there are two, and anew when the leader changes.
+
+Exit codes:
+  0  ended by a key or a signal; with --once: printed
+  1  the terminal fails; with --once: nobody leads, or the leader or etcd does not answer
+  2  wrong arguments, or no terminal and no --once
 
 ",
     of_the_leader!()

@@ -21,7 +21,9 @@ mod signals;
 mod simulate;
 mod status;
 mod table;
+mod terminal;
 mod token;
+mod top;
 mod transfer;
 
 use std::io::{self, IsTerminal, Write};
@@ -60,6 +62,9 @@ enum Command {
     /// Who leads, who is there, how pools and etcd are; fails when something is wrong.
     #[command(long_about = help::STATUS_ABOUT, after_long_help = help::STATUS)]
     Status(status::StatusArgs),
+    /// Pools, tenants, overrides and signals as they are now, on one live page.
+    #[command(long_about = help::TOP_ABOUT, after_long_help = help::TOP)]
+    Top(top::TopArgs),
     /// What tenants are granted, and term by term what is enforced.
     #[command(subcommand, long_about = help::LIMITS_ABOUT, after_long_help = help::LIMITS)]
     Limits(limits::LimitsCommand),
@@ -140,6 +145,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(args) => run::run(args).await,
             Command::Status(args) => status::status(args).await,
+            Command::Top(args) => top::top(args).await,
             Command::Limits(command) => limits::limits(command).await,
             Command::Explain(args) => explain::explain(args).await,
             Command::Override(command) => overrides::overrides(command).await,
@@ -147,7 +153,7 @@ pub fn main() -> ExitCode {
             Command::Audit(args) => audit::audit(args).await,
             Command::Export(args) => transfer::export(args).await,
             Command::Import(args) => transfer::import(args).await,
-            Command::Check(args) => check::check(&args),
+            Command::Check(args) => check::check(args).await,
             Command::Schema(args) => schema::schema(&args),
             Command::Token(args) => token::token(&args),
             Command::Completions(args) => completions::completions(&args),

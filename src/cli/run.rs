@@ -43,7 +43,9 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     };
     let controller = Controller::start(config.controller, store, Arc::new(Telemetry::new())).await;
     let mut controller = controller.map_err(|error| match error {
-        ListenError::OffLoopback(_) | ListenError::Tls(_) => Failure::Usage(error.to_string()),
+        ListenError::OffLoopback(_) | ListenError::Tls(_) | ListenError::Prometheus(_) => {
+            Failure::Usage(error.to_string())
+        }
         ListenError::Bind(..) => Failure::Run(error.to_string()),
     })?;
     {

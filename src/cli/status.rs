@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::ser::Error as _;
+use serde::{Serialize, Serializer};
 use tokio::time::timeout;
 
 use super::overrides::{Standing, target_name};
@@ -14,7 +15,7 @@ use super::{Failure, policy, print, print_json};
 use crate::client::LeaderHttp;
 use crate::client::PULSE_QUIET;
 use crate::clock::{Clock, SystemClock, UnixMillis};
-use crate::controller::{LeaderAccount, MeterAccount, PoolAccount};
+use crate::controller::{LeaderAccount, MeterAccount, PoolAccount, SignalAccount};
 use crate::plan::keyspace::{Key, Presence};
 use crate::plan::{Mode, Pulse, Stamp};
 use crate::quota::{Meter, PoolId};
@@ -52,6 +53,8 @@ struct Status {
     etcd: EtcdStatus,
     pools: BTreeMap<PoolId, PoolStatus>,
     members: Vec<MemberStatus>,
+    /// What the leader asks Prometheus, by the queries' names.
+    signals: BTreeMap<String, SignalAccount>,
 }
 
 #[derive(Debug, Serialize)]
@@ -85,9 +88,17 @@ struct PoolStatus {
     /// Whose policy holds: `file`, `etcd`, or `rejected` when that in etcd is malformed and the last good one holds.
     policy: &'static str,
     overrides: usize,
-    /// As the leader tells; `null` when it does not.
-    #[serde(flatten)]
+    /// As the leader tells; nothing when it does not.
+    #[serde(flatten, serialize_with = "told")]
     account: Option<PoolAccount>,
+}
+
+/// What the leader tells, without what is said beside it.
+#[allow(clippy::ref_option, reason = "as serde calls it")]
+fn told<S: Serializer>(account: &Option<PoolAccount>, serializer: S) -> Result<S::Ok, S::Error> {
+    let told = serde_json::to_value(account).map_err(S::Error::custom)?;
+    let told = told.as_object().into_iter().flatten().filter(|(key, _)| !["mode", "overrides"].contains(&key.as_str()));
+    told.collect::<BTreeMap<_, _>>().serialize(serializer)
 }
 
 #[derive(Debug, Serialize)]
@@ -159,6 +170,11 @@ async fn look(reach: &Reach, http: &LeaderHttp, quota_bytes: Option<u64>) -> Res
     }
     let members = members(reach, &listing, account.as_ref());
     mode_worries(&pools, &members, &mut warnings);
+    let signals = account.as_ref().map(|account| account.signals.clone()).unwrap_or_default();
+    for (query, signal) in signals.iter().filter(|(_, signal)| signal.state != "fresh" || signal.error.is_some()) {
+        let why = signal.error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+        warnings.push(format!("the signal {query} is {}{why}", signal.state));
+    }
     policy_worries(&policies, &mut pools, &mut warnings);
     let leader = leader.map(|Leader { record, term }| LeaderStatus {
         name: record.name,
@@ -166,11 +182,11 @@ async fn look(reach: &Reach, http: &LeaderHttp, quota_bytes: Option<u64>) -> Res
         term,
         led_for_ms: account.as_ref().map(|account| account.led_for_ms),
     });
-    Ok(Status { problems, warnings, leader, etcd, pools, members })
+    Ok(Status { problems, warnings, leader, etcd, pools, members, signals })
 }
 
 async fn ask(http: &LeaderHttp, leader: Option<&Leader>) -> Option<Result<LeaderAccount, String>> {
-    Some(leader?.ask(http, "/v1/pools").await.map_err(|error| error.to_string()))
+    Some(leader?.ask(http, "/v1/status").await.map_err(|error| error.to_string()))
 }
 
 /// From which revision on etcd still has its history: it says so to who watches from the beginning.
@@ -340,6 +356,10 @@ fn text(status: &Status) -> String {
         let rows: Vec<Vec<String>> = status.members.iter().map(member_row).collect();
         let _ = write!(text, "\n{}", table(&["MEMBER", "REPORTED", "MODE", "POOLS"], &rows));
     }
+    if !status.signals.is_empty() {
+        let rows: Vec<Vec<String>> = status.signals.iter().map(signal_row).collect();
+        let _ = write!(text, "\n{}", table(&["SIGNAL", "ROLE", "STATE", "AGE", "SERIES"], &rows));
+    }
     text
 }
 
@@ -378,6 +398,11 @@ fn member_row(member: &MemberStatus) -> Vec<String> {
     let pools = member.pools.iter().map(PoolId::as_str).collect::<Vec<_>>().join(", ");
     let mode = member.mode.map_or(NONE, Mode::as_str);
     vec![member.instance.clone(), reported, mode.to_owned(), pools]
+}
+
+fn signal_row((query, signal): (&String, &SignalAccount)) -> Vec<String> {
+    let age = signal.age_ms.map_or_else(|| NONE.to_owned(), |ms| span(signed(ms)));
+    vec![query.clone(), signal.role.to_string(), signal.state.clone(), age, signal.series.to_string()]
 }
 
 fn signed(ms: u64) -> i64 {

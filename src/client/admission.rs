@@ -12,6 +12,7 @@ use super::gates::{Account, Gates, Waker};
 use crate::clock::MonoTime;
 use crate::limiter::{Bound, Denial, Never, Priority, Wait};
 use crate::quota::{Cost, Meter, TenantId};
+use crate::telemetry::Metric;
 
 /// What a refusal says when nothing flows and nobody knows for how long.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -33,6 +34,26 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// What stood in the way, in a word, as metrics have it: one of [`Refusal::KINDS`].
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        Self::KINDS[self.number()]
+    }
+
+    /// All that [`Refusal::kind`] says.
+    pub const KINDS: [&'static str; 6] = ["rate", "held", "concurrency", "blocked", "line_full", "never"];
+
+    const fn number(&self) -> usize {
+        match self {
+            Self::WaitUntil { why: Why::Rate(_), .. } => 0,
+            Self::WaitUntil { why: Why::Held(_), .. } => 1,
+            Self::WaitUntil { why: Why::Concurrency, .. } => 2,
+            Self::WaitUntil { why: Why::Blocked, .. } => 3,
+            Self::WaitUntil { why: Why::LineFull, .. } => 4,
+            Self::Never(_) => 5,
+        }
+    }
+
     /// The refusal in a middleware's error, if it is one of ours.
     #[must_use]
     pub fn of(error: &reqwest_middleware::Error) -> Option<Self> {
@@ -109,6 +130,8 @@ pub struct Admission {
     gates: Arc<Gates>,
     tenant: TenantId,
     asker: Asker<Waker>,
+    /// When it first asked.
+    began: MonoTime,
     /// When it asks.
     now: MonoTime,
     deadline: MonoTime,
@@ -171,7 +194,7 @@ impl Admission {
         let now = gates.pool.clock.now();
         let deadline = now + ask.max_wait;
         let asker = Asker::new(ask.cost, ask.priority, deadline);
-        Self { gates, tenant, asker, now, deadline, at: None }
+        Self { gates, tenant, asker, began: now, now, deadline, at: None }
     }
 
     /// Waits for the permit. Cancel-safe: the future may be dropped and asked for again, and the place in line is kept.
@@ -210,6 +233,14 @@ impl Admission {
             let mut at = self.at.take().unwrap_or_else(|| At::find(&self.gates, &self.tenant));
             let answer = at.ask(&mut self.asker, self.now);
             if let Answer::Admitted(mine, theirs) = answer {
+                let pool = &self.gates.pool;
+                if self.now > self.began {
+                    pool.telemetry.observe(
+                        Metric::WaitSeconds,
+                        &[pool.id.as_str()],
+                        self.now.seconds_since(self.began),
+                    );
+                }
                 let parent = at.parent.map(|(account, _)| account).zip(theirs);
                 return Step::Done(Ok(Permit::new(at.account, mine, parent, self.now)));
             }
@@ -227,8 +258,8 @@ impl Admission {
                 at = found;
             }
             return match (answer, self.asker.wake()) {
-                (Answer::Never(never), _) => Step::Done(Err(Refusal::Never(never))),
-                (Answer::Late(late), _) => Step::Done(Err(refusal(late, self.now))),
+                (Answer::Never(never), _) => Step::Done(Err(self.gates.refused(Refusal::Never(never)))),
+                (Answer::Late(late), _) => Step::Done(Err(self.gates.refused(refusal(late, self.now)))),
                 (Answer::Wait(until), Some(wake)) => {
                     let step = Step::Wait(wake.clone(), until.min(self.deadline).since(self.now));
                     self.at = Some(at);
@@ -280,9 +311,9 @@ impl Gates {
             let (account, _) = self.account_of(tenant);
             match account.gate.decide(&cost, Priority::default(), &self.pool.wide, now) {
                 Some(Ok(reservation)) => return Ok(Permit::new(account, reservation, None, now)),
-                Some(Err(Denial::Never(never))) => return Err(Refusal::Never(never)),
+                Some(Err(Denial::Never(never))) => return Err(self.refused(Refusal::Never(never))),
                 Some(Err(Denial::WaitUntil(expected))) => {
-                    return Err(refusal(Late { expected, line_is_full: false }, now));
+                    return Err(self.refused(refusal(Late { expected, line_is_full: false }, now)));
                 }
                 None => {}
             }
@@ -301,6 +332,12 @@ impl Gates {
         Some(Permit::new(account, reservation, None, now))
     }
 
+    /// Counts what stood in the way.
+    fn refused(&self, refusal: Refusal) -> Refusal {
+        self.pool.refused_for.count(refusal.number());
+        refusal
+    }
+
     fn ask_once(&self, tenant: &TenantId, cost: Cost, now: MonoTime) -> Result<Permit, Refusal> {
         let mut asker = Asker::new(cost, Priority::default(), now);
         loop {
@@ -310,8 +347,8 @@ impl Gates {
                     let parent = at.parent.map(|(account, _)| account).zip(theirs);
                     return Ok(Permit::new(at.account, mine, parent, now));
                 }
-                Answer::Never(never) => return Err(Refusal::Never(never)),
-                Answer::Late(late) => return Err(refusal(late, now)),
+                Answer::Never(never) => return Err(self.refused(Refusal::Never(never))),
+                Answer::Late(late) => return Err(self.refused(refusal(late, now))),
                 Answer::Moved => {}
                 // His deadline is now: nobody tells him to wait.
                 Answer::Wait(_) => at.leave(&mut asker),

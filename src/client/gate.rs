@@ -365,7 +365,9 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         self.state.with(|state| Glance {
             admitted: state.limiter.admitted(),
             refused: state.refusals(),
+            waited: state.aside.counters.waited,
             waiting: state.aside.line.len(),
+            in_flight: state.limiter.in_flight(),
             expired: state.limiter.expired(),
             would_wait: state.aside.would_wait,
             would_refuse: state.aside.would_refuse,

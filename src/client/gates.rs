@@ -19,7 +19,9 @@ use super::pool::PoolShared;
 use super::swap::Tuning;
 use crate::clock::{MonoTime, UnixMillis};
 use crate::limiter::{Limiter, Limits, Stored};
+use crate::observation::ThrottleKind;
 use crate::quota::{Grantee, Meter, PoolId, TenantId};
+use crate::telemetry::Metric;
 
 /// What the process knows of its pools.
 pub(super) type Views = Arc<Mutex<BTreeMap<PoolId, PoolView>>>;
@@ -47,9 +49,28 @@ pub(super) struct Account {
     grantee: Grantee,
     pub(super) pool: Arc<PoolShared>,
     pub(super) gate: Gate<Waker>,
+    /// Its counts as they were last told.
+    told: Mutex<Glance>,
 }
 
 impl Account {
+    fn new(grantee: Grantee, gate: Gate<Waker>, pool: Arc<PoolShared>) -> Self {
+        Self { grantee, pool, gate, told: Mutex::default() }
+    }
+
+    /// Counts a refusal of the provider's as a metric.
+    pub(super) fn count_throttled(&self, kind: ThrottleKind) {
+        let (telemetry, pool, tenant) = (&self.pool.telemetry, self.pool.id.as_str(), self.grantee.to_string());
+        let label = telemetry.tenant_label(pool, &tenant);
+        telemetry.add(Metric::Throttled, &[pool, label, kind.as_str()], 1.0);
+    }
+
+    /// What has happened since this was last asked, and what is now.
+    fn news(&self) -> Glance {
+        let glance = self.gate.glance();
+        glance.since(&std::mem::replace(&mut *self.told.lock(), glance))
+    }
+
     fn is_of(&self, tenant: &TenantId) -> bool {
         matches!(&self.grantee, Grantee::Tenant(known) if known == tenant)
     }
@@ -121,7 +142,7 @@ pub(super) struct Gates {
     retunes: AtomicU64,
     /// How many gates tenants have of their own, those included that are to be dropped.
     live: AtomicUsize,
-    /// Which shard is looked after next, and how many wait and have expired in each, the shared gate's being the last.
+    /// Which shard is looked after next, and how many wait and are in flight in each, the shared gate's being the last.
     sweep: Mutex<(usize, Vec<(u64, u64)>)>,
 }
 
@@ -135,7 +156,7 @@ impl Gates {
             limiter.top_up_to_one_request(now);
         }
         let gate = Gate::new(limiter, now);
-        let default = Arc::new(Account { grantee: Grantee::Default, gate, pool: pool.clone() });
+        let default = Arc::new(Account::new(Grantee::Default, gate, pool.clone()));
         Self {
             pool,
             parent,
@@ -221,7 +242,7 @@ impl Gates {
         let gate = Gate::new(limiter, now);
         // As it would be now: whether there is a share yet is not the limiter's.
         gate.retune(&limits, now);
-        let account = Arc::new(Account { grantee, gate, pool: self.pool.clone() });
+        let account = Arc::new(Account::new(grantee, gate, self.pool.clone()));
         self.live.fetch_add(1, Ordering::Relaxed);
         self.put_in_use(&mut shard, hash, account.clone());
         account
@@ -347,7 +368,7 @@ impl Gates {
     }
 
     /// Looks after the gates, a part of them when they are many: frees what has expired, drops gates that nobody uses and that
-    /// remember nothing, and tells what the others count. Returns how many wait and how many have expired, of all.
+    /// remember nothing, and tells what the others have counted since. Returns how many wait and how many are in flight, of all.
     pub(super) fn look_after(&self, now: MonoTime, mut tell: impl FnMut(&Grantee, Glance)) -> (u64, u64) {
         let mut sweep = self.sweep.lock();
         let (next, sums) = &mut *sweep;
@@ -360,9 +381,9 @@ impl Gates {
             *next = (*next + 1) % SHARDS;
         }
         self.default.gate.expire(now);
-        let glance = self.default.gate.glance();
-        tell(&Grantee::Default, glance);
-        sums[SHARDS] = (glance.waiting as u64, glance.expired);
+        let news = self.default.news();
+        tell(&Grantee::Default, news);
+        sums[SHARDS] = (news.waiting as u64, u64::from(news.in_flight));
         sums.iter().fold((0, 0), |sum, shard| (sum.0 + shard.0, sum.1 + shard.1))
     }
 
@@ -377,9 +398,9 @@ impl Gates {
             .any(|other| matches!(other, Other::Leaving(account, left_at) if account.gate.is_over(*left_at, now)));
         for account in found.accounts() {
             account.gate.expire(now);
-            let glance = account.gate.glance();
-            sum = (sum.0 + glance.waiting as u64, sum.1 + glance.expired);
-            tell(&account.grantee, glance);
+            let news = account.news();
+            sum = (sum.0 + news.waiting as u64, sum.1 + u64::from(news.in_flight));
+            tell(&account.grantee, news);
             any_idle |= account.gate.is_idle(since, now);
         }
         drop(found);

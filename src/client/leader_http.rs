@@ -1,31 +1,15 @@
 //! HTTP to the leader, with a token and TLS where those are given.
-//!
-//! *Why not reqwest*: of its TLS features, one builds a second cryptography library from C, and the other lets every
-//! `reqwest::Client::new()` of the service that embeds this panic until somebody has chosen a provider. Here hyper speaks through
-//! the rustls with *ring* that the store's client brings anyway.
-//!
-//! No proxy is asked: the leader is on the inside, and a proxy for the way out has no business here. No redirect is followed: a
-//! token goes where it was meant to.
-
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use rustls::crypto::ring::default_provider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
+use http_body_util::Full;
 use tokio::time::timeout;
 
+use crate::https::{Https, Trust, Unanswered, root};
 use crate::observation::TOKEN_BYTES_MAX;
 use crate::store::StoreError;
 use crate::store::pem::pem;
@@ -65,15 +49,8 @@ impl fmt::Debug for ReportToken {
 }
 
 /// How one speaks TLS to the leader. Held as read: files that change are read at the next start.
-#[derive(Clone)]
-pub struct ReportTls(Arc<ClientConfig>);
-
-impl fmt::Debug for ReportTls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A key is nobody's business.
-        f.write_str("ReportTls(..)")
-    }
-}
+#[derive(Debug, Clone)]
+pub struct ReportTls(Trust);
 
 /// Why there is no [`ReportTls`].
 #[derive(Debug, thiserror::Error)]
@@ -93,28 +70,7 @@ impl ReportTls {
     /// # Errors
     /// [`ReportTlsError::Pem`].
     pub fn new(authorities_pem: &[u8], identity_pem: Option<(&[u8], &[u8])>) -> Result<Self, ReportTlsError> {
-        let wrong = |what: &str, error: &dyn fmt::Display| ReportTlsError::Pem(format!("{what}: {error}"));
-        let certificates = |what: &str, text: &[u8]| -> Result<Vec<CertificateDer<'static>>, ReportTlsError> {
-            let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
-            let all = all.map_err(|error| wrong(what, &error))?;
-            if all.is_empty() { Err(wrong(what, &"no certificate in it")) } else { Ok(all) }
-        };
-        let mut authorities = RootCertStore::empty();
-        for authority in certificates("the authorities", authorities_pem)? {
-            authorities.add(authority).map_err(|error| wrong("the authorities", &error))?;
-        }
-        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()));
-        let config = config.with_safe_default_protocol_versions().map_err(|error| wrong("the protocol", &error))?;
-        let config = config.with_root_certificates(authorities);
-        let config = match identity_pem {
-            None => config.with_no_client_auth(),
-            Some((certificate, key)) => {
-                let chain = certificates("the certificate", certificate)?;
-                let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| wrong("the certificate's key", &error))?;
-                config.with_client_auth_cert(chain, key).map_err(|error| wrong("the certificate", &error))?
-            }
-        };
-        Ok(Self(Arc::new(config)))
+        Trust::new(authorities_pem, identity_pem).map(Self).map_err(ReportTlsError::Pem)
     }
 
     /// The same from files: the authorities', and those of a certificate of one's own and its key.
@@ -145,24 +101,14 @@ pub(crate) enum NoAnswer {
 /// HTTP to whoever leads. Connections are kept.
 #[derive(Clone)]
 pub(crate) struct LeaderHttp {
-    http: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    http: Https,
     token: Option<ReportToken>,
     is_tls: bool,
 }
 
 impl LeaderHttp {
     pub(crate) fn new(token: Option<ReportToken>, tls: Option<&ReportTls>) -> Self {
-        let nobody_trusted = || {
-            let config = ClientConfig::builder_with_provider(Arc::new(default_provider()));
-            let config = config.with_safe_default_protocol_versions().expect("ring has suites for both versions");
-            config.with_root_certificates(RootCertStore::empty()).with_no_client_auth()
-        };
-        let config = tls.map_or_else(nobody_trusted, |tls| (*tls.0).clone());
-        let mut tcp = HttpConnector::new();
-        tcp.set_nodelay(true);
-        tcp.enforce_http(false);
-        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1();
-        let http = Client::builder(TokioExecutor::new()).build(connector.wrap_connector(tcp));
+        let http = Https::new(tls.map(|ReportTls(trust)| trust));
         Self { http, token, is_tls: tls.is_some() }
     }
 
@@ -193,20 +139,14 @@ impl LeaderHttp {
             request.headers_mut().insert(AUTHORIZATION, token.clone());
         }
         let asked = async {
-            let answer = self.http.request(request).await.map_err(|error| failed(&error))?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-            Ok((status, body.map_err(|error| failed(&*error))?.to_bytes()))
+            match self.http.ask(request, ANSWER_BYTES_MAX).await {
+                Ok(answer) => Ok((answer.status(), answer.into_body())),
+                Err(Unanswered::Failed(why)) => Err(NoAnswer::Failed(why)),
+                Err(Unanswered::Long) => {
+                    Err(NoAnswer::Failed(format!("an answer of more than {ANSWER_BYTES_MAX} bytes")))
+                }
+            }
         };
         timeout(at_most, asked).await.unwrap_or(Err(NoAnswer::Late(at_most)))
     }
-}
-
-/// The reason at the bottom: hyper says that connecting failed and leaves "connection refused" to its source.
-fn root(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }

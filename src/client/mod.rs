@@ -141,7 +141,7 @@ use crate::provider::Dialect;
 pub use crate::provider::Usage;
 use crate::quota::{Cost, Grantee, PoolId, TenantId};
 use crate::store::{LeaseId, Store};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Sample, Telemetry};
 
 /// How long a starting client waits for its first shares.
 const JOIN_WAIT: Duration = Duration::from_millis(250);
@@ -222,6 +222,13 @@ impl Client {
     #[must_use]
     pub fn status(&self) -> ClientStatus {
         status::status(&self.core)
+    }
+
+    /// Every metric of this process with its value now, for a health page or a metrics system of one's own. For Prometheus, a
+    /// service registers a `TelemetryCollector` of the same [`Telemetry`] (feature `metrics`).
+    #[must_use]
+    pub fn stats(&self) -> Vec<Sample> {
+        self.core.stats()
     }
 
     /// This process's name among the members.

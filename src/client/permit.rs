@@ -91,7 +91,7 @@ impl Permit {
             self.account.pool.telemetry.add(Metric::HeaderFaults, &[id, missing.reason.as_str()], 1.0);
         }
         if let Ending::Throttled(kind) = observation.ending {
-            self.account.pool.telemetry.add(Metric::Throttled, &[id, kind.as_str()], 1.0);
+            self.account.count_throttled(kind);
             self.hold(observation);
         }
         let first_byte_ms = self.first_byte_at.map(|at| at.seconds_since(self.sent_at) * 1e3);
@@ -138,7 +138,7 @@ impl Permit {
     /// An answer that began well broke off because the provider is overloaded: counts as a refusal for overload.
     pub fn overloaded(&mut self) {
         let kind = ThrottleKind::Overload;
-        self.account.pool.telemetry.add(Metric::Throttled, &[self.account.pool.id.as_str(), kind.as_str()], 1.0);
+        self.account.count_throttled(kind);
         self.account.gate.count(|counters| counters.ended(Ending::Throttled(kind)));
     }
 

@@ -3,7 +3,7 @@
 //! What it knows is in [`Session`] and [`PoolView`]; here that is put in force: pushed to the gates that it concerns, or swapped
 //! where it holds for a whole pool.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,19 +17,19 @@ use super::gates::{Gates, Views};
 use super::heard::MemberState;
 use super::member::PoolView;
 use super::params::{ClientParams, MODE_VARIABLE, PoolParams};
-use super::pool::{ClockDebug, OnThrottled, PoolShared};
+use super::pool::{ClockDebug, OnThrottled, PoolShared, RefusedFor};
 use super::report::report;
 use super::rota::Rota;
 use super::session::{Notice, OldTerm, Session};
 use super::swap::{PoolWide, Swap};
 use super::{Pool, Tasks, last_known};
-use crate::clock::{Clock, MonoTime};
+use crate::clock::{Clock, MonoTime, UnixMillis};
 use crate::observation::Report;
 use crate::plan::keyspace::{LeaderRecord, Presence};
 use crate::plan::{Mode, Reply};
-use crate::quota::{Meter, PoolId};
+use crate::quota::{Grantee, Meter, PoolId};
 use crate::store::{Change, Listing, Select};
-use crate::telemetry::{Metric, Telemetry};
+use crate::telemetry::{Metric, Sample, Telemetry};
 
 /// 429s are reported at once, but in the long run not more often than this.
 pub(super) const REPORT_GAP_MIN: Duration = Duration::from_millis(100);
@@ -42,6 +42,30 @@ const HOLD_SPREAD: f64 = 0.2;
 const HOLD_SPREAD_MAX: Duration = Duration::from_secs(5);
 /// How long a hold that is over is told of: a gate that nobody asked meanwhile is to start slowly too.
 const HOLD_REMEMBERED: Duration = Duration::from_secs(60);
+
+/// Clocks that are further apart are told of, in seconds.
+const SKEW_WORTH_TELLING_S: f64 = 5.0;
+/// By a pulse that is no older than this.
+const SKEW_TOLD_FOR: Duration = Duration::from_secs(15);
+
+/// How a pool stands, as metrics tell it.
+#[derive(Debug, Default)]
+struct Standing {
+    /// How long ago the last pulse came, and how far ahead its clock was then.
+    pulse: Option<(Duration, f64)>,
+    shares: BTreeMap<Grantee, f64>,
+}
+
+impl Standing {
+    #[allow(clippy::cast_precision_loss, reason = "milliseconds since 1970 are far below 2^53")]
+    fn of(view: &PoolView, now: MonoTime, wall: UnixMillis) -> Self {
+        let pulse = view.pulse().zip(view.pulse_at()).map(|(pulse, at)| {
+            let age = now.since(at);
+            (age, pulse.unix_ms.0 as f64 / 1e3 - (wall.0 as f64 / 1e3 - age.as_secs_f64()))
+        });
+        Self { pulse, shares: view.leases(now).map(|(grantee, share, _)| (grantee.clone(), share.share)).collect() }
+    }
+}
 
 /// A client without its sockets and timers: what its tasks share, and what a simulation drives in their place. What arrives is
 /// put in force at once; the tasks carry it, and say when.
@@ -62,6 +86,10 @@ pub struct Core {
     rota: Mutex<Rota>,
     /// Whether it was said that there are too many tenants for the rota.
     crowded: AtomicBool,
+    /// Whether it was said that the leader's clock and this one's are apart.
+    skewed: AtomicBool,
+    /// Whose shares were last told of, by pool.
+    shares_told: Mutex<BTreeMap<String, BTreeSet<Grantee>>>,
     /// Something must reach the leader at once.
     pub(super) urgent: Notify,
     /// The first shares have come.
@@ -102,6 +130,8 @@ impl Core {
             reports: AtomicU64::new(0),
             rota: Mutex::default(),
             crowded: AtomicBool::new(false),
+            skewed: AtomicBool::new(false),
+            shares_told: Mutex::default(),
             urgent: Notify::new(),
             joined: Notify::new(),
             jitter,
@@ -173,14 +203,27 @@ impl Core {
         self.retune(&mut views, now);
         let shares = views.values().flat_map(|view| view.leases(now)).map(|(.., until)| until);
         let ends = shares.chain(views.values().filter_map(|view| view.lent_until(now))).min();
+        let wall = self.clock.wall();
+        let standing: Vec<Standing> = self
+            .pools()
+            .map(|gates| views.get(&gates.pool.id).map_or_else(Standing::default, |view| Standing::of(view, now, wall)))
+            .collect();
         drop(views);
         if let Some(silence) = self.session.lock().silence(now) {
             self.telemetry.set(Metric::WatchSilence, &[], silence.as_secs_f64());
         }
-        for gates in self.pools() {
-            self.look_after(gates, now);
+        self.tell_skew(&standing);
+        for (gates, standing) in self.pools().zip(&standing) {
+            self.look_after(gates, standing, now);
         }
         ends.map(|ends| ends.since(self.clock.now()))
+    }
+
+    /// Every metric of this process as it is now.
+    #[must_use]
+    pub fn stats(&self) -> Vec<Sample> {
+        self.keep_house();
+        self.telemetry.snapshot()
     }
 
     /// What to tell the leader, and when that is: to be handed to [`Core::on_reply`] with its reply.
@@ -344,22 +387,67 @@ impl Core {
     }
 
     /// Looks after the gates; their own counts are shown as metrics: the hot path counts once.
-    fn look_after(&self, gates: &Gates, now: MonoTime) {
+    fn look_after(&self, gates: &Gates, standing: &Standing, now: MonoTime) {
         #[allow(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
         let precise = |n: u64| n as f64;
         let id = gates.pool.id.as_str();
-        let (waiting, expired) = gates.look_after(now, |grantee, glance| {
+        let (waiting, in_flight) = gates.look_after(now, |grantee, news| {
             let tenant = grantee.to_string();
-            self.telemetry.set(Metric::Admitted, &[id, &tenant], precise(glance.admitted));
-            self.telemetry.set(Metric::Refused, &[id, &tenant], precise(glance.refused));
-            if glance.would_wait + glance.would_refuse > 0 {
-                self.telemetry.set(Metric::WouldWait, &[id, &tenant], precise(glance.would_wait));
-                self.telemetry.set(Metric::WouldRefuse, &[id, &tenant], precise(glance.would_refuse));
+            let label = self.telemetry.tenant_label(id, &tenant);
+            let count = |metric, n: u64| self.telemetry.add(metric, &[id, label], precise(n));
+            count(Metric::Admitted, news.admitted);
+            count(Metric::Refused, news.refused);
+            count(Metric::Waited, news.waited);
+            if news.would_wait + news.would_refuse > 0 {
+                count(Metric::WouldWait, news.would_wait);
+                count(Metric::WouldRefuse, news.would_refuse);
+            }
+            if news.expired > 0 {
+                self.telemetry.add(Metric::ReservationsExpired, &[id], precise(news.expired));
             }
         });
-        self.telemetry.set(Metric::Mode, &[id], gates.pool.wide.load().mode.number());
-        self.telemetry.set(Metric::Waiting, &[id], precise(waiting));
-        self.telemetry.set(Metric::ReservationsExpired, &[id], precise(expired));
+        self.tell_shares(id, &standing.shares);
+        let tell = |metric, value: f64| self.telemetry.set(metric, &[id], value);
+        tell(Metric::Mode, gates.pool.wide.load().mode.number());
+        tell(Metric::Waiting, precise(waiting));
+        tell(Metric::InFlight, precise(in_flight));
+        if let Some((age, skew_s)) = standing.pulse {
+            tell(Metric::PulseAge, age.as_secs_f64());
+            tell(Metric::ClockSkew, skew_s);
+        }
+        for (why, n) in gates.pool.refused_for.take() {
+            self.telemetry.add(Metric::RefusedFor, &[id, why], precise(n));
+        }
+    }
+
+    /// The shares that are in force, and of those that were and are not any more that they are nothing.
+    fn tell_shares(&self, pool: &str, shares: &BTreeMap<Grantee, f64>) {
+        let mut told = self.shares_told.lock();
+        let told = told.entry(pool.to_owned()).or_default();
+        let ended: Vec<Grantee> = told.iter().filter(|grantee| !shares.contains_key(*grantee)).cloned().collect();
+        for (grantee, share) in
+            shares.iter().map(|(grantee, share)| (grantee, *share)).chain(ended.iter().map(|grantee| (grantee, 0.0)))
+        {
+            let tenant = grantee.to_string();
+            // Parts of different tenants add up to nothing.
+            if self.telemetry.tenant_label(pool, &tenant) == tenant {
+                self.telemetry.set(Metric::Share, &[pool, &tenant], share);
+            }
+        }
+        *told = shares.keys().cloned().collect();
+    }
+
+    /// Overrides end by each one's own clock: who is far off is told so, once.
+    fn tell_skew(&self, standing: &[Standing]) {
+        let lives = |(age, skew_s): (Duration, f64)| (age < SKEW_TOLD_FOR).then_some(skew_s);
+        let all = standing.iter().filter_map(|standing| standing.pulse.and_then(lives));
+        let Some(skew_s) = all.max_by(|a, b| a.abs().total_cmp(&b.abs())) else { return };
+        let is_far = skew_s.abs() > SKEW_WORTH_TELLING_S;
+        if is_far && !self.skewed.swap(true, Ordering::Relaxed) {
+            warn!("the leader's clock and this machine's are {skew_s:.1} s apart: overrides end by one's own clock");
+        } else if !is_far {
+            self.skewed.store(false, Ordering::Relaxed);
+        }
     }
 
     fn note(&self, notices: Vec<Notice>) {
@@ -399,6 +487,7 @@ fn gates_of(params: &ClientParams, core: &Arc<Core>) -> BTreeMap<PoolId, Arc<Gat
         // Whoever turned limits off wants them off at once.
         wide: Swap::new(PoolWide { mode: core.mode.unwrap_or_default(), ..PoolWide::new(MemberState::Bootstrap) }),
         telemetry: core.telemetry.clone(),
+        refused_for: RefusedFor::default(),
         readings: Mutex::default(),
         long_holds: Mutex::default(),
         throttled: process.clone(),

@@ -34,13 +34,21 @@ macro_rules! names {
     }};
 }
 
+mod signals;
+
+pub(super) use signals::{
+    AIM, EVERY_S, FRESH_FOR_S, METER, POOL, POOL_LABEL, PROMETHEUS, PROMETHEUS_CA_FILE, PROMETHEUS_CERT_FILE,
+    PROMETHEUS_KEY_FILE, PROMETHEUS_PASSWORD_FILE, PROMETHEUS_URL, PROMETHEUS_USER, QUERIES, QUERY, QUEUE_OF, ROLE,
+    SCRAPE_S, SIGNAL_COUNTS, TENANT_LABEL, TIMEOUT_S, TOKEN_FILE,
+};
+
 static DIALECTS: [&str; Dialect::ALL.len()] = names!(Dialect);
 static ALGORITHMS: [&str; Algorithm::ALL.len()] = names!(Algorithm);
 static MODES: [&str; Mode::ALL.len()] = names!(Mode);
 static PRIORITIES: [&str; 2] = ["interactive", "batch"];
 
 /// The whole file.
-pub(super) static ROOT: Table = Table { keys: &[&CONTROLLER, &KEYS, &ETCD, &POOLS] };
+pub(super) static ROOT: Table = Table { keys: &[&CONTROLLER, &KEYS, &ETCD, &PROMETHEUS, &POOLS] };
 
 /// Every key and the table that it belongs in.
 pub(super) static HOMES: LazyLock<Vec<(&str, String)>> = LazyLock::new(|| homes(&ROOT));

@@ -14,6 +14,7 @@ mod reference;
 mod reporters;
 mod schema;
 mod section;
+mod signals;
 mod spec;
 
 use std::collections::BTreeMap;
@@ -144,8 +145,10 @@ fn config(mut root: Section<'_>) -> Option<Config> {
     let controller = root.take(&keys::CONTROLLER).and_then(Field::section).map(controller);
     let keyspace = root.take(&keys::KEYS).and_then(Field::section).map(keyspace);
     let etcd = root.take(&keys::ETCD).and_then(Field::section).map(etcd);
+    let prometheus = root.take(&keys::PROMETHEUS).and_then(Field::section);
     let pools = root.take(&keys::POOLS).and_then(pools::pools);
     root.end();
+    let prometheus = prometheus.map(|section| signals::prometheus(section, pools.as_deref()));
     let controller = controller?;
     let (etcd, store_quota_bytes) = match etcd {
         Some((etcd, quota)) => (Some(etcd), quota?),
@@ -164,6 +167,7 @@ fn config(mut root: Section<'_>) -> Option<Config> {
         keyspace,
         store_quota_bytes,
         pools,
+        prometheus: prometheus.flatten(),
         read_policy: policy::read,
     };
     Some(Config { controller, etcd, warnings: Mistakes::default() })

@@ -24,6 +24,7 @@ pub(super) enum Names {
     Tenants,
     Meters,
     Reporters,
+    Queries,
 }
 
 impl Names {
@@ -31,7 +32,7 @@ impl Names {
     pub(super) const fn placeholder(self) -> &'static str {
         match self {
             Self::Pools => "<id>",
-            Self::Tenants | Self::Reporters => "<name>",
+            Self::Tenants | Self::Reporters | Self::Queries => "<name>",
             Self::Meters => "<meter>",
         }
     }
@@ -43,6 +44,7 @@ impl Names {
             Self::Tenants => "acme",
             Self::Meters => "\"requests/minute\"",
             Self::Reporters => "checkout",
+            Self::Queries => "waiting",
         }
     }
 
@@ -50,7 +52,7 @@ impl Names {
     pub(super) fn pattern(self) -> String {
         match self {
             Self::Pools => "^[a-z0-9][a-z0-9._-]{0,63}$".to_owned(),
-            Self::Reporters => "^[A-Za-z0-9._-]{1,64}$".to_owned(),
+            Self::Reporters | Self::Queries => "^[A-Za-z0-9._-]{1,64}$".to_owned(),
             Self::Tenants => "^[^\\u0000-\\u001f\\u007f-\\u009f]{1,128}$".to_owned(),
             Self::Meters => {
                 let units = Unit::ALL.map(Unit::as_str).join("|");
@@ -68,7 +70,7 @@ impl Names {
                 let name: String = name.chars().map(|c| if c.is_whitespace() || c == '/' { '-' } else { c }).collect();
                 name.to_ascii_lowercase().parse::<PoolId>().ok().map(String::from)
             }
-            Self::Tenants | Self::Reporters => None,
+            Self::Tenants | Self::Reporters | Self::Queries => None,
             Self::Meters => {
                 let abbreviated = ABBREVIATIONS.into_iter().find(|(short, _)| name.eq_ignore_ascii_case(short));
                 let all = || {

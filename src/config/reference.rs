@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::keys::ROOT;
-use super::spec::{Key, Shape, Table};
+use super::spec::{Absent, Key, Shape, Table};
 
 /// Where a comment's lines end.
 const COLUMNS: usize = 120;
@@ -11,7 +11,7 @@ const COLUMNS: usize = 120;
 const HEAD: &str = "\
 #:schema ./tidegate.schema.json
 #
-# Every key of tidegate's configuration, each set to an example. The file is made from the same table as the parser
+# Every key of tidegate's configuration, each set to an example; those that stand instead of another are comments. The file is made from the same table as the parser
 # (`tidegate schema --reference`); to start from, tidegate.toml beside it is shorter. A key that is not known is an
 # error: `tidegate check FILE` tells all that is wrong with a file.
 ";
@@ -35,7 +35,8 @@ fn table(out: &mut String, path: &str, table: &'static Table, told: &mut Vec<*co
             out.push_str(if n > 0 { "\n" } else { "" });
             describe(out, key);
         }
-        line(out, &format!("{} = {}", key.name, key.example));
+        let mark = if matches!(key.absent, Absent::Instead(_)) { "# " } else { "" };
+        line(out, &format!("{mark}{} = {}", key.name, key.example));
     }
     for key in sections {
         let Some((name, keys)) = section(&key.shape) else { continue };

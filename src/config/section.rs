@@ -267,7 +267,7 @@ impl<'a> Section<'a> {
                 let value = DeValue::parse(default).ok()?.into_inner();
                 Some(Field { place: self.place.below(key.name, self.place.span.clone()), value, shape: &key.shape })
             }
-            Absent::Means(_) => None,
+            Absent::Means(_) | Absent::Instead(_) => None,
         }
     }
 
@@ -309,10 +309,11 @@ impl<'a> Section<'a> {
         self.keys.keys.iter().map(|key| key.name)
     }
 
-    /// The key of this table that a misspelt one was meant to be. A key that exists is not misspelt, only lost.
+    /// The key of this table that a misspelt one was meant to be. A key that exists is not misspelt, only lost; unless it is all
+    /// but a letter of one that is expected here.
     fn meant(&self, name: &str) -> Option<&'static str> {
         let lost = HOMES.iter().any(|(known, _)| *known == name);
-        if lost { None } else { nearest(name, self.names()) }
+        nearest(name, self.names()).filter(|meant| !lost || strsim::levenshtein(name, meant) == 1)
     }
 }
 

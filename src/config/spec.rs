@@ -29,6 +29,8 @@ pub(super) enum Absent {
     Reads(&'static str),
     /// Something that no value says.
     Means(&'static str),
+    /// The same, of a key that does not go with all others: the reference shows it as a comment.
+    Instead(&'static str),
 }
 
 /// What a value can be.
@@ -67,7 +69,7 @@ impl Key {
             Absent::Refused => format!("{expected}Required."),
             Absent::Reads("{}") => format!("{expected}May be absent."),
             Absent::Reads(default) => format!("{expected}Default: {default}."),
-            Absent::Means(what) => format!("{expected}When absent: {what}."),
+            Absent::Means(what) | Absent::Instead(what) => format!("{expected}When absent: {what}."),
         }
     }
 }

@@ -15,14 +15,15 @@ use tracing::warn;
 use super::account::LeaderAccount;
 use super::nearest;
 use super::planner::PoolPlanner;
-use crate::clock::MonoTime;
+use crate::clock::{MonoTime, UnixMillis};
 use crate::observation::Report;
 use crate::plan::{Reply, keyspace::LeaderRecord};
 use crate::quota::{Meter, PoolId};
-use crate::telemetry::{Metric, Telemetry};
+use crate::telemetry::{Metric, Sample, Telemetry};
 
 use super::shares::SHARE_VALID;
 use super::signal::{DoubtedLimit, MEMBER_SILENT_MAX};
+use super::source::Board;
 
 /// A loop that has not ticked for this long counts as hung: twice what one tick may wait for its store.
 const TICK_SILENT_MAX: Duration = Duration::from_secs(10);
@@ -167,6 +168,8 @@ pub(super) struct Desk {
     leader: Mutex<Option<LeaderRecord>>,
     /// Asks for a tick before its time.
     pub early: Notify,
+    /// What Prometheus told.
+    pub board: Board,
     lease_fresh_for: Duration,
     telemetry: Arc<Telemetry>,
 }
@@ -174,8 +177,9 @@ pub(super) struct Desk {
 impl Desk {
     /// An empty desk; a lease counts as fresh for `lease_fresh_for` after its last confirmed keep-alive.
     #[must_use]
-    pub(super) fn new(lease_fresh_for: Duration, telemetry: Arc<Telemetry>) -> Self {
-        Self { office: Mutex::new(None), leader: Mutex::new(None), early: Notify::new(), lease_fresh_for, telemetry }
+    pub(super) fn new(lease_fresh_for: Duration, board: Board, telemetry: Arc<Telemetry>) -> Self {
+        let (office, leader) = (Mutex::new(None), Mutex::new(None));
+        Self { office, leader, early: Notify::new(), board, lease_fresh_for, telemetry }
     }
 
     /// Begins a term.
@@ -235,13 +239,23 @@ impl Desk {
     ///
     /// # Errors
     /// [`NotLeading`] with where to go instead.
-    pub(super) fn account(&self, name: &str, now: MonoTime) -> Result<LeaderAccount, NotLeading> {
+    pub(super) fn account(&self, name: &str, now: MonoTime, wall: UnixMillis) -> Result<LeaderAccount, NotLeading> {
         self.leading(now, |office| LeaderAccount {
             name: name.to_owned(),
             term: office.term,
             led_for_ms: u64::try_from(now.since(office.began_at).as_millis()).unwrap_or(u64::MAX),
-            pools: office.pools.iter().map(|(id, pool)| (id.clone(), pool.account(now))).collect(),
+            pools: office.pools.iter().map(|(id, pool)| (id.clone(), pool.account(now, wall))).collect(),
+            signals: self.board.account(now),
         })
+    }
+
+    /// What there is to measure now; of a leader alone.
+    pub(super) fn measure(&self, now: MonoTime, wall: UnixMillis) -> Vec<Sample> {
+        let pools = self.leading(now, |office| {
+            let measure = |pool: &PoolPlanner| pool.measure(now, wall, &self.telemetry);
+            office.pools.values().flat_map(measure).collect::<Vec<Sample>>()
+        });
+        pools.map_or_else(|_| Vec::new(), |samples| samples.into_iter().chain(self.board.measure(now)).collect())
     }
 
     /// Looks at a pool.

@@ -25,8 +25,10 @@ const BURST_PART: f64 = 0.25;
 const IDLE_PER_S: f64 = 0.1;
 /// all of them together with at most this part of the capacity, so that the idle do not starve the busy.
 const IDLE_PART: f64 = 0.1;
-/// Places that moved by one, and one of so many more, stay what they are.
+/// Places that moved by one, and one of so many more, stay what they are,
 const PLACES_KEPT: u32 = 10;
+/// as long as all together are no more than they may be, and at least this part of it.
+const PLACES_USED: f64 = 0.97;
 /// Without a leader a tenant keeps this part of its threshold.
 const SAFE_PART: f64 = 0.5;
 
@@ -142,23 +144,31 @@ impl Division<'_> {
 
     /// Places by what each could use; who has no traffic has one all the same.
     fn needed_places(&self, places: u32) -> Vec<u32> {
-        let busy: Vec<&Row> = self.rows.iter().filter(|row| row.asked.places > 0.0).collect();
+        let busy: Vec<&Row> = self.rows.iter().filter(|row| row.asked.places() > 0.0).collect();
         let claim = |row: &&Row| Claim {
             weight: row.tenant.weight,
-            demand: row.asked.places,
+            demand: row.asked.places(),
             floor: 0.0,
             ceiling: f64::INFINITY,
             priority: row.tenant.priority,
         };
         let parts = divide(f64::from(places), &busy.iter().map(claim).collect::<Vec<_>>());
         let mut parts = divide_places(places, &parts).into_iter();
-        let needed = |row: &Row| {
-            let part = if row.asked.places > 0.0 { parts.next().unwrap_or(0).max(1) } else { 1 };
-            // Needs move all the time: it is not worth a write.
+        let part = |row: &Row| if row.asked.places() > 0.0 { parts.next().unwrap_or(0).max(1) } else { 1 };
+        let parts: Vec<u32> = self.rows.iter().map(part).collect();
+        // Needs move all the time: it is not worth a write.
+        let kept = |(row, part): (&Row, &u32)| {
             let known = self.published.get(&row.grantee).and_then(|grant| grant.thresholds.concurrency);
-            known.filter(|known| known.abs_diff(part) <= 1 + known / PLACES_KEPT).unwrap_or(part)
+            known.filter(|known| known.abs_diff(*part) <= 1 + known / PLACES_KEPT).unwrap_or(*part)
         };
-        self.rows.iter().map(needed).collect()
+        let kept: Vec<u32> = self.rows.iter().zip(&parts).map(kept).collect();
+        // Of the busy: the places of the idle are on top.
+        let busy = |parts: &[u32]| -> f64 {
+            let of = self.rows.iter().zip(parts).filter(|(row, _)| row.asked.places() > 0.0);
+            of.map(|(_, part)| f64::from(*part)).sum()
+        };
+        let most = busy(&parts);
+        if (PLACES_USED * most..=most).contains(&busy(&kept)) { kept } else { parts }
     }
 
     /// What each tenant brings to the division of one meter.

@@ -66,6 +66,9 @@ pub struct MeterDecided {
     pub overcommit: f64,
     /// What it decided that the pool can take.
     pub capacity: f64,
+    /// What a signal said of that; absent when none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<f64>,
 }
 
 impl MeterDecided {
@@ -95,6 +98,7 @@ impl MeterDecided {
             headers: step.headers,
             overcommit: step.overcommit,
             capacity: per_window(step.capacity_per_s),
+            told: inputs.told_per_s.map(per_window),
         }
     }
 }
@@ -137,6 +141,15 @@ pub struct Decided {
     pub scale: BTreeMap<Meter, f64>,
     /// What the law was told and decided.
     pub meters: BTreeMap<Meter, MeterDecided>,
+    /// What congestion signals told, by their queries; `null` of one that was silent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pressures: BTreeMap<String, Option<f64>>,
+    /// Calls in flight at a time, as latency or a congestion signal allowed; absent when neither limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub places: Option<f64>,
+    /// Calls that were in flight.
+    #[serde(default)]
+    pub in_flight: f64,
 }
 
 /// A tenant's thresholds in a publication.
@@ -177,6 +190,9 @@ pub struct Explained {
     /// What becomes of its limits.
     #[serde(default)]
     pub mode: crate::plan::Mode,
+    /// Requests that wait elsewhere to be sent, where a demand signal tells of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queued: Option<f64>,
     /// Overrides in force now, by target: `*`, the tenant's, `@capacity`.
     pub overrides: BTreeMap<String, Override>,
     /// Overrides of other tenants: what they use is taken out before the rest is divided.

@@ -20,6 +20,7 @@ use super::overseer::{Overseer, reject};
 use super::planner::PoolPlanner;
 use super::policies::{Policies, Standing};
 use super::publish::{GRANTS_AT_A_TIME, PublishError, Publisher};
+use super::source::{self, Board, Prometheus};
 use super::upkeep::Upkeep;
 use super::{Params, PoolParams};
 use crate::clock::{Clock, MonoTime, UnixMillis};
@@ -53,6 +54,8 @@ pub struct Leading {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) desk: Arc<Desk>,
     pub(super) telemetry: Arc<Telemetry>,
+    /// Asked while this controller leads.
+    pub(super) prometheus: Option<Prometheus>,
 }
 
 /// Why a term ended.
@@ -87,10 +90,10 @@ pub struct Reign {
     upkeep: Upkeep,
 }
 
-/// Keeps a lease alive until dropped, however the term ends: a leader that is gone must not keep the key.
-struct Keeper(tokio::task::JoinHandle<()>);
+/// What goes on for as long as a term, however it ends: a leader that is gone must not keep the key.
+struct Aide(tokio::task::JoinHandle<()>);
 
-impl Drop for Keeper {
+impl Drop for Aide {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -106,8 +109,9 @@ impl Leading {
         clock: Arc<dyn Clock>,
         telemetry: Arc<Telemetry>,
     ) -> Self {
-        let desk = Arc::new(Desk::new(LEASE_FRESH_FOR, telemetry.clone()));
-        Self { params, report_url, store, clock, desk, telemetry }
+        let board = params.prometheus.as_ref().map_or_else(BTreeMap::new, |prometheus| prometheus.queries.clone());
+        let desk = Arc::new(Desk::new(LEASE_FRESH_FOR, Board::new(&board), telemetry.clone()));
+        Self { params, report_url, store, clock, desk, telemetry, prometheus: None }
     }
 
     /// Campaigns and leads until told to stop; resigns then.
@@ -173,6 +177,8 @@ impl Leading {
 
     /// The term is over: nothing is answered any more.
     pub fn leave(&self) {
+        // The next leader tells.
+        self.telemetry.set(Metric::StoreFull, &[], 0.0);
         self.desk.leave_office();
     }
 
@@ -248,7 +254,11 @@ impl Leading {
     async fn lead(&self, won: Won, stop: &mut watch::Receiver<bool>) -> Ended {
         let keep_alive = keep_alive(self.store.clone(), self.desk.clone(), self.clock.clone(), won.lease);
         self.take_office(&won);
-        let _keeper = Keeper(tokio::spawn(keep_alive));
+        let _keeper = Aide(tokio::spawn(keep_alive));
+        let _asker = self.prometheus.clone().zip(self.params.prometheus.as_ref()).map(|(prometheus, params)| {
+            let (desk, queries) = (self.desk.clone(), params.queries.clone());
+            Aide(tokio::spawn(source::watch(prometheus, queries, desk, self.clock.clone(), self.telemetry.clone())))
+        });
         match self.begin(&won).await {
             Ok(reign) => self.tick_until_ended(reign, stop).await,
             Err(ended) => ended,
@@ -289,8 +299,23 @@ impl Leading {
                 pool.learn(self.clock.now());
             }
         }
+        self.begin_counting(&pools);
         self.desk.with_office(|office| office.pools = pools);
         Ok(Reign { term, overseer: Overseer::new(policies, leaving), upkeep: Upkeep::default() })
+    }
+
+    /// Counters that begin at 0 show their first event; one that begins with it shows none.
+    fn begin_counting(&self, pools: &BTreeMap<PoolId, PoolPlanner>) {
+        for why in ["store", "overrides"] {
+            self.telemetry.add(Metric::PublishFailures, &[why], 0.0);
+        }
+        for (id, pool) in pools {
+            self.telemetry.add(Metric::PoliciesRejected, &[id.as_str()], 0.0);
+            self.telemetry.add(Metric::OverridesRejected, &[id.as_str()], 0.0);
+            for meter in pool.params().capacity.keys() {
+                self.telemetry.add(Metric::LimitChanges, &[id.as_str(), &meter.to_string()], 0.0);
+            }
+        }
     }
 
     /// Which policies hold, which pools are gone with theirs, and what an earlier leader left of the pools that are there.
@@ -432,7 +457,10 @@ impl Leading {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let planned = self.desk.with_office(|office| {
             let tick = |(id, pool): (&PoolId, &mut PoolPlanner)| {
-                (pool.take_urgent() || !early).then(|| (id.clone(), pool.tick(now, wall)))
+                (pool.take_urgent() || !early).then(|| {
+                    pool.hear(self.desk.board.outside(id, now));
+                    (id.clone(), pool.tick(now, wall))
+                })
             };
             office.pools.iter_mut().filter_map(tick).collect::<BTreeMap<PoolId, Pulse>>()
         });
@@ -447,7 +475,7 @@ impl Leading {
             return self.cannot_publish(&error);
         }
         self.telemetry.add(Metric::Ticks, &[], 1.0);
-        self.telemetry.set(Metric::TickSeconds, &[], self.clock.now().seconds_since(began));
+        self.telemetry.observe(Metric::TickSeconds, &[], self.clock.now().seconds_since(began));
         Ok(())
     }
 
@@ -494,7 +522,6 @@ impl Leading {
         for (id, pulse) in pulses {
             self.telemetry.add(Metric::Publishes, &[id.as_str(), "pulse"], 1.0);
             self.with_pool(id, |pool| {
-                self.telemetry.set(Metric::Mode, &[id.as_str()], pulse.mode.number());
                 self.record_pulse(id.as_str(), pool, pulse);
                 pool.pulsed(pulse.clone());
             });
@@ -502,20 +529,10 @@ impl Leading {
     }
 
     fn record_pulse(&self, id: &str, pool: &PoolPlanner, pulse: &Pulse) {
-        for (meter, step) in pool.steps() {
-            let meter_name = meter.to_string();
-            let labels = [id, meter_name.as_str()];
-            let window_s = meter.window.seconds();
-            self.telemetry.set(Metric::PoolCapacity, &labels, step.capacity_per_s * window_s);
-            if let Some(others) = step.others_per_s {
-                // The estimate may swing below zero; what others take cannot.
-                self.telemetry.set(Metric::PoolOthers, &labels, others.max(0.0) * window_s);
-            }
-            if let Some(level) = step.level {
-                self.telemetry.set(Metric::PoolLevel, &labels, level);
-            }
+        self.telemetry.add(Metric::Steps, &[id, &pool.reason().code], 1.0);
+        for meter in pool.changed_limits() {
+            self.telemetry.add(Metric::LimitChanges, &[id, &meter.to_string()], 1.0);
         }
-        self.telemetry.set(Metric::Members, &[id], precise(pool.members(self.clock.now()) as u64));
         if pulse.scale_epoch == Some(pulse.stamp.epoch) {
             let cuts: Vec<String> = pulse.scale.iter().map(|(meter, factor)| format!("{meter} × {factor}")).collect();
             let reason = pool.reason().text;
@@ -531,12 +548,6 @@ impl Leading {
     fn record_grants(&self, batches: &[(PoolId, Batch)]) {
         for (id, batch) in batches {
             self.telemetry.add(Metric::Publishes, &[id.as_str(), "grant"], precise(batch.len() as u64));
-            for (grantee, grant) in batch {
-                let tenant = grantee.to_string();
-                for (meter, rate) in grant.iter().flat_map(|grant| &grant.thresholds.rates) {
-                    self.telemetry.set(Metric::Threshold, &[id.as_str(), &tenant, &meter.to_string()], rate.rate);
-                }
-            }
         }
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! serve ─► desk ─► planner: signal ─► law ─► apportion ─► outbox ─► publish ─► store
-//!            └──► shares (the reply)                                      ▲ lead: campaign, lease, ticks
+//!            └──► shares (the reply)    ▲ source: Prometheus              ▲ lead: campaign, lease, ticks
 //! ```
 //!
-//! `signal` turns reports into rates and readings, `law` estimates what each meter can take, `division` makes
+//! `signal` turns reports and what a `source` tells into rates and readings, `law` estimates what each meter can take, `division` makes
 //! everybody's grants of that, by `apportion`,
 //! `shares` splits it over members, `joined` walks two sorted lists at once, `alignment` knows where windows end, `history` remembers what was decided and from what,
 //! `checkpoint` is what the next leader is told of it, `policies` knows which policy holds, `account` is what is told to who asks,
@@ -36,6 +36,8 @@ mod publish;
 mod serve;
 pub mod shares;
 pub mod signal;
+pub mod source;
+mod timed;
 mod tls;
 mod upkeep;
 
@@ -45,7 +47,10 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use account::{LeaderAccount, MemberAccount, MeterAccount, PoolAccount};
+pub use account::{
+    LeaderAccount, MemberAccount, MeterAccount, OverrideAccount, PoolAccount, SignalAccount, TENANTS_TOLD_MAX,
+    TenantAccount,
+};
 pub use desk::{NotLeading, Office};
 pub use lead::{EARLY_TICK_GAP, Ended, Leading, Reign, TICK_EVERY, Won};
 pub use lease::{KEEP_ALIVE_EVERY, LEADER_TTL};
@@ -56,6 +61,8 @@ pub use tls::TlsParams;
 pub use upkeep::AUDIT_KEPT;
 
 use access::Access;
+use source::Prometheus;
+use timed::Timed;
 
 use crate::clock::{Clock, SystemClock};
 use crate::store::Store;
@@ -77,6 +84,8 @@ impl Controller {
     /// # Errors
     /// [`ListenError`] when the report address cannot be had.
     pub async fn start(params: Params, store: Arc<dyn Store>, telemetry: Arc<Telemetry>) -> Result<Self, ListenError> {
+        let prometheus =
+            params.prometheus.as_ref().map(Prometheus::new).transpose().map_err(ListenError::Prometheus)?;
         let port = serve::bind(&params, &telemetry).await?;
         let (local_addr, is_tls) = (port.local_addr(), port.is_tls());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
@@ -84,7 +93,9 @@ impl Controller {
 
         let report_url = params.advertise_url.clone().unwrap_or_else(|| format!("{}://{local_addr}", scheme(is_tls)));
         let (name, access) = (params.name.clone(), Access::new(&params.reporters));
-        let leading = Leading::new(params, report_url, store, clock.clone(), telemetry.clone());
+        let store = Arc::new(Timed::new(store, telemetry.clone()));
+        let mut leading = Leading::new(params, report_url, store, clock.clone(), telemetry.clone());
+        leading.prometheus = prometheus;
         let front = serve::Front::new(name, access, leading.desk.clone(), clock, telemetry);
         let serving = tokio::spawn(port.serve(serve::router(Arc::new(front)), stopped.clone()));
         let leading = tokio::spawn(leading.run(stopped));

@@ -14,7 +14,7 @@ use super::nearest;
 use super::params::PoolParams;
 use super::policies::{Policies, Standing};
 use super::publish::PublishError;
-use crate::clock::MonoTime;
+use crate::clock::{MonoTime, UnixMillis};
 use crate::plan::keyspace::{Key, Presence};
 use crate::plan::{Action, Override, OverrideStatus, Target};
 use crate::quota::{Grantee, PoolId, TenantId};
@@ -43,6 +43,8 @@ pub(super) struct Overseer {
     oversaw: bool,
     /// The revision of each override that a status was written for.
     judged: BTreeMap<OverrideKey, u64>,
+    /// Since when each record has stood there.
+    since: BTreeMap<OverrideKey, (u64, UnixMillis)>,
     refused: BTreeSet<String>,
 }
 
@@ -50,8 +52,8 @@ pub(super) struct Overseer {
 #[derive(Default)]
 struct Written {
     overrides: BTreeMap<OverrideKey, Entry>,
-    /// What an earlier leader has said something of; read once, by a new one.
-    statuses: BTreeSet<OverrideKey>,
+    /// What an earlier leader has said something of, the revision and since when it knew it; read once, by a new one.
+    statuses: BTreeMap<OverrideKey, Option<(u64, UnixMillis)>>,
     policies: BTreeMap<PoolId, Standing>,
     present: BTreeMap<PoolId, usize>,
 }
@@ -71,6 +73,7 @@ impl Overseer {
             epochs: BTreeMap::new(),
             oversaw: false,
             judged: BTreeMap::new(),
+            since: BTreeMap::new(),
             refused: BTreeSet::new(),
         }
     }
@@ -83,8 +86,9 @@ impl Overseer {
             warn!("cannot look for records of pools that nobody knows: {error}");
         }
         self.rule(leading, term, &written.policies).await?;
+        self.date(leading.clock.wall(), &written);
         let mut said = self.judge(leading, &written);
-        let gone = self.judged.keys().chain(&written.statuses).filter(|key| !written.overrides.contains_key(key));
+        let gone = self.judged.keys().chain(written.statuses.keys()).filter(|key| !written.overrides.contains_key(key));
         let gone: BTreeSet<OverrideKey> = gone.cloned().collect();
         said.extend(gone.into_iter().map(|key| (key, None, 0)));
         if said.is_empty() {
@@ -117,7 +121,11 @@ impl Overseer {
         for entry in leading.store.list(&selects).await?.entries {
             match keys.parse(&entry.key) {
                 Some(Key::Override(pool, target)) => drop(written.overrides.insert((pool, target), entry)),
-                Some(Key::OverrideStatus(pool, target)) => drop(written.statuses.insert((pool, target))),
+                Some(Key::OverrideStatus(pool, target)) => {
+                    let status: Option<OverrideStatus> = serde_json::from_slice(&entry.value).ok();
+                    let known = status.and_then(|status| Some((status.revision, status.since_unix_ms?)));
+                    written.statuses.insert((pool, target), known);
+                }
                 Some(Key::Policy(pool)) => {
                     let standing = Standing { value: entry.value, revision: entry.mod_revision };
                     written.policies.insert(pool, standing);
@@ -246,12 +254,29 @@ impl Overseer {
         Ok(())
     }
 
+    /// Remembers since when each record has stood there: as an earlier leader knew it, or since now.
+    fn date(&mut self, wall: UnixMillis, written: &Written) {
+        let known = written.statuses.iter().filter_map(|(key, known)| Some((key.clone(), (*known)?)));
+        self.since.extend(known);
+        self.since.retain(|key, _| written.overrides.contains_key(key));
+        for (key, entry) in &written.overrides {
+            let since = self.since.entry(key.clone()).or_insert((entry.mod_revision, wall));
+            if since.0 != entry.mod_revision {
+                // Of a malformed one the last good record holds on.
+                let holds_on = Override::parse(&entry.value, &key.1).is_err();
+                *since = (entry.mod_revision, if holds_on { since.1 } else { wall });
+            }
+        }
+    }
+
     /// Takes what is new into the planners; the outcome is what there is to say.
     fn judge(&self, leading: &Leading, written: &Written) -> Vec<Said> {
         let judged = leading.desk.with_office(|office| {
             for (id, pool) in &mut office.pools {
                 pool.set_present(written.present.get(id).copied().unwrap_or(0));
                 pool.overrides_mut().retain(|target| written.overrides.contains_key(&(id.clone(), target.clone())));
+                let of_pool = self.since.iter().filter(|((pool, _), _)| pool == id);
+                pool.set_overridden_since(of_pool.map(|((_, target), (_, at))| (target.clone(), *at)).collect());
             }
             let mut said = Vec::new();
             for (key, entry) in &written.overrides {
@@ -262,8 +287,14 @@ impl Overseer {
                     let error = format!("no pool {}: expected one of {}", key.0, names(office.pools.keys()));
                     warn!(key = entry.key, "override without effect: {error}");
                     let revision = entry.mod_revision;
-                    let status =
-                        OverrideStatus { accepted: false, revision, error: Some(error), warning: None, applied: None };
+                    let status = OverrideStatus {
+                        accepted: false,
+                        revision,
+                        error: Some(error),
+                        warning: None,
+                        applied: None,
+                        since_unix_ms: None,
+                    };
                     said.push((key.clone(), Some(status), entry.mod_revision));
                     continue;
                 };
@@ -288,6 +319,7 @@ impl Overseer {
                     error: error.map(|error| error.to_string()),
                     warning,
                     applied,
+                    since_unix_ms: self.since.get(key).map(|(_, at)| *at),
                 };
                 said.push((key.clone(), Some(status), entry.mod_revision));
             }

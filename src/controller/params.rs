@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 
 use super::access::ReporterParams;
 use super::law::LawParams;
+use super::source::PrometheusParams;
 use super::tls::TlsParams;
 use crate::limiter::Priority;
 use crate::plan::keyspace::Keyspace;
@@ -33,6 +34,8 @@ pub struct Params {
     pub store_quota_bytes: u64,
     /// The pools.
     pub pools: Vec<PoolParams>,
+    /// What is asked of Prometheus.
+    pub prometheus: Option<PrometheusParams>,
     /// Reads a pool's policy as it stands in the store.
     pub read_policy: ReadPolicy,
 }

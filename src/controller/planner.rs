@@ -2,23 +2,27 @@
 //!
 //! A tick ends in a pulse to write at once, and in grants that wait in the [`Outbox`].
 
+mod telling;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use super::account::{MemberAccount, MeterAccount, PoolAccount};
 use super::alignment::window_left;
 use super::checkpoint::{CHECKPOINT_SCHEMA, Checkpoint};
 use super::division::{Division, Row, per_window, round};
 use super::history::{Decided, DecidedBy, Explained, Granted, History, MeterDecided, ThresholdDecided};
 use super::joined::joined;
-use super::law::{Headers, Inputs, Latencies, LatencyLaw, LatencyStep, MeterLaw, Mode, Step};
+use super::law::{
+    CongestionLaw, CongestionStep, CutBy, HEARD_WITHIN, Headers, Inputs, Latencies, LatencyLaw, LatencyStep, MeterLaw,
+    Mode, Step,
+};
 use super::lease::LEASE_FRESH_FOR;
 use super::outbox::{Batch, Cut, Outbox};
 use super::params::{PoolParams, TenantParams};
 use super::shares::{SHARE_VALID, Shares, Wish};
-use super::signal::{Asked, DEMAND_OF_ONE_WAITING, PoolSignal, Urgency};
+use super::signal::{Asked, DEMAND_OF_ONE_WAITING, Outside, PoolSignal, Pressure, Urgency};
 use crate::clock::{MonoTime, UnixMillis};
 use crate::observation::PoolReport;
 use crate::plan::{
@@ -47,6 +51,8 @@ pub struct PoolPlanner {
     laws: BTreeMap<Meter, MeterLaw>,
     /// What the law was told at the last tick, and its step.
     steps: BTreeMap<Meter, (Inputs, Step)>,
+    /// The meters whose limit the provider has changed by the last tick.
+    changed_limits: Vec<Meter>,
     /// Everybody, in order, with what was asked for at the last tick.
     rows: Vec<Row>,
     /// The same of all together, in the order of [`Unit::ALL`].
@@ -56,8 +62,15 @@ pub struct PoolPlanner {
     latency: LatencyLaw,
     /// Its last step.
     latency_step: LatencyStep,
+    congestion: CongestionLaw,
+    /// Its last step.
+    congestion_step: CongestionStep,
+    /// What sources tell beside the reports, as of the next tick.
+    outside: Outside,
     shares: BTreeMap<Grantee, Shares>,
     overrides: OverrideBook,
+    /// Since when each override holds, by the wall clock.
+    overridden_since: BTreeMap<Target, UnixMillis>,
     history: History,
     learning_until: Option<MonoTime>,
     present: usize,
@@ -68,6 +81,16 @@ pub struct PoolPlanner {
 /// it fresh.
 fn learned(now: MonoTime) -> MonoTime {
     now + LEASE_FRESH_FOR + SHARE_VALID
+}
+
+/// Each tenant's queue; those of tenants without limits of their own are the queue of all these together.
+fn queued(params: &PoolParams, told: &BTreeMap<Grantee, f64>) -> BTreeMap<Grantee, f64> {
+    let mut queued = BTreeMap::new();
+    for (grantee, requests) in told {
+        let of = if params.of(grantee).is_some() { grantee } else { &Grantee::Default };
+        *queued.entry(of.clone()).or_default() += requests;
+    }
+    queued
 }
 
 /// Everybody, in order.
@@ -102,12 +125,20 @@ impl PoolPlanner {
                 (*meter, law)
             })
             .collect();
+        let mut congestion = CongestionLaw::new(params.law.congestion);
+        let places: u32 = left.values().filter_map(|grant| grant.thresholds.concurrency).sum();
+        if places > 0 && params.concurrency.is_none() {
+            congestion.resume(f64::from(places), now + HEARD_WITHIN);
+        }
         Self {
             rows: rows(&params),
             demand_per_s: [0.0; Unit::ALL.len()],
             planned: BTreeMap::new(),
             latency: LatencyLaw::new(params.law.latency),
             latency_step: LatencyStep::default(),
+            congestion,
+            congestion_step: CongestionStep::default(),
+            outside: Outside::default(),
             params,
             outbox: Outbox::new(term, left),
             pulse: None,
@@ -115,8 +146,10 @@ impl PoolPlanner {
             signal: PoolSignal::default(),
             laws,
             steps: BTreeMap::new(),
+            changed_limits: Vec::new(),
             shares: BTreeMap::new(),
             overrides: OverrideBook::default(),
+            overridden_since: BTreeMap::new(),
             history: History::default(),
             learning_until,
             present: 0,
@@ -151,6 +184,11 @@ impl PoolPlanner {
         &mut self.overrides
     }
 
+    /// Since when overrides hold: one that is not among them any more does not.
+    pub fn set_overridden_since(&mut self, since: BTreeMap<Target, UnixMillis>) {
+        self.overridden_since = since;
+    }
+
     /// What it is told of the pool.
     #[must_use]
     pub fn params(&self) -> &PoolParams {
@@ -176,6 +214,11 @@ impl PoolPlanner {
         self.planned.clear();
     }
 
+    /// What sources tell beside the members' reports, until they tell otherwise.
+    pub fn hear(&mut self, outside: Outside) {
+        self.outside = outside;
+    }
+
     /// How many members of this pool the store knows to be alive.
     pub fn set_present(&mut self, members: usize) {
         self.present = members;
@@ -184,6 +227,12 @@ impl PoolPlanner {
     /// The last tick's step of each meter.
     pub fn steps(&self) -> impl Iterator<Item = (&Meter, &Step)> + Clone {
         self.steps.iter().map(|(meter, (_, step))| (meter, step))
+    }
+
+    /// The meters whose limit the provider has changed by the last tick.
+    #[must_use]
+    pub fn changed_limits(&self) -> &[Meter] {
+        &self.changed_limits
     }
 
     /// The grants on their way to the store.
@@ -272,6 +321,8 @@ impl PoolPlanner {
         let in_flight = self.listen();
         self.step_laws(now);
         self.latency_step = self.latency.step(now, &Latencies { in_flight, ..self.signal.latencies() });
+        let is_heard = self.members(now) > 0;
+        self.congestion_step = self.congestion.step(now, is_heard.then_some(in_flight), &self.outside.pressures);
         let mut planned = std::mem::take(&mut self.planned);
         let division = self.division(now, wall);
         division.fill(self.steps(), &mut planned);
@@ -300,8 +351,12 @@ impl PoolPlanner {
         let rows = self.rows.iter_mut().map(|row| (&row.grantee, &mut row.asked));
         let mut in_flight = 0.0;
         self.demand_per_s = [0.0; Unit::ALL.len()];
-        for (_, known, asked) in joined(rows, self.signal.asked()) {
-            let asked = asked.unwrap_or_default();
+        let queued = queued(&self.params, &self.outside.queued);
+        for (grantee, known, asked) in joined(rows, self.signal.asked()) {
+            let mut asked = asked.unwrap_or_default();
+            if let Some(queued) = queued.get(grantee) {
+                asked = asked.with_queue(*queued);
+            }
             in_flight += asked.in_flight;
             for (sum, unit) in self.demand_per_s.iter_mut().zip(Unit::ALL) {
                 *sum += asked.per_s(unit);
@@ -321,11 +376,17 @@ impl PoolPlanner {
             published: self.outbox.published(),
             learning: self.learning_until.is_some_and(|until| now < until),
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at least 1")]
-            places: self.latency_step.places.map(|places| places.max(1.0) as u32),
+            places: self.places().map(|places| places.max(1.0) as u32),
             // Those that are there but cannot report count too: they divide the safe thresholds.
             members: u32::try_from(self.members(now).max(self.present)).unwrap_or(u32::MAX).max(1),
             wall,
         }
+    }
+
+    /// In flight at a time, all together, as latency and congestion allow.
+    fn places(&self) -> Option<f64> {
+        let both = [self.latency_step.places, self.congestion_step.places];
+        both.into_iter().flatten().min_by(f64::total_cmp)
     }
 
     /// What is left of the windows that end by a clock.
@@ -357,7 +418,17 @@ impl PoolPlanner {
         let Some(pulse) = &self.pulse else { return };
         let meters = self.steps.iter().map(|(meter, (inputs, step))| (*meter, MeterDecided::new(*meter, inputs, step)));
         let (unix_ms, stamp, scale) = (pulse.unix_ms, pulse.stamp, pulse.scale.clone());
-        let decided = Decided { unix_ms, stamp, reason: self.reason(), scale, meters: meters.collect() };
+        let told = |pressure: &Pressure| (pressure.query.clone(), pressure.told.fresh().map(|told| told.value));
+        let decided = Decided {
+            unix_ms,
+            stamp,
+            reason: self.reason(),
+            scale,
+            meters: meters.collect(),
+            pressures: self.outside.pressures.iter().map(told).collect(),
+            places: self.places(),
+            in_flight: self.rows.iter().map(|row| row.asked.in_flight).sum(),
+        };
         self.history.push(decided, granted);
     }
 
@@ -426,6 +497,7 @@ impl PoolPlanner {
             pool: self.params.id.clone(),
             tenant: grantee.clone(),
             mode: self.params.mode,
+            queued: self.outside.queued.get(grantee).copied(),
             overrides: named(about),
             elsewhere: named(elsewhere),
             now: self.decided(if blocked { grantee } else { of }, &grant.thresholds, wall).into_iter().collect(),
@@ -433,45 +505,9 @@ impl PoolPlanner {
         })
     }
 
-    /// What is told of the pool.
-    #[must_use]
-    pub fn account(&self, now: MonoTime) -> PoolAccount {
-        let meters = self.steps.iter().map(|(meter, (inputs, step))| {
-            let window = |per_s: f64| per_window(*meter, per_s);
-            let account = MeterAccount {
-                capacity: window(step.capacity_per_s),
-                limit: step.limit_per_s.map(window),
-                used: window(inputs.traffic.sent_per_s),
-                demand: window(inputs.traffic.demand_per_s),
-                others: step.others_per_s.map(window),
-            };
-            (*meter, account)
-        });
-        let mut shares: BTreeMap<&str, BTreeMap<Grantee, Share>> = BTreeMap::new();
-        for (grantee, leases) in &self.shares {
-            let limited =
-                self.outbox.published().get(grantee).is_some_and(|grant| grant.thresholds.concurrency.is_some());
-            for (member, share, places) in leases.leases(now) {
-                let lease = Share { share, concurrency: limited.then_some(places), with_one_more: None };
-                shares.entry(member).or_default().insert(grantee.clone(), lease);
-            }
-        }
-        let members = self.signal.heard(now).map(|(member, age)| MemberAccount {
-            member: member.to_owned(),
-            report_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
-            shares: shares.remove(member).unwrap_or_default(),
-        });
-        PoolAccount {
-            dialect: self.params.dialect.to_string(),
-            reason: self.reason(),
-            tenants: self.outbox.published().len(),
-            members: members.collect(),
-            meters: meters.collect(),
-        }
-    }
-
     fn step_laws(&mut self, now: MonoTime) {
         let semantics = self.params.dialect.semantics();
+        self.changed_limits.clear();
         for (meter, law) in &mut self.laws {
             let nominal = self.params.capacity.get(meter).copied().unwrap_or(Rate { rate: 0.0, burst: 0.0 });
             let rate_per_s =
@@ -488,15 +524,33 @@ impl PoolPlanner {
                     now,
                 ),
                 nominal_per_s: Rate { rate: meter.per_second(nominal.rate), burst: nominal.burst },
+                told_per_s: self.outside.capacity.get(meter).map(|told| meter.per_second(*told)),
             };
-            self.steps.insert(*meter, (inputs, law.step(&inputs)));
+            let step = law.step(&inputs);
+            let known = self.steps.get(meter).and_then(|(_, step)| step.limit_per_s);
+            let moved = |(old, new): (f64, f64)| (new - old).abs() > self.params.law.observer.limit_step * old;
+            if known.zip(step.limit_per_s).is_some_and(moved) {
+                self.changed_limits.push(*meter);
+            }
+            self.steps.insert(*meter, (inputs, step));
         }
     }
 
     /// Why the grants are as they are: said of the meter with the least room.
     #[must_use]
     pub fn reason(&self) -> Reason {
-        if let Some(places) = self.latency_step.places {
+        let places = self.places();
+        if let Some(places) = places.filter(|places| self.congestion_step.places == Some(*places)) {
+            let why = match &self.congestion_step.by {
+                None => "the far side was congested under an earlier leader".to_owned(),
+                Some(CutBy { query, told, aim, is_silent }) => {
+                    let now = if *is_silent { ", and is silent now" } else { "" };
+                    format!("{query} told {told:.1}, more than {aim}{now}")
+                }
+            };
+            return Reason { code: "congestion".into(), text: format!("{why}: at most {places:.0} at a time") };
+        }
+        if let Some(places) = places {
             let slowness = self.latency_step.slowness.unwrap_or(1.0);
             let text = format!("answers take {slowness:.1} times as long as usual: at most {places:.0} at a time");
             return Reason { code: "latency".into(), text };
@@ -511,6 +565,7 @@ impl PoolPlanner {
             Headers::Coarse => "headers tell too little of so small a bucket",
             Headers::Contradicted => "429s contradict the headers",
         };
+        let is_told = self.outside.capacity.contains_key(meter);
         let (code, text) = match (step.mode, step.limit_per_s) {
             (Mode::Headers, Some(limit)) => {
                 let others = (100.0 * step.others_per_s.unwrap_or(0.0) / limit).max(0.0);
@@ -518,6 +573,9 @@ impl PoolPlanner {
                 // Above the limit for a while: the bucket has more in it than is kept in reserve.
                 let stored = if now > ABOVE_LIMIT * limit { ", and its bucket holds some to be used" } else { "" };
                 ("headers_capacity", format!("provider limit {limit:.0} {meter}, others use {others:.0} %{stored}"))
+            }
+            (Mode::Hold | Mode::Increase, _) if is_told => {
+                ("told_capacity", format!("a capacity signal tells {now:.0} {meter}"))
             }
             (Mode::Cut, _) => ("aimd_cut", format!("{why}, too many 429s: cut to {now:.0} {meter}")),
             (Mode::Increase, _) => ("aimd_increase", format!("{why}, used and no 429s: growing, {now:.0} {meter}")),

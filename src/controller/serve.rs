@@ -1,4 +1,4 @@
-//! The controller's HTTP side: `POST /v1/observations`; what operators ask of the leader, `GET /v1/pools`,
+//! The controller's HTTP side: `POST /v1/observations`; what operators ask of the leader, `GET /v1/status`,
 //! `/v1/pools/<pool>` and `/v1/explain/<pool>/<tenant>`; `/metrics`, `/healthz`.
 //!
 //! Where reporters are declared, all but `/healthz` is for them alone: without a token of theirs a request's body is not even
@@ -45,6 +45,9 @@ pub enum ListenError {
          [controller.reporters.<name>] say who may report, or client_ca_file in [controller.tls]"
     )]
     OffLoopback(SocketAddr),
+    /// The files of `[prometheus]` are no good.
+    #[error("cannot ask Prometheus: {0}")]
+    Prometheus(String),
     /// The files of `[controller.tls]` are no good.
     #[error("cannot listen with TLS: {0}")]
     Tls(String),
@@ -165,7 +168,7 @@ pub(super) fn router(front: Arc<Front>) -> Router {
         .route("/v1/observations", post(observations))
         .route_layer(from_fn_with_state(front.clone(), reports));
     let reading = Router::new()
-        .route("/v1/pools", get(pools))
+        .route("/v1/status", get(status))
         .route("/v1/pools/{pool}", get(pool))
         .route("/v1/explain/{pool}/{tenant}", get(explain))
         .route("/metrics", get(metrics))
@@ -226,14 +229,17 @@ fn elsewhere(error: NotLeading) -> Response {
     }
 }
 
-async fn pools(State(front): State<Arc<Front>>) -> Response {
-    front.desk.account(&front.name, front.clock.now()).map_or_else(elsewhere, |told| Json(told).into_response())
+async fn status(State(front): State<Arc<Front>>) -> Response {
+    front
+        .desk
+        .account(&front.name, front.clock.now(), front.clock.wall())
+        .map_or_else(elsewhere, |told| Json(told).into_response())
 }
 
 async fn pool(State(front): State<Arc<Front>>, uri: Uri) -> Response {
     let now = front.clock.now();
     let [_, pool] = last_segments(&uri);
-    found(front.desk.look(pool, now, |planner| Ok(planner.account(now))))
+    found(front.desk.look(pool, now, |planner| Ok(planner.account(now, front.clock.wall()))))
 }
 
 async fn explain(State(front): State<Arc<Front>>, uri: Uri) -> Response {
@@ -264,7 +270,8 @@ fn found<T: Serialize>(looked: Result<Result<T, Unknown>, NotLeading>) -> Respon
 }
 
 async fn metrics(State(front): State<Arc<Front>>) -> Response {
-    match exposition::text(&front.telemetry) {
+    let measured = front.desk.measure(front.clock.now(), front.clock.wall());
+    match exposition::text(&front.telemetry, measured) {
         Ok(text) => ([("content-type", "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }

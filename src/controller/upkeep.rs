@@ -63,6 +63,8 @@ impl Upkeep {
         let Some(health) = leading.store.health().await? else { return Ok(()) };
         leading.telemetry.set(Metric::StoreBytes, &[], precise(health.file_bytes));
         let quota_bytes = health.quota_bytes.unwrap_or(leading.params.store_quota_bytes);
+        leading.telemetry.set(Metric::StoreQuota, &[], precise(quota_bytes));
+        leading.telemetry.set(Metric::StoreFull, &[], if health.no_space() { 1.0 } else { 0.0 });
         let worry = match health {
             _ if health.no_space() => Worry::Full,
             _ if health.file_bytes >= quota_bytes / 2 => Worry::Half,

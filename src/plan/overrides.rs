@@ -77,6 +77,19 @@ pub enum Action {
 }
 
 impl Action {
+    /// Its name in a record.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Set(_) => "set",
+            Self::Scale(_) => "scale",
+            Self::Floor(_) => "floor",
+            Self::Ceiling(_) => "ceiling",
+            Self::Freeze => "freeze",
+            Self::Block => "block",
+        }
+    }
+
     /// The meters that it names, and what of each.
     #[must_use]
     pub fn amounts(&self) -> Option<&BTreeMap<Meter, Amount>> {
@@ -349,4 +362,7 @@ pub struct OverrideStatus {
     /// The last good record: the one in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied: Option<Override>,
+    /// When the record was first seen, by the leader's wall clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_unix_ms: Option<UnixMillis>,
 }

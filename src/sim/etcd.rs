@@ -240,7 +240,7 @@ impl Etcd {
             loop {
                 if let Some(status) = self.process.status() {
                     // Its last lines say why: let them arrive.
-                    let _ = self.process.wait(HEALTH_TIMEOUT).await;
+                    let _ = self.process.wait(START_TIMEOUT).await;
                     return Err(self.process.ended_with(status));
                 }
                 if self.is_healthy().await && self.is_ours().await {

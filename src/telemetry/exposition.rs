@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric as Row, MetricFamily, MetricType};
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric as Row, MetricFamily, MetricType};
 use prometheus::{Error, TextEncoder};
 
-use crate::telemetry::{Kind, Metric, Sample, Telemetry};
+use crate::telemetry::{Kind, Metric, SECONDS_BOUNDS, Sample, Telemetry, Value};
 
 /// What a service registers to see tidegate's metrics among its own.
 #[derive(Debug)]
@@ -35,21 +35,26 @@ impl Collector for TelemetryCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        families(&self.telemetry)
+        families(&self.telemetry.snapshot())
     }
 }
 
-/// The text that `/metrics` answers, in Prometheus' text format.
+/// The text that `/metrics` answers, in Prometheus' text format: what was counted, and what is measured as it is asked for.
 ///
 /// # Errors
 /// When `prometheus` cannot encode a family; the tests hold that it can.
-pub fn text(telemetry: &Telemetry) -> Result<String, Error> {
-    TextEncoder::new().encode_to_string(&families(telemetry))
+pub fn text(telemetry: &Telemetry, measured: Vec<Sample>) -> Result<String, Error> {
+    let mut samples = telemetry.snapshot();
+    samples.extend(measured);
+    samples.sort_by(|a, b| (a.metric, &a.labels).cmp(&(b.metric, &b.labels)));
+    // A process that leads and is a member knows some of its pools in both ways.
+    samples.dedup_by(|a, b| (a.metric, &a.labels) == (b.metric, &b.labels));
+    TextEncoder::new().encode_to_string(&families(&samples))
 }
 
 /// One family per metric that has series, in [`Metric::ALL`]'s order.
-fn families(telemetry: &Telemetry) -> Vec<MetricFamily> {
-    telemetry.snapshot().chunk_by(|a, b| a.metric == b.metric).filter_map(family).collect()
+fn families(samples: &[Sample]) -> Vec<MetricFamily> {
+    samples.chunk_by(|a, b| a.metric == b.metric).filter_map(family).collect()
 }
 
 fn family(samples: &[Sample]) -> Option<MetricFamily> {
@@ -60,6 +65,7 @@ fn family(samples: &[Sample]) -> Option<MetricFamily> {
     family.set_field_type(match metric.kind() {
         Kind::Counter => MetricType::COUNTER,
         Kind::Gauge => MetricType::GAUGE,
+        Kind::Histogram => MetricType::HISTOGRAM,
     });
     family.set_metric(samples.iter().map(row).collect());
     Some(family)
@@ -73,17 +79,35 @@ fn row(sample: &Sample) -> Row {
         pair
     };
     let mut row = Row::from_label(sample.metric.labels().iter().zip(&sample.labels).map(pair).collect());
-    match sample.metric.kind() {
-        Kind::Counter => {
+    match (&sample.value, sample.metric.kind()) {
+        (Value::Number(value), Kind::Counter) => {
             let mut counter = Counter::default();
-            counter.set_value(sample.value);
+            counter.set_value(*value);
             row.set_counter(counter);
         }
-        Kind::Gauge => {
+        (Value::Number(value), _) => {
             let mut gauge = Gauge::default();
-            gauge.set_value(sample.value);
+            gauge.set_value(*value);
             row.set_gauge(gauge);
         }
+        (Value::Spans { counts, sum }, _) => row.set_histogram(histogram(counts, *sum)),
     }
     row
+}
+
+/// With the counts added up, as the format wants them.
+fn histogram(counts: &[u64], sum: f64) -> Histogram {
+    let mut histogram = Histogram::default();
+    let mut below = 0;
+    let bucket = |(bound, count): (&f64, &u64)| {
+        below += count;
+        let mut bucket = Bucket::default();
+        bucket.set_cumulative_count(below);
+        bucket.set_upper_bound(*bound);
+        bucket
+    };
+    histogram.set_bucket(SECONDS_BOUNDS.iter().zip(counts).map(bucket).collect());
+    histogram.set_sample_count(counts.iter().sum());
+    histogram.set_sample_sum(sum);
+    histogram
 }

@@ -369,7 +369,7 @@ async fn a_patch_changes_the_limits_of_the_dialect_and_no_others() {
         (json!({"overload_rate": 2}), "overload_rate 2: expected 0–1"),
         (
             json!({"itpm": 5}),
-            "unknown field \"itpm\": expected requests_per_minute, input_tokens_per_minute, output_tokens_per_minute, hidden_requests_per_minute, hidden_input_tokens_per_minute, hidden_output_tokens_per_minute, burst_seconds, spend_requests, overload_rate, stream_error_rate, stray_retry_after_rate or headers",
+            "unknown field \"itpm\": expected requests_per_minute, input_tokens_per_minute, output_tokens_per_minute, hidden_requests_per_minute, hidden_input_tokens_per_minute, hidden_output_tokens_per_minute, burst_seconds, spend_requests, overload_rate, stream_error_rate, stray_retry_after_rate, slots, crowding or headers",
         ),
     ] {
         let response = emulator.patch(patch).await;

@@ -204,7 +204,7 @@ fn standard_input_is_a_file_too() {
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(
         stdout(&output),
-        "<stdin>:1:2: pool: unknown key, expected controller, keys, etcd or pools; did you mean \"pools\"?\n"
+        "<stdin>:1:2: pool: unknown key, expected controller, keys, etcd, prometheus or pools; did you mean \"pools\"?\n"
     );
     assert_eq!(output.status.code(), Some(2));
 }
@@ -468,7 +468,7 @@ fn the_long_help_of_each_command_tells_how_it_is_used_and_ends() {
     let brief = help(&["-h"]);
     let listed = brief.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     let commands: Vec<&str> = listed.filter_map(|line| line.split_whitespace().next()).collect();
-    let operators = ["status", "limits", "explain", "override", "policy", "audit", "export", "import"];
+    let operators = ["status", "top", "limits", "explain", "override", "policy", "audit", "export", "import"];
     let others =
         ["check", "schema", "token", "headers", "replay", "emulate", "simulate", "compare", "demo", "completions"];
     assert_eq!(commands, [&["run"], &operators[..], &others, &["help"]].concat());

@@ -148,7 +148,10 @@ fn an_unknown_key_is_named_with_its_nearest_neighbour() {
         "t.toml:5:1: pools.a.tenants.acme.wieght: unknown key, expected weight, priority, floor or ceiling; did you mean \
          \"weight\"?"
     );
-    assert_eq!(after_pool("[metrics]\n"), "t.toml:4:2: metrics: unknown key, expected controller, keys, etcd or pools");
+    assert_eq!(
+        after_pool("[grafana]\n"),
+        "t.toml:4:2: grafana: unknown key, expected controller, keys, etcd, prometheus or pools"
+    );
 }
 
 #[test]

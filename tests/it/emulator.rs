@@ -555,7 +555,7 @@ async fn a_bad_patch_gets_one_line_that_names_the_field_and_changes_nothing() {
         (json!({"headers": "no"}), "headers \"no\": expected true or false"),
         (
             json!({"rpm": 9}),
-            "unknown field \"rpm\": expected requests_per_minute, tokens_per_minute, hidden_requests_per_minute, hidden_tokens_per_minute, burst_seconds, spend_requests, overload_rate, stream_error_rate or headers",
+            "unknown field \"rpm\": expected requests_per_minute, tokens_per_minute, hidden_requests_per_minute, hidden_tokens_per_minute, burst_seconds, spend_requests, overload_rate, stream_error_rate, slots, crowding or headers",
         ),
     ] {
         let response = emulator.patch(body).await;

@@ -71,7 +71,8 @@ impl Side {
     fn counted(&self) -> Vec<String> {
         let samples = self.telemetry.snapshot();
         let ours = samples.into_iter().filter(|sample| sample.metric == Metric::Fallbacks);
-        let mut counted: Vec<_> = ours.map(|sample| format!("{} {}", sample.labels.join(" "), sample.value)).collect();
+        let mut counted: Vec<_> =
+            ours.map(|sample| format!("{} {}", sample.labels.join(" "), sample.value.number())).collect();
         counted.sort();
         counted
     }

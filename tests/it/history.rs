@@ -11,6 +11,9 @@ use tidegate::quota::{Grantee, Meter};
 
 fn decided(epoch: u64, scale: &[(Meter, f64)]) -> Decided {
     Decided {
+        pressures: BTreeMap::new(),
+        places: None,
+        in_flight: 0.0,
         unix_ms: UnixMillis(epoch),
         stamp: Stamp { term: 1, epoch },
         reason: Reason { code: "r".into(), text: "t".into() },

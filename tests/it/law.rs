@@ -217,6 +217,7 @@ impl World {
     fn tick(&mut self) -> tidegate::controller::law::Step {
         let fresh = self.newest.filter(|s| ms(self.now).since(s.sent_at) < Duration::from_secs(15));
         let step = self.law.step(&Inputs {
+            told_per_s: None,
             now: ms(self.now),
             sample: fresh.map_or(Reading::Missing, Reading::Fresh),
             own_now: self.own,

@@ -330,7 +330,7 @@ proptest! {
                 Reading::Fresh(Sample { sent_at: now.before(Duration::from_millis(ago_ms)), ..sample })
             });
             let nominal_per_s = Rate { rate: nominal, burst: nominal };
-            let inputs = Inputs { now, sample, own_now, traffic, nominal_per_s };
+            let inputs = Inputs { now, sample, own_now, traffic, nominal_per_s, told_per_s: None };
             let step = law.step(&inputs);
             prop_assert!(step.capacity_per_s.is_finite() && step.capacity_per_s >= 0.0, "{step:?}");
             prop_assert!((1.0..=4.0).contains(&step.overcommit), "{step:?}");

@@ -171,7 +171,7 @@ async fn a_controller_whose_old_key_still_stands_sends_nobody_to_itself() {
     let said = |line: &str| line.contains("the leader's key is of an earlier term of this controller");
     controller.wait_for_line(said, PATIENCE).await.expect("it stands by");
     let http = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
-    let answer = http.get(format!("{at}/v1/pools")).send().await.expect("it answers");
+    let answer = http.get(format!("{at}/v1/status")).send().await.expect("it answers");
     assert_eq!(answer.status().as_u16(), 503);
 }
 

@@ -221,7 +221,7 @@ async fn a_programs_own_word_holds_before_anything_is_heard_and_is_told_in_metri
     let permits: Vec<_> = (0..20).map(|_| own.try_admit(&tenant("acme"), ONE).expect("all go")).collect();
     let value = |metric: Metric| {
         let samples = telemetry.snapshot();
-        samples.iter().filter(|sample| sample.metric == metric).map(|sample| sample.value).sum::<f64>()
+        samples.iter().filter(|sample| sample.metric == metric).map(|sample| sample.value.number()).sum::<f64>()
     };
     eventually("it is counted", || value(Metric::WouldRefuse) == 19.0).await;
     assert_eq!((value(Metric::Mode), value(Metric::Admitted)), (1.0, 20.0));

@@ -153,7 +153,7 @@ impl Stage {
 fn reopened(telemetry: &Telemetry, why: &str) -> f64 {
     let samples = telemetry.snapshot();
     let of = samples.iter().filter(|sample| sample.metric == Metric::WatchReopened && sample.labels == [why]);
-    of.map(|sample| sample.value).sum()
+    of.map(|sample| sample.value.number()).sum()
 }
 
 fn put(hand: &Hand, epoch: u64, rate: f64) -> Txn {

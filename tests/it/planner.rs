@@ -28,11 +28,11 @@ fn ms(ms: u64) -> MonoTime {
     MonoTime::from_millis(ms)
 }
 
-fn tenant(name: &str) -> Grantee {
+pub fn tenant(name: &str) -> Grantee {
     Grantee::Tenant(name.parse().unwrap())
 }
 
-fn pool(per_minute: f64, names: &[&str]) -> PoolParams {
+pub fn pool(per_minute: f64, names: &[&str]) -> PoolParams {
     PoolParams {
         id: "pool".parse().unwrap(),
         dialect: Dialect::OpenAi,
@@ -74,9 +74,9 @@ fn with_reading(mut report: PoolReport, limit: f64, level: f64, age_ms: u64) -> 
 }
 
 /// What one tick wrote.
-struct Publication {
-    pulse: Pulse,
-    grants: BTreeMap<Grantee, Grant>,
+pub struct Publication {
+    pub pulse: Pulse,
+    pub grants: BTreeMap<Grantee, Grant>,
     removed: Vec<Grantee>,
 }
 
@@ -102,7 +102,7 @@ fn tick_with(planner: &mut PoolPlanner, at: u64, heard: bool) -> Publication {
     }
 }
 
-fn tick(planner: &mut PoolPlanner, at: u64) -> Publication {
+pub fn tick(planner: &mut PoolPlanner, at: u64) -> Publication {
     tick_with(planner, at, true)
 }
 

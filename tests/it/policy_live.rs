@@ -96,7 +96,7 @@ impl Stage {
 
     fn rejected(&self) -> f64 {
         let of = |sample: &tidegate::telemetry::Sample| sample.metric == Metric::PoliciesRejected;
-        self.telemetry.snapshot().iter().filter(|sample| of(sample)).map(|sample| sample.value).sum()
+        self.telemetry.snapshot().iter().filter(|sample| of(sample)).map(|sample| sample.value.number()).sum()
     }
 
     async fn member(&self, what: &str, check: impl Fn() -> bool) {

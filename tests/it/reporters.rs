@@ -251,7 +251,7 @@ impl Stand {
 
 fn counted(telemetry: &Telemetry, metric: Metric, why: &str) -> f64 {
     let is = |sample: &&tidegate::telemetry::Sample| sample.metric == metric && sample.labels == [why];
-    telemetry.snapshot().iter().find(is).map_or(0.0, |sample| sample.value)
+    telemetry.snapshot().iter().find(is).map_or(0.0, |sample| sample.value.number())
 }
 
 /// HTTP with a token, or without.
@@ -290,7 +290,7 @@ impl Asker {
     /// Who reports for a pool, as the leader says.
     async fn members(&self, pool: &str) -> Vec<String> {
         let told = eventually("it leads", async || {
-            let answer = self.get("/v1/pools", Some("read-token")).await;
+            let answer = self.get("/v1/status", Some("read-token")).await;
             (answer.status == 200).then_some(answer.body)
         })
         .await;
@@ -312,7 +312,7 @@ async fn an_unknown_reporter_is_refused_and_its_report_changes_nothing() {
         let answer = asker.post(&told, token).await;
         assert_eq!((answer.status, answer.challenge.as_deref()), (401, Some("Bearer")), "{token:?}: {}", answer.body);
         assert!(answer.body.lines().count() == 1 && answer.body.contains("token"), "{}", answer.body);
-        for path in ["/v1/pools", "/v1/pools/pool", "/v1/explain/pool/acme", "/metrics"] {
+        for path in ["/v1/status", "/v1/pools/pool", "/v1/explain/pool/acme", "/metrics"] {
             let answer = asker.get(path, token).await;
             assert_eq!((answer.status, answer.challenge.as_deref()), (401, Some("Bearer")), "{path}");
         }
@@ -328,7 +328,7 @@ async fn an_unknown_reporter_is_refused_and_its_report_changes_nothing() {
     // With its token the same report is taken; what it may not read it is told.
     assert_eq!(asker.post(&told, Some("report-token")).await.status, 200);
     assert_eq!(asker.members("pool").await, ["stranger"]);
-    for path in ["/v1/pools", "/v1/pools/pool", "/v1/explain/pool/acme", "/metrics"] {
+    for path in ["/v1/status", "/v1/pools/pool", "/v1/explain/pool/acme", "/metrics"] {
         let answer = asker.get(path, Some("report-token")).await;
         assert_eq!((answer.status, answer.challenge), (403, None), "{path}");
         assert!(answer.body.contains("may not read"), "{}", answer.body);
@@ -476,8 +476,8 @@ async fn a_refusal_is_said_once_and_no_token_is_in_the_log() {
     asker.members("pool").await;
     for _ in 0..3 {
         assert_eq!(asker.post(&report("m", &[("pool", &[])]), Some("guessed")).await.status, 401);
-        assert_eq!(asker.get("/v1/pools", Some("guessed")).await.status, 401);
-        assert_eq!(asker.get("/v1/pools", Some("report-token")).await.status, 403);
+        assert_eq!(asker.get("/v1/status", Some("guessed")).await.status, 401);
+        assert_eq!(asker.get("/v1/status", Some("report-token")).await.status, 403);
         assert_eq!(asker.post(&report("m", &[("other", &[])]), Some("report-token")).await.status, 403);
         assert_eq!(asker.post(&report("m", &[("pool", &[]), ("other", &[])]), Some("report-token")).await.status, 200);
         assert_eq!(asker.post(&report("m", &[("pool", &[])]), Some("read-token")).await.status, 403);
@@ -557,7 +557,7 @@ async fn a_member_reports_over_tls_with_its_token() {
 
 fn accepted(stand: &Stand) -> f64 {
     let samples = stand.telemetry.snapshot();
-    samples.iter().find(|sample| sample.metric == Metric::ReportsAccepted).map_or(0.0, |sample| sample.value)
+    samples.iter().find(|sample| sample.metric == Metric::ReportsAccepted).map_or(0.0, |sample| sample.value.number())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -249,6 +249,7 @@ fn a_record_of_a_pool_that_is_not_ours_is_left_alone() {
 fn the_last_good_override_is_restored_where_the_key_holds_a_malformed_one() {
     let good = Override::parse(br#"{"block":true}"#, &target("acme")).expect("good");
     let status = OverrideStatus {
+        since_unix_ms: None,
         accepted: false,
         revision: 1,
         error: Some("broken".to_owned()),

@@ -147,7 +147,7 @@ impl Member {
     pub fn counted(&self, metric: Metric, label: &str) -> f64 {
         let samples = self.telemetry.snapshot();
         let of = samples.iter().filter(|sample| sample.metric == metric && sample.labels == [label]);
-        of.map(|sample| sample.value).sum()
+        of.map(|sample| sample.value.number()).sum()
     }
 }
 

@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tidegate::exposition::{TelemetryCollector, text};
-use tidegate::telemetry::{Kind, Metric, SERIES_MAX, Sample, Telemetry};
+use tidegate::telemetry::{
+    Kind, Metric, OTHER_TENANTS, SECONDS_BOUNDS, SERIES_MAX, Sample, TENANTS_NAMED_MAX, Telemetry,
+};
 
 /// The value of one series, if it exists.
 fn value(telemetry: &Telemetry, metric: Metric, labels: &[&str]) -> Option<f64> {
     let is_it = |sample: &Sample| {
         sample.metric == metric && sample.labels.iter().map(String::as_str).eq(labels.iter().copied())
     };
-    telemetry.snapshot().into_iter().find(is_it).map(|sample| sample.value)
+    telemetry.snapshot().into_iter().find(is_it).map(|sample| sample.value.number())
 }
 
 /// A telemetry with one series of every metric.
@@ -19,7 +21,10 @@ fn one_of_each() -> Telemetry {
     let telemetry = Telemetry::new();
     for metric in Metric::ALL {
         let labels = vec!["a\\b\"c\nd"; metric.labels().len()];
-        telemetry.add(*metric, &labels, 2.5);
+        match metric.kind() {
+            Kind::Histogram => telemetry.observe(*metric, &labels, 2.5),
+            Kind::Counter | Kind::Gauge => telemetry.add(*metric, &labels, 2.5),
+        }
     }
     telemetry
 }
@@ -69,7 +74,7 @@ fn metric_names_follow_the_rules_of_promtool() {
 
 #[test]
 fn the_text_parses_and_says_what_was_counted() {
-    let text = text(&one_of_each()).expect("encodes");
+    let text = text(&one_of_each(), Vec::new()).expect("encodes");
     let mut samples = BTreeMap::new();
     let mut types = BTreeMap::new();
     for line in text.lines() {
@@ -84,9 +89,15 @@ fn the_text_parses_and_says_what_was_counted() {
             );
         }
     }
-    assert_eq!(samples.len(), Metric::ALL.len());
+    // A histogram is a series for each bound, for the rest, for the sum and for the count.
+    let histograms = Metric::ALL.iter().filter(|metric| metric.kind() == Kind::Histogram).count();
+    assert_eq!(samples.len(), Metric::ALL.len() + histograms * (SECONDS_BOUNDS.len() + 2));
     assert_eq!(types["tidegate_ticks_total"], "counter");
-    assert_eq!(types["tidegate_tick_seconds"], "gauge");
+    assert_eq!(types["tidegate_tick_seconds"], "histogram");
+    assert_eq!(samples[r#"tidegate_tick_seconds_bucket{le="1"}"#], 0.0);
+    assert_eq!(samples[r#"tidegate_tick_seconds_bucket{le="10"}"#], 1.0);
+    assert_eq!(samples[r#"tidegate_tick_seconds_bucket{le="+Inf"}"#], 1.0);
+    assert_eq!((samples["tidegate_tick_seconds_sum"], samples["tidegate_tick_seconds_count"]), (2.5, 1.0));
     assert_eq!(samples["tidegate_ticks_total"], 2.5);
     assert_eq!(samples[r#"tidegate_pool_level_units{pool="a\\b\"c\nd",meter="a\\b\"c\nd"}"#], 2.5);
 }
@@ -100,8 +111,49 @@ fn a_registry_takes_the_collector_and_gathers_every_metric() {
 }
 
 #[test]
+fn the_first_tenants_have_series_of_their_own_and_keep_them() {
+    let telemetry = Telemetry::new();
+    let name = |n: usize| format!("tenant-{n}");
+    for n in 0..TENANTS_NAMED_MAX + 50 {
+        let name = name(n);
+        let label = telemetry.tenant_label("pool", &name);
+        assert_eq!(label, if n < TENANTS_NAMED_MAX { name.as_str() } else { OTHER_TENANTS });
+    }
+    assert_eq!(telemetry.tenant_label("pool", &name(0)), name(0));
+    assert_eq!(telemetry.tenant_label("another", &name(0)), OTHER_TENANTS, "each is counted in each pool");
+    assert_eq!(telemetry.tenant_label("pool", OTHER_TENANTS), OTHER_TENANTS);
+}
+
+#[test]
+fn a_span_is_counted_in_the_first_bucket_that_holds_it() {
+    let telemetry = Telemetry::new();
+    for seconds in [0.0, 0.001, 0.0011, 29.0, 31.0, f64::NAN, -1.0, f64::INFINITY] {
+        telemetry.observe(Metric::WaitSeconds, &["p"], seconds);
+    }
+    telemetry.set(Metric::WaitSeconds, &["p"], 7.0);
+    telemetry.add(Metric::WaitSeconds, &["p"], 7.0);
+    telemetry.observe(Metric::Ticks, &[], 1.0);
+    let text = text(&telemetry, Vec::new()).expect("encodes");
+    let bucket = |le: &str, n: u64| format!("tidegate_wait_seconds_bucket{{pool=\"p\",le=\"{le}\"}} {n}\n");
+    for (le, n) in [("0.001", 2), ("0.0025", 3), ("10", 3), ("30", 4), ("+Inf", 5)] {
+        assert!(text.contains(&bucket(le, n)), "{le}: {text}");
+    }
+    assert!(text.contains("tidegate_wait_seconds_count{pool=\"p\"} 5\n") && !text.contains("tidegate_ticks_total"));
+}
+
+#[test]
+fn what_is_measured_stands_among_what_is_counted_in_order() {
+    let telemetry = Telemetry::new();
+    telemetry.set(Metric::Mode, &["b"], 1.0);
+    let measured = vec![Sample::number(Metric::Mode, &["a"], 2.0), Sample::number(Metric::Ticks, &[], 3.0)];
+    let text = text(&telemetry, measured).expect("encodes");
+    assert_eq!(text.matches("# TYPE tidegate_mode gauge").count(), 1);
+    assert!(text.contains("tidegate_mode{pool=\"a\"} 2\ntidegate_mode{pool=\"b\"} 1\n"), "{text}");
+}
+
+#[test]
 fn a_new_telemetry_says_that_nothing_was_dropped() {
-    let only = Sample { metric: Metric::SeriesDropped, labels: Vec::new(), value: 0.0 };
+    let only = Sample::number(Metric::SeriesDropped, &[], 0.0);
     assert_eq!(Telemetry::new().snapshot(), [only]);
 }
 

@@ -27,9 +27,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Failure;
 use super::signals::Signals;
+use super::terminal::{Keys, Screen};
 use crate::provider::parse_go_duration;
 use record::{Event, Record};
-use screen::{Screen, View};
+use screen::View;
 use script::{LONGEST, Phase, SHORTEST};
 pub(super) use service::{ServiceArgs, service};
 use stage::{Stage, StageError};
@@ -99,7 +100,8 @@ async fn play(args: &DemoArgs) -> Result<(), Failure> {
     }
     show.line("");
     if live {
-        let screen = Screen::open().map_err(|error| Failure::Run(format!("the terminal: {error}; try --plain")))?;
+        let screen =
+            Screen::open(Keys::Left).map_err(|error| Failure::Run(format!("the terminal: {error}; try --plain")))?;
         show = Show::Live(Box::new(screen));
     }
     let record = run(&mut stage, &mut show, args.duration).await?;
@@ -172,9 +174,9 @@ impl Show {
 
     fn draw(&mut self, view: &View<'_>) -> Result<(), Failure> {
         match self {
-            Self::Live(screen) => {
-                screen.draw(view).map_err(|error| Failure::Run(format!("the terminal: {error}; try --plain")))
-            }
+            Self::Live(screen) => screen
+                .draw(|frame| screen::draw(frame, view))
+                .map_err(|error| Failure::Run(format!("the terminal: {error}; try --plain"))),
             Self::Lines | Self::Silent => Ok(()),
         }
     }

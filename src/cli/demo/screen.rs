@@ -1,13 +1,6 @@
 //! The live view: one screen of 80 × 24, drawn from the record.
 
-use std::io::{self, Stdout};
-
 use ratatui::Frame;
-use ratatui::Terminal;
-use ratatui::backend::CrosstermBackend;
-use ratatui::crossterm::ExecutableCommand;
-use ratatui::crossterm::cursor::{Hide, Show};
-use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen};
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::symbols::Marker;
@@ -28,58 +21,14 @@ pub(super) struct View<'a> {
     pub total_s: f64,
 }
 
-/// The terminal, until dropped.
-pub(super) struct Screen {
-    terminal: Terminal<CrosstermBackend<Stdout>>,
-}
-
-impl Screen {
-    /// Takes the terminal's other screen, so that what stood there comes back at the end.
-    pub(super) fn open() -> io::Result<Self> {
-        // What a panic says must not go with the screen.
-        let hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            close();
-            hook(panic);
-        }));
-        io::stdout().execute(EnterAlternateScreen)?.execute(Hide)?;
-        // Cleared: what a killed demo left on this screen is still there.
-        let screen = Terminal::new(CrosstermBackend::new(io::stdout())).and_then(|mut terminal| {
-            terminal.clear()?;
-            Ok(Self { terminal })
-        });
-        if screen.is_err() {
-            close();
-        }
-        screen
-    }
-
-    /// Draws the view.
-    pub(super) fn draw(&mut self, view: &View<'_>) -> io::Result<()> {
-        self.terminal.draw(|frame| draw(frame, view)).map(drop)
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        close();
-    }
-}
-
-fn close() {
-    // A terminal that is gone needs no restoring.
-    let mut out = io::stdout();
-    let _ = out.execute(LeaveAlternateScreen);
-    let _ = out.execute(Show);
-}
-
 const SENT: Color = Color::Cyan;
 const REFUSED: Color = Color::Red;
 const LIMIT: Color = Color::Yellow;
 const DIM: Style = Style::new().add_modifier(Modifier::DIM);
 const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
 
-fn draw(frame: &mut Frame<'_>, view: &View<'_>) {
+/// Draws the view.
+pub(super) fn draw(frame: &mut Frame<'_>, view: &View<'_>) {
     let rows = [1, 1, 10, 1, 4, 1, 2, 4].map(Constraint::Length);
     let [bar, words, charts, groups, tenants, _, why, events] = Layout::vertical(rows).areas(frame.area());
     progress(frame, bar, view);

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::cli::Failure;
 use crate::cli::signals::Signals;
 use crate::client::{Client, ClientParams, Limited, Pool, PoolParams};
 use crate::clock::{Clock, SystemClock};
+use crate::exposition::TelemetryCollector;
 use crate::plan::{Rate, Stamp, Thresholds};
 use crate::provider::Dialect;
 use crate::quota::{Grantee, Meter, TenantId};
@@ -54,6 +56,9 @@ pub(crate) struct ServiceArgs {
     /// Static limits of this process: `<tenant>=<requests per minute>`, repeated.
     #[arg(long = "static-quota", id = "quotas", value_parser = offer)]
     quotas: Vec<(TenantId, f64)>,
+    /// Where /metrics is served.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
     /// Seed of the arrivals.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -95,12 +100,15 @@ pub(crate) async fn service(args: ServiceArgs) -> Result<(), Failure> {
     let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
     let store = EtcdStore::connect(std::slice::from_ref(&args.etcd)).await.map_err(|error| usage(&error))?;
     let id = args.pool.parse().map_err(|error| usage(&error))?;
-    let client = start(&args.name, vec![PoolParams::new(id, Dialect::OpenAi)], Arc::new(store)).await;
+    let telemetry = Arc::new(Telemetry::new());
+    let client =
+        start(&args.name, vec![PoolParams::new(id, Dialect::OpenAi)], Arc::new(store), telemetry.clone()).await;
     let pool = client.pool(&args.pool).map_err(|error| usage(&error))?;
     // Nobody publishes into this store, so what its pools begin with holds for good: static limits.
     let quotas = args.quotas.iter().map(|(tenant, per_minute)| static_pool(tenant, *per_minute));
     let quotas: Vec<PoolParams> = quotas.collect::<Result<_, _>>().map_err(|error| usage(&error))?;
-    let fixed = start(&format!("{}-static", args.name), quotas, Arc::new(MemoryStore::new())).await;
+    let fixed = Arc::new(Telemetry::new());
+    let fixed = start(&format!("{}-static", args.name), quotas, Arc::new(MemoryStore::new()), fixed).await;
 
     let http = reqwest::Client::builder().no_proxy().build().map_err(|error| Failure::Run(error.to_string()))?;
     let way = |provider: &str, pool: Pool, tenant: &TenantId| Way {
@@ -119,6 +127,7 @@ pub(crate) async fn service(args: ServiceArgs) -> Result<(), Failure> {
         tasks.spawn(offer_load(ways, tenant.clone(), *per_s, seed));
     }
     tasks.spawn(tell(pool));
+    serve_metrics(args.listen, telemetry, &mut tasks).await?;
     signals.received().await;
     tasks.shutdown().await;
     client.close().await;
@@ -126,11 +135,39 @@ pub(crate) async fn service(args: ServiceArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn start(instance: &str, pools: Vec<PoolParams>, store: Arc<dyn Store>) -> Client {
+/// Serves what a member counts, as a service would beside its own metrics.
+async fn serve_metrics(
+    listen: SocketAddr,
+    telemetry: Arc<Telemetry>,
+    tasks: &mut tokio::task::JoinSet<()>,
+) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::Run(format!("cannot serve /metrics: {error}"));
+    let collector = TelemetryCollector::try_new(telemetry).map_err(|error| failed(&error))?;
+    let registry = prometheus::Registry::new();
+    registry.register(Box::new(collector)).map_err(|error| failed(&error))?;
+    let metrics = async move || {
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather());
+        ([("content-type", "text/plain; version=0.0.4")], text.unwrap_or_default())
+    };
+    let listener = tokio::net::TcpListener::bind(listen).await.map_err(|error| failed(&error))?;
+    let addr = listener.local_addr().map_err(|error| failed(&error))?;
+    let app = axum::Router::new().route("/metrics", axum::routing::get(metrics));
+    println(&format!("service listening on http://{addr}"));
+    tasks.spawn(async move { drop(axum::serve(listener, app).await) });
+    Ok(())
+}
+
+/// Whether anybody still reads.
+fn println(line: &str) -> bool {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").is_ok() && out.flush().is_ok()
+}
+
+async fn start(instance: &str, pools: Vec<PoolParams>, store: Arc<dyn Store>, telemetry: Arc<Telemetry>) -> Client {
     let mut params = ClientParams::new(pools);
     instance.clone_into(&mut params.instance);
     params.max_wait = MAX_WAIT;
-    Client::start(params, store, Arc::new(Telemetry::new())).await
+    Client::start(params, store, telemetry).await
 }
 
 fn static_pool_id(tenant: &TenantId) -> String {
@@ -196,9 +233,8 @@ async fn tell(pool: Pool) {
                 requests_per_minute: tuning.limits.iter().map(by_tenant).collect(),
                 waiting: waiting.map(|(grantee, traffic)| (grantee.to_string(), traffic.waiting)).collect(),
             };
-            let mut out = std::io::stdout().lock();
             if let Ok(line) = serde_json::to_string(&event)
-                && (writeln!(out, "{line}").is_err() || out.flush().is_err())
+                && !println(&line)
             {
                 return;
             }

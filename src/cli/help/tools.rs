@@ -78,11 +78,13 @@ pub(in crate::cli) const EMULATE: &str = r#"Accounts:
 Admin, on the same port, without a password:
   GET   /admin/state  settings, levels, counters (JSON)
   PATCH /admin        changes settings: the limits by the names of their flags (requests_per_minute, …), burst_seconds,
-                      headers (true or false), overload_rate, stream_error_rate, stray_retry_after_rate,
+                      headers (true or false), overload_rate, stream_error_rate, stray_retry_after_rate, slots
+                      (null for no limit; with fewer than are taken, answers under way go on), crowding,
                       hidden_<unit>_per_minute (use by somebody else; unit is requests, tokens, input_tokens or
                       output_tokens), spend_requests (somebody else takes that many now). What was used stays used.
                       Also marks the moment: `first_refusal` in the state is the first one after it.
-  GET   /metrics      for Prometheus
+  GET   /metrics      for Prometheus; with slots also vllm:num_requests_running, vllm:num_requests_waiting and
+                      vllm:gpu_cache_usage_perc (the part of the slots that is taken), as vLLM shows them
   GET   /healthz      `ok`
 
 Examples:
@@ -106,6 +108,12 @@ Examples:
     tidegate emulate --dialect fixed-window --requests-per-minute 60
     tidegate emulate --dialect gemini --input-tokens-per-minute 1000
     curl -i http://127.0.0.1:8787/v1beta/models/demo:generateContent -d '{"contents":[{"parts":[{"text":"hello"}]}]}'
+
+  A server of one's own, which sends nobody away and tells no limits; what a controller sees of it; and half of it:
+    tidegate emulate --slots 16 --crowding 1.5 --no-headers \
+      --requests-per-minute 1000000000 --tokens-per-minute 1000000000
+    curl -s http://127.0.0.1:8787/metrics | grep ^vllm:
+    curl -X PATCH http://127.0.0.1:8787/admin -d '{"slots":8}'
 
   Halve the limit under a running client, and see what became of it:
     curl -X PATCH http://127.0.0.1:8787/admin -d '{"requests_per_minute":30}'

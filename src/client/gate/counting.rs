@@ -29,14 +29,34 @@ pub struct Glance {
     pub admitted: u64,
     /// Requests refused here.
     pub refused: u64,
+    /// Of the admitted, those that waited first.
+    pub waited: u64,
     /// Requests that wait now.
     pub waiting: usize,
+    /// Requests in flight now.
+    pub in_flight: u32,
     /// Reservations that nobody settled in time.
     pub expired: u64,
     /// Requests admitted at once that would have waited.
     pub would_wait: u64,
     /// Requests admitted that would have been refused.
     pub would_refuse: u64,
+}
+
+impl Glance {
+    /// With what was counted since an earlier one, and what is now.
+    #[must_use]
+    pub fn since(self, earlier: &Self) -> Self {
+        Self {
+            admitted: self.admitted.saturating_sub(earlier.admitted),
+            refused: self.refused.saturating_sub(earlier.refused),
+            waited: self.waited.saturating_sub(earlier.waited),
+            expired: self.expired.saturating_sub(earlier.expired),
+            would_wait: self.would_wait.saturating_sub(earlier.would_wait),
+            would_refuse: self.would_refuse.saturating_sub(earlier.would_refuse),
+            ..self
+        }
+    }
 }
 
 impl<W: Wake> State<W> {

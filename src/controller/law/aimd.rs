@@ -115,6 +115,11 @@ impl Aimd {
         self.stepped_at = None;
     }
 
+    /// The pool has so many times the capacity that it had.
+    pub fn scale(&mut self, factor: f64) {
+        self.rate_per_s = (self.rate_per_s * factor).max(self.params.floor_per_s);
+    }
+
     /// Never above this, in units per second.
     pub fn cap(&mut self, most_per_s: f64) {
         self.rate_per_s = self.rate_per_s.min(most_per_s).max(self.params.floor_per_s);

@@ -9,13 +9,15 @@
 //! - The two are kept in step, so that losing the headers moves nothing.
 //! - On top of either, what divided thresholds leave unused is lent out ([`Overcommit`]).
 //!
-//! Of a pool as a whole, answers that become slow lower its concurrency ([`LatencyLaw`]).
+//! Of a pool as a whole, answers that become slow lower its concurrency ([`LatencyLaw`]), and so does a queue on the far side
+//! ([`CongestionLaw`]).
 //!
 //! Every constant is a field of [`LawParams`].
 //!
 //! Source: CONTROL §2.3 (observer, quality), §2.4 (AIMD), §2.5 (trust), §2.6 (latency), §2.7 (tests), §2.10 (over-commitment).
 
 mod aimd;
+mod congestion;
 mod latency;
 mod observer;
 mod overcommit;
@@ -25,6 +27,7 @@ mod trust;
 use std::time::Duration;
 
 pub use aimd::{Aimd, AimdParams, Traffic};
+pub use congestion::{CongestionLaw, CongestionParams, CongestionStep, CutBy};
 pub use latency::{Latencies, LatencyLaw, LatencyParams, LatencyStep};
 pub use observer::{Learned, Observer, ObserverParams, OpenWindow, Refilled, Sample};
 pub use overcommit::{Overcommit, OvercommitParams, Room};
@@ -39,6 +42,8 @@ use crate::plan::Rate;
 /// A reading older than this no longer steers.
 pub const READING_AGE_MAX: Duration = Duration::from_secs(15);
 
+/// A told capacity that moves by less than this part has not moved.
+const TOLD_STEP: f64 = 0.01;
 /// A tick that was missed is not made up for, in seconds.
 const SPAN_MAX_S: f64 = 2.0;
 
@@ -62,6 +67,8 @@ pub struct LawParams {
     pub overcommit: OvercommitParams,
     /// Concurrency, of the pool and not of a meter.
     pub latency: LatencyParams,
+    /// The same from what the far side tells.
+    pub congestion: CongestionParams,
 }
 
 /// What the law is told at a tick, for one meter.
@@ -77,6 +84,8 @@ pub struct Inputs {
     pub traffic: Traffic,
     /// The static capacity, in units per second, and its burst.
     pub nominal_per_s: Rate,
+    /// What a signal says that the pool can take, in units per second, while it says so.
+    pub told_per_s: Option<f64>,
 }
 
 /// How a step was decided.
@@ -129,7 +138,7 @@ pub struct Step {
 }
 
 /// Members have found a new leader within this, and told it what they last read.
-const HEARD_WITHIN: Duration = Duration::from_secs(3);
+pub(super) const HEARD_WITHIN: Duration = Duration::from_secs(3);
 
 /// The law of one meter.
 #[derive(Debug, Clone)]
@@ -143,6 +152,8 @@ pub struct MeterLaw {
     quality: Quality,
     trust: Trust,
     aimd: Aimd,
+    /// The capacity that a signal last told, in units per second.
+    told_per_s: Option<f64>,
     overcommit: Overcommit,
 }
 
@@ -172,6 +183,7 @@ impl MeterLaw {
             quality: Quality::new(params.quality),
             trust: Trust::new(params.trust, params.observer.limit_step),
             aimd: Aimd::new(start_per_s, params.aimd),
+            told_per_s: None,
             overcommit: Overcommit::new(params.overcommit),
         }
     }
@@ -206,6 +218,7 @@ impl MeterLaw {
 
     /// Begins again at another static capacity, where no headers tell what holds; where they do, nothing moves.
     pub fn restart_without_headers(&mut self, start_per_s: f64) {
+        self.told_per_s = None;
         self.aimd = Aimd::new(start_per_s, self.params.aimd);
     }
 
@@ -222,6 +235,7 @@ impl MeterLaw {
     /// One tick.
     pub fn step(&mut self, inputs: &Inputs) -> Step {
         let headers = self.observe(inputs);
+        self.be_told(inputs.told_per_s);
         match (&self.observer, headers) {
             (Some(observer), Headers::Steer) => {
                 let capacity_per_s = observer.capacity_per_s(inputs.now, inputs.own_now);
@@ -273,10 +287,26 @@ impl MeterLaw {
         if coarse { Headers::Coarse } else { Headers::Steer }
     }
 
+    /// Takes what a signal says of the capacity. AIMD's rate moves with it, and begins there when no 429 has taught it otherwise;
+    /// while it is told, and for as long as it is silent after that, nothing grows beyond it. 429s still cut.
+    fn be_told(&mut self, told_per_s: Option<f64>) {
+        let Some(told) = told_per_s else { return };
+        match self.told_per_s {
+            Some(known) if (told - known).abs() <= TOLD_STEP * known => return,
+            Some(known) => self.aimd.scale(told / known),
+            None if self.decreased_at().is_none() => self.aimd.follow(told),
+            None => {}
+        }
+        self.told_per_s = Some(told);
+    }
+
     /// A step of AIMD.
     fn grope(&mut self, inputs: &Inputs, headers: Headers) -> Step {
         let nominal = inputs.nominal_per_s;
         let mode = self.aimd.step(inputs.now, nominal.rate, &inputs.traffic);
+        if let Some(told) = self.told_per_s {
+            self.aimd.cap(told);
+        }
         let heard = self.observer.is_some() || self.unheard_until.is_none_or(|until| inputs.now >= until);
         if let Some(learned) = self.learned().filter(|_| heard) {
             self.aimd.cap(learned.limit_per_s);

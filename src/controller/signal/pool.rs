@@ -33,6 +33,10 @@ const USE_S: f64 = 5.0;
 const USE_TOLD_BY: f64 = 10.0;
 /// The line along which use is continued beyond a report spans at least this long: two reports may be close together.
 const LINE_MIN: Duration = Duration::from_secs(1);
+/// A queue elsewhere counts as demand up to so many times what is asked for here,
+const QUEUE_TIMES: f64 = 2.0;
+/// and so many requests per second, or places: whoever sends nothing must not hold what others could use by a long queue alone.
+const QUEUE_FIRST: f64 = 1.0;
 /// A tenant's cost per request before any was seen.
 const COST_UNSEEN: Cost = Cost::request(500, 0);
 /// Its output before any was seen, in LLM tokens: where output is limited apart. Without a guess a tenant that was never
@@ -116,8 +120,10 @@ pub struct Asked {
     costs: Units,
     /// Requests in flight.
     pub in_flight: f64,
-    /// Requests that could be in flight: those that are, and those that wait.
-    pub places: f64,
+    /// Requests that wait for admission.
+    pub waiting: f64,
+    /// Requests that wait elsewhere to be sent, as a signal tells.
+    pub queued: f64,
 }
 
 /// Nothing was told.
@@ -143,7 +149,39 @@ impl Asked {
             _ if units.requests == 0 => COST_UNSEEN.of(unit),
             _ => units.of(unit) / units.of(Unit::Requests),
         };
-        Self { requests_per_s, costs: Unit::ALL.map(cost), in_flight, places: in_flight + waiting }
+        Self { requests_per_s, costs: Unit::ALL.map(cost), in_flight, waiting, queued: 0.0 }
+    }
+
+    /// With a queue that a signal tells of, in requests. Those that wait here may be a part of it, so the longer of the two counts.
+    #[must_use]
+    pub fn with_queue(self, queued: f64) -> Self {
+        let more = (queued - self.waiting).max(0.0);
+        let most_per_s = QUEUE_TIMES * self.requests_per_s + QUEUE_FIRST;
+        Self {
+            requests_per_s: self.requests_per_s + (more * DEMAND_OF_ONE_WAITING).min(most_per_s),
+            queued: more,
+            ..self
+        }
+    }
+
+    /// Requests that it could use, per second.
+    #[must_use]
+    pub fn requests_per_s(&self) -> f64 {
+        self.requests_per_s
+    }
+
+    /// Requests that wait, here or elsewhere.
+    #[must_use]
+    pub fn waiting_in_all(&self) -> f64 {
+        self.waiting + self.queued
+    }
+
+    /// Requests that could be in flight: those that are, and those that wait; of those that wait elsewhere so many as count as
+    /// demand too.
+    #[must_use]
+    pub fn places(&self) -> f64 {
+        let here = self.in_flight + self.waiting;
+        here + self.queued.min(QUEUE_TIMES * here + QUEUE_FIRST)
     }
 
     /// What it takes of a unit per request, on average; a guess before anything was seen.
@@ -399,6 +437,23 @@ impl PoolSignal {
     /// What each tenant asks for, in order.
     pub fn asked(&self) -> impl Iterator<Item = (&Grantee, Asked)> {
         self.tenants.iter().map(|(grantee, members)| (grantee, Asked::of(members.0.iter().map(|(_, told)| told))))
+    }
+
+    /// What the members that are there have counted of a tenant.
+    #[must_use]
+    pub fn counted(&self, grantee: &Grantee) -> Counters {
+        let mut sum = Counters::default();
+        for (_, told) in self.tenants.get(grantee).into_iter().flat_map(|told| &told.0) {
+            let counters = &told.counters;
+            sum.admitted = sum.admitted.saturating_add(counters.admitted);
+            sum.waited = sum.waited.saturating_add(counters.waited);
+            sum.refused = sum.refused.saturating_add(counters.refused);
+            for (kind, n) in &counters.throttled {
+                let known = sum.throttled.entry(*kind).or_default();
+                *known = known.saturating_add(*n);
+            }
+        }
+        sum
     }
 
     /// One member's demand for a tenant, in requests per second.

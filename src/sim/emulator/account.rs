@@ -506,6 +506,6 @@ impl Account {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "limits and token counts stay far below 2^53")]
-const fn units(count: u64) -> f64 {
+pub(super) const fn units(count: u64) -> f64 {
     count as f64
 }

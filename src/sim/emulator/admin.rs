@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use super::account::{AccountParams, Levels, Truth};
 use super::emulated::Emulated;
 use super::faults::FaultParams;
+use super::slots::ServerParams;
 
 /// A moment on both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,12 @@ pub struct EmulatorState {
     pub headers: bool,
     /// What goes wrong on purpose.
     pub faults: FaultParams,
+    /// How many requests are answered at a time, and what that costs each.
+    pub server: ServerParams,
+    /// Requests being answered.
+    pub running: u32,
+    /// Requests that wait for a slot.
+    pub queued: u32,
     /// What is in the buckets, by meter.
     pub levels: Levels,
     /// Counters since the start.
@@ -44,6 +51,7 @@ pub struct EmulatorState {
 pub(super) struct Settings {
     pub(super) account: AccountParams,
     pub(super) faults: FaultParams,
+    pub(super) server: ServerParams,
     pub(super) headers: bool,
     /// Requests that somebody else spends at this moment.
     pub(super) spend_requests: f64,
@@ -58,7 +66,7 @@ impl Settings {
             let expected = |what: &str| format!("{field} {value}: expected {what}");
             let limit = || value.as_u64().ok_or_else(|| expected("a whole number, 1–1000000000"));
             let number = || value.as_f64().ok_or_else(|| expected("a number"));
-            let (account, faults) = (&mut self.account, &mut self.faults);
+            let (account, faults, server) = (&mut self.account, &mut self.faults, &mut self.server);
             match field.as_str() {
                 "requests_per_minute" => account.requests_per_minute = limit()?,
                 "requests_per_day" => account.requests_per_day = Some(limit()?),
@@ -74,6 +82,12 @@ impl Settings {
                 "overload_rate" => faults.overload_rate = number()?,
                 "stream_error_rate" => faults.stream_error_rate = number()?,
                 "stray_retry_after_rate" => faults.stray_retry_after_rate = number()?,
+                "slots" if value.is_null() => server.slots = None,
+                "slots" => {
+                    let slots = value.as_u64().and_then(|slots| u32::try_from(slots).ok());
+                    server.slots = Some(slots.ok_or_else(|| expected("a whole number, 1–100000, or null"))?);
+                }
+                "crowding" => server.crowding = number()?,
                 "headers" => self.headers = value.as_bool().ok_or_else(|| expected("true or false"))?,
                 "spend_requests" => {
                     let spent = value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| *n <= 1_000_000_000);
@@ -91,5 +105,6 @@ fn fields_of(emulated: Emulated) -> String {
     let mut fields = AccountParams::names(emulated);
     fields.extend(["spend_requests", "overload_rate", "stream_error_rate"]);
     fields.extend((emulated == Emulated::Anthropic).then_some("stray_retry_after_rate"));
+    fields.extend(["slots", "crowding"]);
     format!("{} or headers", fields.join(", "))
 }

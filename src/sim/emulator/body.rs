@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::latency::Draw;
 
-/// The charge of an answer under way. However it ends — whole, broken off, or with a client that went away — the
+/// The charge of an answer under way, or of one that waits for a slot. However it ends — whole, broken off, or with a client that went away — the
 /// charge is settled once, with the tokens written until then.
 pub(super) struct Ticket<F: FnOnce(u64)> {
     written_tokens: u64,
@@ -116,18 +116,21 @@ impl<F: FnOnce(u64) + Unpin> HttpBody for StreamBody<F> {
 }
 
 /// A body of known length that arrives in one piece, later than the head.
-pub(super) struct DelayedBody {
+pub(super) struct DelayedBody<F: FnOnce(u64)> {
     delay: Pin<Box<Sleep>>,
     bytes: Option<Bytes>,
+    /// Held until the bytes are sent, or nobody wants them any more.
+    _ticket: Ticket<F>,
 }
 
-impl DelayedBody {
-    pub(super) fn new(bytes: Bytes, delay: Duration) -> Self {
-        Self { delay: Box::pin(sleep(delay)), bytes: Some(bytes) }
+impl<F: FnOnce(u64)> DelayedBody<F> {
+    /// Begins now: the head is leaving.
+    pub(super) fn new(bytes: Bytes, delay: Duration, ticket: Ticket<F>) -> Self {
+        Self { delay: Box::pin(sleep(delay)), bytes: Some(bytes), _ticket: ticket }
     }
 }
 
-impl HttpBody for DelayedBody {
+impl<F: FnOnce(u64) + Unpin> HttpBody for DelayedBody<F> {
     type Data = Bytes;
     type Error = Infallible;
 

@@ -34,7 +34,7 @@ impl Default for LatencyParams {
 /// One answer's plan.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Draw {
-    /// From arrival to the response head.
+    /// From arrival, or from when a slot is had, to the response head.
     pub to_head: Duration,
     /// From the head to the body.
     pub head_to_body: Duration,
@@ -45,6 +45,13 @@ pub struct Draw {
 }
 
 impl Draw {
+    /// The same answer of a server that takes so many times longer, at least 0.
+    #[must_use]
+    pub fn slowed(self, times: f64) -> Self {
+        let slowed = |span: Duration| Duration::try_from_secs_f64(span.as_secs_f64() * times).unwrap_or(Duration::MAX);
+        Self { to_head: slowed(self.to_head), head_to_body: slowed(self.head_to_body), ..self }
+    }
+
     /// From the head to the end of the `nth` token, counted from 1.
     #[must_use]
     #[allow(clippy::cast_precision_loss, reason = "at most 100,000")]

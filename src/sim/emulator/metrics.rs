@@ -1,39 +1,28 @@
-//! What `GET /metrics` shows.
+//! What `GET /metrics` shows: the emulator's own, and what a vLLM shows, as a controller of such a server would read it.
+
+use std::fmt::Write as _;
 
 use axum::http::StatusCode;
-use prometheus::{Encoder, GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
 
-use super::account::Account;
+use super::account::{Account, units};
 use super::emulated::Emulated;
+use super::slots::Slots;
+use crate::exposition;
 use crate::quota::{Cost, Unit};
+use crate::telemetry::{Metric, Sample, Telemetry};
 
 pub(super) struct Metrics {
     emulated: Emulated,
-    registry: Registry,
-    requests: IntCounterVec,
-    admitted: IntCounterVec,
-    level: GaugeVec,
-    limit: GaugeVec,
+    telemetry: Telemetry,
 }
 
 impl Metrics {
-    pub(super) fn new(emulated: Emulated) -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
-        let opts = |name: &str, help: &str| Opts::new(format!("tidegate_emulator_{name}"), help);
-        let charged = "Units charged; output that is charged apart is counted when the answer ends.";
-        let requests = IntCounterVec::new(opts("requests_total", "Completion requests answered."), &["status"])?;
-        let admitted = IntCounterVec::new(opts("admitted_units_total", charged), &["unit"])?;
-        let level = GaugeVec::new(opts("level_units", "Units in the bucket; below zero: overdrawn."), &["meter"])?;
-        let limit = GaugeVec::new(opts("limit_units", "Limit, in units per window."), &["meter"])?;
-        registry.register(Box::new(requests.clone()))?;
-        registry.register(Box::new(admitted.clone()))?;
-        registry.register(Box::new(level.clone()))?;
-        registry.register(Box::new(limit.clone()))?;
-        Ok(Self { emulated, registry, requests, admitted, level, limit })
+    pub(super) fn new(emulated: Emulated) -> Self {
+        Self { emulated, telemetry: Telemetry::new() }
     }
 
     pub(super) fn answered(&self, status: StatusCode) {
-        self.requests.with_label_values(&[status.as_str()]).inc();
+        self.telemetry.add(Metric::EmulatorRequests, &[status.as_str()], 1.0);
     }
 
     pub(super) fn admitted(&self, cost: &Cost) {
@@ -45,24 +34,37 @@ impl Metrics {
                 Unit::InputTokens => cost.input_tokens,
                 Unit::OutputTokens => 0,
             };
-            self.admitted.with_label_values(&[unit.as_str()]).inc_by(charged);
+            self.telemetry.add(Metric::EmulatorAdmitted, &[unit.as_str()], units(charged));
         }
     }
 
     /// An answer ended whose output is charged apart.
     pub(super) fn settled(&self, output_tokens: u64) {
-        self.admitted.with_label_values(&[Unit::OutputTokens.as_str()]).inc_by(output_tokens);
+        self.telemetry.add(Metric::EmulatorAdmitted, &[Unit::OutputTokens.as_str()], units(output_tokens));
     }
 
-    pub(super) fn text(&self, account: &Account) -> Result<Vec<u8>, prometheus::Error> {
-        for (meter, level) in account.levels() {
-            self.level.with_label_values(&[meter.to_string()]).set(level);
+    pub(super) fn text<W>(&self, account: &Account, slots: &Slots<W>) -> Result<String, prometheus::Error> {
+        let levels = account.levels().into_iter();
+        let levels = levels.map(|(meter, level)| Sample::number(Metric::EmulatorLevel, &[&meter.to_string()], level));
+        let shown = account.shown().into_iter();
+        let limits = shown.map(|shown| Sample::number(Metric::EmulatorLimit, &[&shown.meter.to_string()], shown.limit));
+        let mut measured: Vec<Sample> = levels.chain(limits).collect();
+        let Some(usage) = slots.usage() else {
+            return exposition::text(&self.telemetry, measured);
+        };
+        let (running, queued) = (f64::from(slots.running()), f64::from(slots.queued()));
+        measured.push(Sample::number(Metric::EmulatorRunning, &[], running));
+        measured.push(Sample::number(Metric::EmulatorQueued, &[], queued));
+        let mut text = exposition::text(&self.telemetry, measured)?;
+        for (name, help, value) in [
+            ("num_requests_running", "Number of requests in model execution batches.", running),
+            ("num_requests_waiting", "Number of requests waiting to be processed.", queued),
+            ("gpu_cache_usage_perc", "GPU KV-cache usage. 1 means 100 percent usage.", usage),
+        ] {
+            // Another's names, so they stand in no list of ours. A String takes all that is written to it.
+            let _ = writeln!(text, "# HELP vllm:{name} {help}\n# TYPE vllm:{name} gauge");
+            let _ = writeln!(text, "vllm:{name}{{model_name=\"emulated\"}} {value}");
         }
-        for shown in account.shown() {
-            self.limit.with_label_values(&[shown.meter.to_string()]).set(shown.limit);
-        }
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
 }

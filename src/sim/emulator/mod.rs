@@ -2,7 +2,7 @@
 //! truth to judge by. One emulator is one account of one provider: [`Emulated`] says of which.
 //!
 //! [`account`] is the provider's arithmetic and its counters, with `meter` for one meter, [`latency`] draws how long
-//! answers take, [`faults`] what goes wrong on purpose; all are pure. Each provider is an implementation of one trait,
+//! answers take, [`slots`] says how many are answered at a time, [`faults`] what goes wrong on purpose; all are pure. Each provider is an implementation of one trait,
 //! `wire`; `chat` has the bodies that most copy. Limits are written by the table that clients read them by,
 //! [`Dialect::print`](crate::provider::Dialect::print). [`server`] puts it all behind HTTP, `body` times what it sends, and [`admin`] changes the limits under a running
 //! client — what real providers do without notice.
@@ -46,6 +46,7 @@ mod meter;
 mod metrics;
 mod openai;
 pub mod server;
+pub mod slots;
 mod wire;
 
 pub use account::{Account, AccountParams};
@@ -54,3 +55,4 @@ pub use emulated::{Emulated, NotEmulated};
 pub use faults::FaultParams;
 pub use latency::LatencyParams;
 pub use server::{Emulator, EmulatorError, EmulatorParams};
+pub use slots::ServerParams;

@@ -4,6 +4,8 @@
 //! *Admitted.* Charged at arrival, and the header numbers are those of that moment. The head leaves at the time to
 //! first byte, then a stream's events each when its token is done, or the whole body when the last one is — but
 //! Anthropic's whole answers leave head and body together, so their numbers are as old as the answer is long.
+//! *Slots.* With [`ServerParams::slots`], an admitted request waits in a line until it has one; its times begin then, and
+//! its slot is free again when its last byte is sent or its caller has gone. No caller is sent away from the line.
 //! *Refused, overloaded.* Answered within milliseconds. *Admin.* `GET /admin/state` is an [`EmulatorState`];
 //! `PATCH /admin` changes any of its settings and marks the moment, so that `first_refusal` is the first one after the
 //! change (an empty `{}` only marks). `GET /metrics`, `GET /healthz`.
@@ -24,6 +26,7 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, patch, post};
 use axum::serve::ListenerExt;
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use super::account::{Account, AccountParams, OutOfRange, USER_BYTES_MAX, input_tokens};
 use super::admin::{EmulatorState, Moment, Settings};
@@ -32,6 +35,7 @@ use super::emulated::Emulated;
 use super::faults::{Fate, FaultParams, Faults};
 use super::latency::{Draw, Latency, LatencyParams};
 use super::metrics::Metrics;
+use super::slots::{Place, ServerParams, Slots};
 use super::wire::{Answer, Ask, Wire, set, wire};
 use crate::clock::{Clock, MonoTime, SystemClock};
 use crate::quota::Cost;
@@ -52,6 +56,8 @@ pub struct EmulatorParams {
     pub latency: LatencyParams,
     /// What goes wrong on purpose.
     pub faults: FaultParams,
+    /// How many requests are answered at a time, as a server of one's own does.
+    pub server: ServerParams,
     /// Whether answers carry rate-limit headers and `retry-after`; the body of a 429 always tells.
     pub headers: bool,
     /// Whether `max_tokens` is charged at arrival, as OpenAI did until 2024. Anthropic always does, and corrects it.
@@ -69,6 +75,7 @@ impl EmulatorParams {
             account: AccountParams::of(dialect),
             latency: LatencyParams::default(),
             faults: FaultParams::of(dialect),
+            server: ServerParams::default(),
             headers: true,
             charge_max_tokens: false,
             seed: 1,
@@ -99,9 +106,6 @@ pub enum EmulatorError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// Metrics could not be set up.
-    #[error("cannot register the emulator's metrics: {0}")]
-    Metrics(#[from] prometheus::Error),
     /// The listener broke.
     #[error("the emulator stopped serving: {0}")]
     Serve(io::Error),
@@ -124,7 +128,46 @@ struct Desk {
     account: Account,
     latency: Latency,
     faults: Faults,
+    slots: Slots<oneshot::Sender<f64>>,
     headers: bool,
+}
+
+impl Desk {
+    /// Gives free slots to those who wait. One that has gone meanwhile gives its slot back by itself.
+    fn call_up(&mut self) {
+        while let Some((turn, slowness)) = self.slots.call() {
+            let _ = turn.send(slowness);
+        }
+    }
+}
+
+/// A request in the line or in a slot. However it ends, the next one moves up.
+struct Guest {
+    provider: Arc<Provider>,
+    place: Place,
+}
+
+impl Guest {
+    /// Settles the output where its charge is corrected at all, and ends the guest's stay.
+    fn ticket(self, ask: &Ask, charged_tokens: u64) -> Ticket<impl FnOnce(u64) + Send + Unpin + use<>> {
+        let user = ask.user.clone();
+        Ticket::new(move |output_tokens| {
+            let provider = &self.provider;
+            if provider.dialect.corrects_output() {
+                let now = provider.clock.now();
+                provider.desk.lock().account.settle(user.as_deref(), charged_tokens, output_tokens, now);
+                provider.metrics.settled(output_tokens);
+            }
+        })
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let mut desk = self.provider.desk.lock();
+        desk.slots.leave(self.place);
+        desk.call_up();
+    }
 }
 
 /// A provider that has a port and answers once served.
@@ -153,6 +196,7 @@ impl Emulator {
         let latency = Latency::new(params.latency, params.seed)?;
         params.faults.validate(dialect)?;
         let faults = Faults::new(params.faults, params.seed);
+        let slots = Slots::new(params.server)?;
         if params.charge_max_tokens && dialect.corrects_output() {
             let range = format!("false: an account of {dialect} charges max_tokens anyway").into();
             return Err(OutOfRange { field: "charge_max_tokens", found: "true".to_owned(), range }.into());
@@ -171,8 +215,8 @@ impl Emulator {
             dialect,
             wire: wire(dialect),
             charge_max_tokens: params.charge_max_tokens,
-            metrics: Metrics::new(dialect)?,
-            desk: Mutex::new(Desk { account, latency, faults, headers: params.headers }),
+            metrics: Metrics::new(dialect),
+            desk: Mutex::new(Desk { account, latency, faults, slots, headers: params.headers }),
         };
         Ok(Self { listener, local_addr, provider: Arc::new(provider) })
     }
@@ -207,7 +251,7 @@ impl Emulator {
             .with_state(self.provider);
         // Head and body are two writes; Nagle would hold the second back.
         let listener = self.listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let (stop, stopped) = oneshot::channel::<()>();
         let serving = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
         let mut serving = pin!(serving.into_future());
         tokio::select! {
@@ -275,7 +319,7 @@ impl Provider {
             (self.wire.refusal(ask, refusal, id), Duration::ZERO)
         } else {
             self.metrics.admitted(&cost);
-            (self.answer(ask, &cost, draw, fate, id).await, draw.to_head)
+            self.answer(ask, &cost, draw, fate, id).await
         };
         if headers {
             verdict.shown.retain(|shown| self.dialect.tells(shown.meter));
@@ -293,9 +337,20 @@ impl Provider {
         (response, to_head)
     }
 
-    /// Answers an admitted request, in its time.
-    async fn answer(self: &Arc<Self>, ask: &Ask, cost: &Cost, draw: Draw, fate: Fate, id: &str) -> Response {
-        let mut ticket = self.ticket(ask, cost.output_tokens);
+    /// Answers an admitted request, in its turn and its time; the answer, and how long it took to its first byte from
+    /// when it had a slot.
+    async fn answer(
+        self: &Arc<Self>,
+        ask: &Ask,
+        cost: &Cost,
+        draw: Draw,
+        fate: Fate,
+        id: &str,
+    ) -> (Response, Duration) {
+        let (guest, turn) = self.join();
+        let mut ticket = guest.ticket(ask, cost.output_tokens);
+        // The sender stands in the line as long as the guest does, so the turn always comes.
+        let draw = draw.slowed(turn.await.unwrap_or(1.0));
         let answer = Answer {
             id,
             model: &ask.model,
@@ -315,7 +370,7 @@ impl Provider {
             let kind = HeaderValue::from_static("text/event-stream; charset=utf-8");
             response.headers_mut().insert(header::CONTENT_TYPE, kind);
             response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-            return response;
+            return (response, draw.to_head);
         }
         let (before, after) = match self.dialect {
             Emulated::Anthropic => (draw.to_head + draw.head_to_body, Duration::ZERO),
@@ -324,21 +379,18 @@ impl Provider {
         tokio::time::sleep(before).await;
         ticket.wrote(draw.output_tokens);
         let whole = Bytes::from(self.wire.whole(&answer).to_string());
-        let mut response = Response::new(Body::new(DelayedBody::new(whole, after)));
+        let mut response = Response::new(Body::new(DelayedBody::new(whole, after, ticket)));
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response
+        (response, draw.to_head)
     }
 
-    /// Settles the output where its charge is corrected at all.
-    fn ticket(self: &Arc<Self>, ask: &Ask, charged_tokens: u64) -> Ticket<impl FnOnce(u64) + Send + Unpin + use<>> {
-        let (provider, user) = (Arc::clone(self), ask.user.clone());
-        Ticket::new(move |output_tokens| {
-            if provider.dialect.corrects_output() {
-                let now = provider.clock.now();
-                provider.desk.lock().account.settle(user.as_deref(), charged_tokens, output_tokens, now);
-                provider.metrics.settled(output_tokens);
-            }
-        })
+    /// Takes the last place in the line; its turn is told by how many times longer its answer takes.
+    fn join(self: &Arc<Self>) -> (Guest, oneshot::Receiver<f64>) {
+        let (turn, comes) = oneshot::channel();
+        let mut desk = self.desk.lock();
+        let guest = Guest { provider: Arc::clone(self), place: desk.slots.join(turn) };
+        desk.call_up();
+        (guest, comes)
     }
 
     fn state(&self, desk: &mut Desk) -> EmulatorState {
@@ -353,6 +405,9 @@ impl Provider {
             account: desk.account.params(),
             headers: desk.headers,
             faults: desk.faults.params(),
+            server: desk.slots.params(),
+            running: desk.slots.running(),
+            queued: desk.slots.queued(),
             levels: desk.account.levels(),
             truth: desk.account.truth(),
             marked: moment(desk.account.marked_at()),
@@ -363,15 +418,18 @@ impl Provider {
 
     /// Applies a `PATCH` whole or not at all.
     fn change(&self, desk: &mut Desk, body: &[u8]) -> Result<(), String> {
-        let (account, faults) = (desk.account.params(), desk.faults.params());
-        let mut settings = Settings { account, faults, headers: desk.headers, spend_requests: 0.0 };
+        let (account, faults, server) = (desk.account.params(), desk.faults.params(), desk.slots.params());
+        let mut settings = Settings { account, faults, server, headers: desk.headers, spend_requests: 0.0 };
         settings.patch(self.dialect, body)?;
         let now = self.clock.now();
         settings.faults.validate(self.dialect).map_err(|error| error.to_string())?;
+        settings.server.validate().map_err(|error| error.to_string())?;
         desk.account.change(settings.account, now).map_err(|error| error.to_string())?;
         desk.account.spend_requests(settings.spend_requests);
         desk.account.mark(now);
         desk.faults.change(settings.faults);
+        desk.slots.change(settings.server);
+        desk.call_up();
         desk.headers = settings.headers;
         Ok(())
     }
@@ -394,7 +452,7 @@ async fn metrics(State(provider): State<Arc<Provider>>) -> Response {
     let text = {
         let mut desk = provider.desk.lock();
         desk.account.advance(provider.clock.now());
-        provider.metrics.text(&desk.account)
+        provider.metrics.text(&desk.account, &desk.slots)
     };
     match text {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),

@@ -484,6 +484,7 @@ pub fn params(who: usize, pools: &[PoolId]) -> Params {
         default_tenant: tenant(0.5),
     };
     Params {
+        prometheus: None,
         name: format!("c{who}"),
         listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
         reporters: BTreeMap::new(),

@@ -548,7 +548,10 @@ impl PoolPlanner {
                     format!("{query} told {told:.1}, more than {aim}{now}")
                 }
             };
-            return Reason { code: "congestion".into(), text: format!("{why}: at most {places:.0} at a time") };
+            return Reason {
+                code: "congestion".into(),
+                text: format!("{why}: at most {:.0} at a time", places.floor()),
+            };
         }
         if let Some(places) = places {
             let slowness = self.latency_step.slowness.unwrap_or(1.0);

@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 # Each feature is compiled alone: features add, they never need one another by accident.
-FEATURES := store client metrics controller sim cli
+FEATURES := store client redis metrics controller sim cli
 DURATION ?=
 DEMO_ARGS ?=
 # What `make bench` measures: a file of benches/; all of them when empty.

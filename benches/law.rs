@@ -12,7 +12,7 @@
 
 mod goal;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hint::black_box;
 use std::process::ExitCode;
 
@@ -57,6 +57,7 @@ fn planner(count: usize) -> PoolPlanner {
         mode: Mode::Enforce,
         capacity: meters().map(|meter| (meter, Rate { rate, burst: rate / 10.0 })).into(),
         algorithms: BTreeMap::new(),
+        shared: BTreeSet::new(),
         zones: BTreeMap::new(),
         concurrency: None,
         law: LawParams::default(),

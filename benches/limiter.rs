@@ -9,7 +9,7 @@
 
 mod goal;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hint::black_box;
 use std::num::NonZeroU32;
 use std::process::ExitCode;
@@ -55,6 +55,7 @@ fn limits(per_minute: f64) -> Limits {
         rate: Rate { rate: per_minute, burst: per_minute },
         largest_request: AMPLE,
         counting: Counting::TokenBucket,
+        together: None,
     };
     let meters = BTreeMap::from([Meter::REQUESTS_PER_MINUTE, Meter::TOKENS_PER_MINUTE].map(|meter| (meter, limit)));
     Limits { meters, ..Limits::default() }
@@ -210,7 +211,16 @@ async fn store(tenants: &[TenantId]) -> (MemoryStore, Keyspace) {
     let reason = Reason { code: "bench".into(), text: "ample".into() };
     let stamp = Stamp { term: 1, epoch: 1 };
     let algorithms = BTreeMap::new();
-    let grant = Grant { schema: 1, stamp, safe: thresholds.clone(), thresholds, algorithms, members: 1, reason };
+    let grant = Grant {
+        schema: 1,
+        stamp,
+        safe: thresholds.clone(),
+        thresholds,
+        algorithms,
+        bounded: BTreeSet::new(),
+        members: 1,
+        reason,
+    };
     let value = serde_json::to_vec(&grant).expect("JSON");
     for batch in tenants.chunks(100) {
         let key =

@@ -18,9 +18,11 @@
 //! | test against a provider that says no | [`sim::emulator`], or `tidegate emulate` |
 //! | read a provider's headers without the rest | [`provider`] |
 //! | limit something with `now` as an argument | [`limiter`] |
+//! | keep refused requests for later, and answers for others, in Redis | [`redis::RequeueStream`], [`redis::Worker`], [`redis::AnswersInRedis`] |
 //! | know what is counted | [`telemetry::Metric`] |
 //!
-//! `examples/` has whole programs: the reqwest middleware, the tower layer, fallbacks, a call by hand, an override from code.
+//! `examples/` has whole programs: the reqwest middleware, the tower layer, fallbacks, a queue and its worker, a
+//! call by hand, an override from code.
 //!
 //! # How it works
 //!
@@ -89,6 +91,7 @@
 //! | reservation | units taken before a call; *settled* with the real usage after it |
 //! | member | a live client process |
 //! | pulse | the leader's heartbeat for a pool; grants live by it |
+//! | enforcement | who counts a meter: each member its share (local), or all together in Redis (shared) |
 //! | share | the part of a tenant's threshold that one member enforces; a lease |
 //! | hold | a meter on which a member does not send for a while, because the provider refused |
 //! | admit, wait until, never | the three answers of a limiter |
@@ -111,6 +114,8 @@ pub mod store;
 mod https;
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "redis")]
+pub mod redis;
 #[cfg(feature = "metrics")]
 #[path = "telemetry/exposition.rs"]
 pub mod exposition;

@@ -374,9 +374,19 @@ impl Cost {
         if unit == Unit::Requests {
             return self.requests.into();
         }
-        let input = if unit == Unit::OutputTokens { 0 } else { self.input_tokens };
-        let output = if unit == Unit::InputTokens { 0 } else { self.output_tokens };
-        precise(input.saturating_add(output))
+        precise(self.units(unit))
+    }
+
+    /// The same, as the whole number that it is.
+    #[must_use]
+    #[inline]
+    pub fn units(&self, unit: Unit) -> u64 {
+        match unit {
+            Unit::Requests => self.requests.into(),
+            Unit::Tokens => self.input_tokens.saturating_add(self.output_tokens),
+            Unit::InputTokens => self.input_tokens,
+            Unit::OutputTokens => self.output_tokens,
+        }
     }
 }
 

@@ -36,6 +36,7 @@ fn value(epoch: u64, rate: Rate) -> Vec<u8> {
         safe: thresholds.scaled(0.5),
         thresholds,
         algorithms: BTreeMap::new(),
+        bounded: std::collections::BTreeSet::new(),
         members: 1,
         reason: Reason {
             code: "headers_capacity".into(),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 mod asked;
+mod sizing;
 
 use super::reach::access_of;
 use super::table::counted;
@@ -11,6 +12,7 @@ use super::{Failure, print};
 use crate::config::{Config, Mistake, Mistakes};
 use crate::controller::source::Prometheus;
 use crate::quota::Meter;
+use sizing::{Members, advice};
 
 /// So many names stand in the summary's line.
 const NAMED_MAX: usize = 8;
@@ -21,9 +23,13 @@ pub(super) struct CheckArgs {
     /// The configuration file; - reads standard input.
     #[arg(value_name = "FILE", default_value = "config/tidegate.toml")]
     file: PathBuf,
-    /// Ask Prometheus each query once, and show which pool and tenant each of its series would feed. Nothing else is asked.
+    /// Ask Prometheus each query once, and show which pool and tenant each of its series would feed; ask etcd how many
+    /// processes use each pool. Nothing else is asked.
     #[arg(long)]
     ask: bool,
+    /// How many processes will use each pool: a threshold too small to be shared out among them is a warning.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    members: Option<u32>,
     /// Print the mistakes as a JSON array, which is empty when there are none; with --ask what was answered.
     #[arg(long)]
     json: bool,
@@ -33,16 +39,23 @@ pub(super) struct CheckArgs {
 pub(super) async fn check(args: CheckArgs) -> Result<(), Failure> {
     let mut checked = Config::load(&args.file);
     if let Ok(config) = &mut checked {
-        let absent = absent(config, &args.file.display().to_string());
-        config.warnings.list.extend(absent);
+        let file = args.file.display().to_string();
+        let mut found = absent(config, &file);
+        let members = match args.members {
+            Some(members) => Members::Planned(members),
+            None if args.ask => asked::members(config, &file, &mut found).await,
+            None => Members::Unknown,
+        };
+        found.extend(advice(&config.controller.pools, &file, &members));
+        config.warnings.list.extend(found);
+        if args.ask {
+            return asked::ask(config, &members, args.json, &file).await;
+        }
     }
     let mistakes = match &checked {
         Ok(config) => &config.warnings,
         Err(mistakes) => mistakes,
     };
-    if let (Ok(config), true) = (&checked, args.ask) {
-        return asked::ask(config, args.json).await;
-    }
     if args.json {
         let list = serde_json::to_string_pretty(&mistakes.list).map_err(|error| Failure::Run(error.to_string()))?;
         print(&format!("{list}\n"))?;

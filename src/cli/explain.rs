@@ -85,7 +85,17 @@ fn step_text(step: &StepTold, wall: UnixMillis) -> String {
     let (term, epoch) = (decided.stamp.term, decided.stamp.epoch);
     let mut text = format!("\n{when}, {} ago, term {term} epoch {epoch}\n", span(ago_ms));
     let _ = writeln!(text, "{}: {}", decided.reason.code, decided.reason.text);
-    for (meter, of) in decided.meters.iter().filter(|(_, of)| of.overcommit > LENT_SAID) {
+    for (meter, of, bucket) in decided.meters.iter().filter_map(|(meter, of)| Some((meter, of, of.shared?))) {
+        let _ = writeln!(
+            text,
+            "counted together in Redis: the pool's bucket of {meter} gives {}, {} at once; thresholds add up to {} × CAPACITY, \
+             a constant, for the bucket keeps them within it",
+            number(bucket.rate),
+            number(bucket.burst),
+            number(of.overcommit)
+        );
+    }
+    for (meter, of) in decided.meters.iter().filter(|(_, of)| of.shared.is_none() && of.overcommit > LENT_SAID) {
         let _ = writeln!(
             text,
             "lent, for part lies idle: thresholds of {meter} add up to {} × CAPACITY",

@@ -76,22 +76,29 @@ pub(super) const CHECK_ABOUT: &str = "\
 Check a configuration as `tidegate run` would read it, and start nothing.
 
 All mistakes are printed at once, each on a line of its own: file, line, column, key, what was
-found, what is allowed, and what was probably meant. A line with `warning:` does not keep the
-controller from starting. A good file gives one line that says what was understood. Certificates,
-keys and a password's file are read too, and are a warning where they are not good: they may be
-elsewhere.";
+found, what is allowed, and what was probably meant. A line with `warning:` or `advice:` does not
+keep the controller from starting. A good file gives one line that says what was understood.
+Certificates, keys and a password's file are read too, and are a warning where they are not good:
+they may be elsewhere.
+
+How small a tenant's threshold is for the processes that share it out is looked at too: of less than
+two requests each (tokens: two of 500) `enforcement = \"shared\"` is advised, and of more than 1,000
+each `local`. How many processes there are is what --members says, or with --ask what etcd knows;
+else that of 10 is told as advice.";
 
 pub(super) const CHECK: &str = "\
 Examples:
   tidegate check config/tidegate.toml
   tidegate check --ask config/tidegate.toml   # asks Prometheus each query once: which series feed what
+  tidegate check --members 40 config/tidegate.toml   # are thresholds too small for 40 processes?
   generate-config | tidegate check -
   tidegate check --json config/tidegate.toml | jq -r '.[] | \"\\(.line): \\(.message)\"'
 
 Output of --json:
-  An array of { file, line, column, severity (error, warning), key, found, expected, suggestion, message };
-  what does not apply is null. With --ask of a good file: { mistakes, queries }, of each query
-  { query, role, feeds: [{ pool, tenant, value, remark }], misfits: [{ series, why, words }], error }.
+  An array of { file, line, column, severity (error, warning, advice), key, found, expected, suggestion,
+  message }; what does not apply is null. With --ask of a good file: { mistakes, queries, members }, of each query
+  { query, role, feeds: [{ pool, tenant, value, remark }], misfits: [{ series, why, words }], error }; members are
+  those alive, by pool, and null where etcd was not asked.
 
 Exit codes:
   0  the configuration is good, perhaps with warnings
@@ -411,10 +418,11 @@ Output of --json:
   { problems, warnings, leader: { name, url, term, led_for_ms },
     etcd: { endpoints, version, file_bytes, used_bytes, quota_bytes, revision, compacted_revision, errors },
     pools: { <id>: { pulse_age_ms, stale, mode, policy, overrides, dialect, reason, tenants, members,
-                     meters: { <meter>: { capacity, limit, used, demand, others } } } },
+                     meters: { <meter>: { capacity, limit, used, demand, others, overcommit, shared } } } },
     members: [{ instance, pools, mode, report_age_ms }] }
   mode is enforce, observe or off, as the pulse says; a member's own is null unless it has one. policy is file, etcd, or
-  rejected: that in etcd is malformed and the last good one holds. Amounts are in units per the meter's window.
+  rejected: that in etcd is malformed and the last good one holds. Amounts are in units per the meter's window; shared
+  is { rate, burst }, the pool's own bucket, of a meter that members count together.
   compacted_revision is null when etcd's history is whole.
 
 Exit codes:
@@ -506,13 +514,15 @@ Terms of --effective, in the order in which they are put on each other:
   BRAKE       times what a member without a leader takes off for 429s; members alone know, so it is 1 here
   SHARE       times the member's share: with --member its own, as the leader says, or an even part of the safe
               threshold while it has none (it does not use this tenant); else 1
-  RATE BURST  is what is enforced
+  RATE BURST  is what is enforced; of a meter that is counted together by all members at once, and below it stands what
+              the pool's own bucket gives all tenants
 
 Output of --json:
-  { pool, leader: { name, term }, state, mode, member, tenants: [{ tenant, granted, effective: { meters: { <meter>:
-    { base, pulse, capacity, overridden, kept, brake, share, rate, burst } }, concurrency, blocked, frozen },
-    overrides }], warnings }; granted is the record as it stands in etcd, mode what becomes of the limits: enforce,
-    observe or off; warnings tell what may have been meant otherwise.
+  { pool, leader: { name, term }, state, mode, shared: { <meter>: { rate, burst } }, member, tenants: [{ tenant,
+    granted, effective: { meters: { <meter>: { base, pulse, capacity, overridden, kept, brake, share, rate, burst } },
+    concurrency, blocked, frozen }, overrides }], warnings }; granted is the record as it stands in etcd, mode what
+    becomes of the limits: enforce, observe or off; shared has the pool's own bucket of each meter that members count
+    together; warnings tell what may have been meant otherwise.
 
 Exit codes:
   0  printed
@@ -569,13 +579,14 @@ Columns, in units per the meter's window:
   DECIDED BY  law, policy (the tenant's floor or ceiling) or override
 
 Above them: overrides in force for the tenant; those of others as `taken out before`, for what they set is taken out
-before the rest is divided; in a step, by how much thresholds add up to more than CAPACITY, and cuts.
+before the rest is divided; in a step, by how much thresholds add up to more than CAPACITY, which meters members count
+together and what the pool's bucket of each was, and cuts.
 
 Output of --json:
   { pool, tenant, mode, overrides, elsewhere, now: { <meter>: { base, effective, by } },
     steps: [{ unix_ms, term, epoch, reason, scale,
               meters: { <meter>: { reading, ended, refused, used, demand, others, level, mode, headers,
-                                   overcommit, capacity } },
+                                   overcommit, shared, capacity } },
               thresholds: { <meter>: { base, effective, by } } }] }
 
 Exit codes:

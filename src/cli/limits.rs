@@ -17,7 +17,7 @@ use crate::client::{LeaderHttp, MeterTerms, PoolParams, PoolView, Session, Terms
 use crate::clock::{Clock, MonoTime, SystemClock, UnixMillis};
 use crate::controller::{PoolAccount, nearest};
 use crate::plan::keyspace::{Key, Keyspace};
-use crate::plan::{Grant, Mode, Override, Rate, Share, Target, Thresholds};
+use crate::plan::{Grant, Mode, Override, Pulse, Rate, Share, Target, Thresholds};
 use crate::provider::Dialect;
 use crate::quota::{Grantee, Meter, PoolId};
 use crate::store::{Change, Entry, Listing, Select, Source, StoreError, WatchEvent};
@@ -105,6 +105,8 @@ struct Followed {
     views: BTreeMap<PoolId, PoolView>,
     /// Whole: a view does not keep their reasons.
     grants: BTreeMap<Grantee, Grant>,
+    /// The newest pulse: a view does not tell what the pool's own buckets are.
+    pulse: Option<Pulse>,
     /// What is wrong with overrides that are no records.
     malformed: BTreeMap<Target, String>,
 }
@@ -119,6 +121,7 @@ impl Followed {
             session: Session::new(keys.clone(), [pool.clone()]),
             views: BTreeMap::from([(pool.clone(), PoolView::new(bootstrap, now))]),
             grants: BTreeMap::new(),
+            pulse: None,
             malformed: BTreeMap::new(),
         }
     }
@@ -150,6 +153,13 @@ impl Followed {
             Some(Key::Limits(_, grantee)) => {
                 if let Ok(grant) = Grant::parse(&entry.value) {
                     self.grants.insert(grantee, grant);
+                }
+            }
+            Some(Key::Pulse(_)) => {
+                let read = Pulse::parse(&entry.value).ok();
+                let known = self.pulse.as_ref().map(|known| known.stamp);
+                if let Some(pulse) = read.filter(|pulse| known.is_none_or(|known| known < pulse.stamp)) {
+                    self.pulse = Some(pulse);
                 }
             }
             Some(Key::Override(_, target)) => match Override::parse(&entry.value, &target) {
@@ -207,6 +217,11 @@ impl Followed {
 
     fn state(&self, now: MonoTime) -> &'static str {
         self.views.get(&self.pool).map_or(NONE, |view| view.state(now).as_str())
+    }
+
+    /// The pool's own buckets, of the meters that members count together.
+    fn shared(&self) -> BTreeMap<Meter, Rate> {
+        self.pulse.as_ref().map(|pulse| pulse.shared.clone()).unwrap_or_default()
     }
 
     fn mode(&self) -> Mode {
@@ -365,7 +380,14 @@ fn effective_text(followed: &Followed, whose: &Whose, shown: &[Shown], now: Mono
         Mode::Enforce => String::new(),
         mode => format!("mode      {}: none of it is enforced\n", mode.as_str()),
     };
-    format!("{text}\nshare     {of}\nstate     {}; {leader}\n{mode}", followed.state(now))
+    let together = followed.shared().into_iter().map(|(meter, bucket)| {
+        let (rate, burst) = (number(bucket.rate), number(bucket.burst));
+        format!(
+            "shared    {meter} is counted together in Redis: all tenants of the pool take {rate}, {burst} at once\n"
+        )
+    });
+    let together: String = together.collect();
+    format!("{text}\nshare     {of}\nstate     {}; {leader}\n{mode}{together}", followed.state(now))
 }
 
 /// What an override makes of a rate, if it makes anything else of it.
@@ -406,6 +428,7 @@ fn json(followed: &Followed, whose: &Whose, shown: &[Shown], now: MonoTime) -> V
         "leader": followed.leader().map(|leader| json!({ "name": leader.record.name, "term": leader.term })),
         "state": followed.state(now),
         "mode": followed.mode(),
+        "shared": followed.shared(),
         "member": if let Whose::Member { name, .. } = whose { Some(name) } else { None },
         "tenants": shown.iter().map(tenant).collect::<Vec<_>>(),
     })

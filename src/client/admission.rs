@@ -7,15 +7,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Permit;
-use super::gate::{Answer, Asker, Late};
+use super::gate::{Answer, Asker, Asking, Late, Outcome};
 use super::gates::{Account, Gates, Waker};
 use crate::clock::MonoTime;
-use crate::limiter::{Bound, Denial, Never, Priority, Wait};
+use crate::limiter::{Bound, Denial, Never, Priority, Question, Reservation, Taken, Wait};
 use crate::quota::{Cost, Meter, TenantId};
 use crate::telemetry::Metric;
 
 /// What a refusal says when nothing flows and nobody knows for how long.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Who was told elsewhere to wait asks again up to this much later, so that members do not ask at one instant. No more: what is there
+/// and not asked for meanwhile is lost where little is stored.
+const ASK_AGAIN_SPREAD: Duration = Duration::from_millis(20);
+/// Who waits for long asks again all the same after a tenth of it, and within this: what others did not use is given back.
+const ASK_AGAIN_LATEST: Duration = Duration::from_secs(10);
+/// The spread as a part of the wait.
+const ASK_AGAIN_SPREAD_PART: f64 = 0.2;
 
 /// Why a request was not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
@@ -137,6 +144,10 @@ pub struct Admission {
     deadline: MonoTime,
     /// The gates it was last told to wait at.
     at: Option<At>,
+    /// It is being asked where members count together.
+    asking: Option<(At, Asking)>,
+    /// What was asked there.
+    marks: Option<Question>,
 }
 
 /// The gates that a request asks.
@@ -178,6 +189,38 @@ impl At {
         self.account.gate.ask(asker, &self.account.pool.wide, parent, now)
     }
 
+    /// Tells the gates what was answered where members count together.
+    fn told(&self, asker: &mut Asker<Waker>, asking: Asking, answer: Option<&Taken>, now: MonoTime) -> Answer {
+        let outcome = match answer {
+            None => Outcome::Silent,
+            Some(Taken::All { marks, extra, window_left }) => Outcome::Taken(marks, *extra, *window_left),
+            Some(Taken::None { after, count }) => {
+                let meters = asking.counted.iter().flatten().map(|counted| counted.claimed.meter);
+                let meter = meters.into_iter().nth(*count).unwrap_or(Meter::REQUESTS_PER_MINUTE);
+                let spread = |after: Duration| ASK_AGAIN_SPREAD.min(after.mul_f64(ASK_AGAIN_SPREAD_PART));
+                let at = after.map(|after| now + after + spread(after).mul_f64(fastrand::f64()));
+                let again = after.map_or(ASK_AGAIN_LATEST, |after| after / 10).clamp(ASK_AGAIN, ASK_AGAIN_LATEST);
+                let again = now + again.mul_f64(1.0 - ASK_AGAIN_SPREAD_PART * fastrand::f64());
+                let asks_at = at.map_or(again, |at| at.min(again));
+                Outcome::Not(Wait { at, by: Bound::Meter(meter) }, asks_at, *count)
+            }
+        };
+        let parent = self.parent_account().map(|parent| &parent.gate);
+        self.account.gate.told(asker, asking, outcome, parent, now)
+    }
+
+    /// What is to be asked where members count together.
+    fn question(&self, gates: &Gates, asking: &Asking) -> Question {
+        let [mine, theirs] = &asking.counted;
+        let parent = self.parent_account();
+        let mut counts = self.account.counts(mine);
+        if let Some(parent) = parent {
+            counts.extend(parent.counts(theirs));
+        }
+        let account = parent.map_or(&gates.pool.id, |parent| &parent.pool.id).clone();
+        Question { account, counts }
+    }
+
     fn leave(&self, asker: &mut Asker<Waker>) {
         self.account.gate.leave(asker, self.parent_account().map(|parent| &parent.gate));
     }
@@ -187,6 +230,29 @@ enum Step {
     Done(Result<Permit, Refusal>),
     /// Ask again when woken, or after this long.
     Wait(Waker, Duration),
+    /// Ask where members count together, and hand the answer to [`Admission::take_answer`].
+    Ask(Question),
+}
+
+/// What a request that keeps time by itself is to do.
+#[derive(Debug)]
+pub enum Asked {
+    /// It is answered.
+    Answered(Result<Permit, Refusal>),
+    /// It stands in line: ask again after this long, if nothing changes before.
+    Wait(Duration),
+    /// Ask this where members count together, and tell the answer with [`Admission::told`].
+    Question(Question),
+}
+
+impl From<Step> for Asked {
+    fn from(step: Step) -> Self {
+        match step {
+            Step::Done(answer) => Self::Answered(answer),
+            Step::Wait(_, at_most) => Self::Wait(at_most),
+            Step::Ask(question) => Self::Question(question),
+        }
+    }
 }
 
 impl Admission {
@@ -194,7 +260,7 @@ impl Admission {
         let now = gates.pool.clock.now();
         let deadline = now + ask.max_wait;
         let asker = Asker::new(ask.cost, ask.priority, deadline);
-        Self { gates, tenant, asker, began: now, now, deadline, at: None }
+        Self { gates, tenant, asker, began: now, now, deadline, at: None, asking: None, marks: None }
     }
 
     /// Waits for the permit. Cancel-safe: the future may be dropped and asked for again, and the place in line is kept.
@@ -202,71 +268,128 @@ impl Admission {
     /// # Errors
     /// [`Refusal`]: *wait until*, when it cannot be in time; *never*, when no wait helps.
     pub async fn admitted(&mut self) -> Result<Permit, Refusal> {
+        let mut step = self.step();
         loop {
-            match self.step() {
+            step = match step {
                 Step::Done(result) => return result,
-                Step::Wait(wake, at_most) => tokio::select! {
-                    () = wake.notified() => {}
-                    () = tokio::time::sleep(at_most) => {}
-                },
-            }
-            self.now = self.gates.pool.clock.now();
+                Step::Wait(wake, at_most) => {
+                    tokio::select! {
+                        () = wake.notified() => {}
+                        () = tokio::time::sleep(at_most) => {}
+                    }
+                    self.now = self.gates.pool.clock.now();
+                    self.step()
+                }
+                Step::Ask(question) => {
+                    let answer = self.gates.pool.together.take(question).await;
+                    self.now = self.gates.pool.clock.now();
+                    self.take_answer(answer.as_ref())
+                }
+            };
         }
     }
 
-    /// Asks once, now, without a runtime: the answer, or after how long to ask again if nothing changes before. For who keeps
-    /// time by himself, as a simulation does: when a permit ends or limits change, whoever stands first is to ask again.
-    ///
-    /// # Errors
-    /// After how long to ask again; it stands in line.
-    pub fn ask(&mut self) -> Result<Result<Permit, Refusal>, Duration> {
+    /// Asks once, now, without a runtime. For who keeps time by himself, as a simulation does: when a permit ends or limits change,
+    /// whoever stands first is to ask again.
+    pub fn ask(&mut self) -> Asked {
         self.now = self.gates.pool.clock.now();
-        match self.step() {
-            Step::Done(answer) => Ok(answer),
-            Step::Wait(_, at_most) => Err(at_most),
+        self.step().into()
+    }
+
+    /// Tells what the question was answered, or nothing when it was not; for who keeps time by himself.
+    pub fn told(&mut self, answer: Option<&Taken>) -> Asked {
+        self.now = self.gates.pool.clock.now();
+        self.take_answer(answer).into()
+    }
+
+    /// Goes on with what was answered elsewhere.
+    fn take_answer(&mut self, answer: Option<&Taken>) -> Step {
+        let Some((at, asking)) = self.asking.take() else { return self.step() };
+        let told = at.told(&mut self.asker, asking, answer, self.now);
+        if let Some(taken) = answer {
+            self.count_tally(if matches!(taken, Taken::All { .. }) { "admitted" } else { "refused" });
         }
+        if let Answer::Moved = told {
+            // Nobody answered, or things have changed meanwhile: this member's own part decides, or another gate. In line it keeps
+            // its place.
+            self.at = Some(at);
+            self.asker.count_together(answer.is_some());
+            return self.next_step();
+        }
+        match self.judge(at, told, answer) {
+            Some(step) => step,
+            None => self.step(),
+        }
+    }
+
+    fn count_tally(&self, outcome: &str) {
+        let pool = &self.gates.pool;
+        pool.telemetry.add(Metric::TallyDecisions, &[pool.id.as_str(), outcome], 1.0);
     }
 
     /// Asks once, now; a request that would have to wait is refused when it may not wait, and else stands in line.
     fn step(&mut self) -> Step {
+        if let Some((at, asking)) = self.asking.take() {
+            // Whoever waited for the answer has left, and asks anew.
+            let _ = at.told(&mut self.asker, asking, None, self.now);
+            self.at = Some(at);
+        }
+        self.asker.count_together(self.gates.pool.together.decides());
+        self.next_step()
+    }
+
+    fn next_step(&mut self) -> Step {
         loop {
-            let mut at = self.at.take().unwrap_or_else(|| At::find(&self.gates, &self.tenant));
+            let at = self.at.take().unwrap_or_else(|| At::find(&self.gates, &self.tenant));
             let answer = at.ask(&mut self.asker, self.now);
-            if let Answer::Admitted(mine, theirs) = answer {
-                let pool = &self.gates.pool;
-                if self.now > self.began {
-                    pool.telemetry.observe(
-                        Metric::WaitSeconds,
-                        &[pool.id.as_str()],
-                        self.now.seconds_since(self.began),
-                    );
-                }
-                let parent = at.parent.map(|(account, _)| account).zip(theirs);
-                return Step::Done(Ok(Permit::new(at.account, mine, parent, self.now)));
+            if let Some(step) = self.judge(at, answer, None) {
+                return step;
             }
-            // Asked first, and looked then: who joined the shared line after everyone in it was woken asks again.
-            if matches!(answer, Answer::Moved) {
+        }
+    }
+
+    /// What an answer comes to; `None` when it is to be asked again.
+    fn judge(&mut self, mut at: At, answer: Answer, counted: Option<&Taken>) -> Option<Step> {
+        if let Answer::Admitted(mine, theirs) = answer {
+            if mine.is_owed() || theirs.as_ref().is_some_and(Reservation::is_owed) {
+                self.count_tally("away");
+            }
+            let pool = &self.gates.pool;
+            if self.now > self.began {
+                pool.telemetry.observe(Metric::WaitSeconds, &[pool.id.as_str()], self.now.seconds_since(self.began));
+            }
+            let parent = at.parent.map(|(account, _)| account).zip(theirs);
+            let marks = counted.and_then(|taken| self.marks.take().zip(marks_of(taken)));
+            return Some(Step::Done(Ok(Permit::new(at.account, mine, parent, self.now).counted(marks))));
+        }
+        if let Answer::Ask(asking) = answer {
+            let question = at.question(&self.gates, &asking);
+            self.marks = Some(question.clone());
+            self.asking = Some((at, asking));
+            return Some(Step::Ask(question));
+        }
+        // Asked first, and looked then: who joined the shared line after everyone in it was woken asks again.
+        if matches!(answer, Answer::Moved) {
+            at.leave(&mut self.asker);
+            return None;
+        }
+        if !at.is_current(&self.gates) {
+            let found = At::find(&self.gates, &self.tenant);
+            if !found.is_same(&at) {
                 at.leave(&mut self.asker);
-                continue;
+                return None;
             }
-            if !at.is_current(&self.gates) {
-                let found = At::find(&self.gates, &self.tenant);
-                if !found.is_same(&at) {
-                    at.leave(&mut self.asker);
-                    continue;
-                }
-                at = found;
+            at = found;
+        }
+        match (answer, self.asker.wake()) {
+            (Answer::Never(never), _) => Some(Step::Done(Err(self.gates.refused(Refusal::Never(never))))),
+            (Answer::Late(late), _) => Some(Step::Done(Err(self.gates.refused(refusal(late, self.now))))),
+            (Answer::Wait(until), Some(wake)) => {
+                let step = Step::Wait(wake.clone(), until.min(self.deadline).since(self.now));
+                self.at = Some(at);
+                Some(step)
             }
-            return match (answer, self.asker.wake()) {
-                (Answer::Never(never), _) => Step::Done(Err(self.gates.refused(Refusal::Never(never)))),
-                (Answer::Late(late), _) => Step::Done(Err(self.gates.refused(refusal(late, self.now)))),
-                (Answer::Wait(until), Some(wake)) => {
-                    let step = Step::Wait(wake.clone(), until.min(self.deadline).since(self.now));
-                    self.at = Some(at);
-                    step
-                }
-                _ => continue,
-            };
+            _ => None,
         }
     }
 
@@ -289,9 +412,23 @@ fn refusal(Late { expected, line_is_full }: Late, now: MonoTime) -> Refusal {
 
 impl Drop for Admission {
     fn drop(&mut self) {
+        if let Some((at, asking)) = self.asking.take() {
+            // What was taken elsewhere is given back by whoever hears that nobody listens.
+            let _ = at.told(&mut self.asker, asking, None, self.gates.pool.clock.now());
+            self.asker.count_together(false);
+            at.leave(&mut self.asker);
+        }
         if let Some(at) = &self.at {
             at.leave(&mut self.asker);
         }
+    }
+}
+
+/// In which windows a reservation was counted.
+fn marks_of(taken: &Taken) -> Option<Vec<[u64; 2]>> {
+    match taken {
+        Taken::All { marks, .. } => Some(marks.clone()),
+        Taken::None { .. } => None,
     }
 }
 
@@ -349,7 +486,8 @@ impl Gates {
                 }
                 Answer::Never(never) => return Err(self.refused(Refusal::Never(never))),
                 Answer::Late(late) => return Err(self.refused(refusal(late, now))),
-                Answer::Moved => {}
+                // It is not asked to count together: there is nobody to wait for the answer.
+                Answer::Moved | Answer::Ask(_) => {}
                 // His deadline is now: nobody tells him to wait.
                 Answer::Wait(_) => at.leave(&mut asker),
             }

@@ -12,12 +12,15 @@ use tracing::{info, warn};
 
 use super::leader_http::{LeaderHttp, NoAnswer};
 use super::process::{Core, REPORT_GAP_MIN};
+use super::together::Stance;
 use crate::plan::Reply;
 use crate::store::{LeaseId, Op, Store, StoreError, Txn, WatchEvent};
 use crate::telemetry::Metric;
 
 /// How often brake, lapse and expiries are looked at, at least.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(250);
+/// How often what is owed is told where members count together, and idle leases end.
+const COUNTING_EVERY: Duration = Duration::from_millis(100);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A process that closes does not wait for a leader that is slow.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
@@ -89,6 +92,30 @@ pub(super) async fn housekeeping(core: Arc<Core>) {
         // What ends by itself is not enforced any longer than it holds, which matters most where nobody leads.
         let ends = core.keep_house().unwrap_or(HOUSEKEEPING_EVERY);
         sleep(ends.min(HOUSEKEEPING_EVERY)).await;
+    }
+}
+
+/// Tells where members count together what was not told with a request: what is owed, what goes back; and sees whether a store
+/// that was away is back.
+pub(super) async fn counting(core: Arc<Core>) {
+    if !core.together.is_there() {
+        return;
+    }
+    let mut looked = Instant::now();
+    loop {
+        tokio::select! {
+            () = core.together.work.notified() => {}
+            () = sleep_until(looked + COUNTING_EVERY) => {}
+        }
+        if looked.elapsed() >= COUNTING_EVERY {
+            looked = Instant::now();
+            if core.together.look().await {
+                core.tell_tally(false).await;
+            }
+        }
+        if core.together.stance() != Some(Stance::Away) {
+            core.together.send_settlements().await;
+        }
     }
 }
 

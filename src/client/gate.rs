@@ -7,12 +7,16 @@
 //!
 //! *Order of locks*: a gate's, then its parent's.
 
+mod asker;
 mod counting;
+mod lease;
 mod passing;
+mod tallying;
 
-use std::fmt;
-
+pub use asker::{Asker, Wake};
 pub use counting::{Glance, Traffic};
+use lease::Lease;
+pub use tallying::{Asking, Counted, Outcome, Returned, Untold};
 
 use super::cells::{Cells, Lock, Native};
 use super::swap::{PoolWide, Swap};
@@ -22,56 +26,19 @@ use crate::limiter::{
 };
 use crate::observation::Counters;
 use crate::plan::Mode;
-use crate::quota::Cost;
+use crate::quota::{Cost, Meter};
 
 /// Most that may wait in one line; the next one is refused at once.
 pub const LINE_MAX: usize = 10_000;
-
-/// How one who waits is told to ask again.
-pub trait Wake: Clone + Default + Send + Sync + fmt::Debug {
-    /// Ask again. One that is told before he listens must hear it all the same.
-    fn wake(&self);
-}
-
-/// One request on its way to admission.
-#[derive(Debug)]
-pub struct Asker<W> {
-    cost: Cost,
-    priority: Priority,
-    deadline: MonoTime,
-    /// Made when he joins a line: most never do.
-    wake: Option<W>,
-    ticket: Option<Ticket>,
-    /// Its place in the parent's line, which it leaves whenever it is not its turn here, and then comes back to.
-    parent_ticket: Option<Ticket>,
-    /// Its gate counts it as neither admitted nor refused.
-    pending: bool,
-    waited: bool,
-}
-
-impl<W: Wake> Asker<W> {
-    /// A request of this cost that waits until then.
-    #[must_use]
-    pub fn new(cost: Cost, priority: Priority, deadline: MonoTime) -> Self {
-        let (wake, ticket, parent_ticket) = (None, None, None);
-        Self { cost, priority, deadline, wake, ticket, parent_ticket, pending: false, waited: false }
-    }
-
-    /// How it is told to ask again; `None` while it was not told to wait.
-    pub fn wake(&self) -> Option<&W> {
-        self.wake.as_ref()
-    }
-
-    fn waker(&mut self) -> W {
-        self.wake.get_or_insert_default().clone()
-    }
-}
 
 /// What a gate answers.
 #[derive(Debug)]
 pub enum Answer {
     /// Go. With a parent, its reservation too.
     Admitted(Reservation, Option<Reservation>),
+    /// There is room here, and places were taken: to be asked where members count together, and then
+    /// [told](Gate::told).
+    Ask(Asking),
     /// Not in time.
     Late(Late),
     /// Not at this size.
@@ -149,13 +116,30 @@ struct Aside<W> {
     would_refuse: u64,
     /// By how many times rates would be larger with the share for one more waiting request, 1 or more.
     growth: f64,
+    /// What went by this member's own part and is not counted together yet, in units.
+    owed: Vec<(Meter, u64)>,
+    lease: Lease,
+    /// How often limits changed.
+    retunes: u64,
 }
 
 // Derived, it would ask a default of `W` too.
 impl<W> Default for Aside<W> {
     fn default() -> Self {
         let (line, counters) = (Line::default(), Counters::default());
-        Self { line, counters, requests: 0, pending: 0, would_wait: 0, would_refuse: 0, growth: 1.0 }
+        let (owed, lease) = (Vec::new(), Lease::default());
+        Self {
+            line,
+            counters,
+            requests: 0,
+            pending: 0,
+            would_wait: 0,
+            would_refuse: 0,
+            growth: 1.0,
+            owed,
+            lease,
+            retunes: 0,
+        }
     }
 }
 
@@ -217,21 +201,19 @@ impl<W: Wake, C: Cells> Gate<W, C> {
             if state.closed {
                 return Answer::Moved;
             }
+            state.limiter.ask_together(asker.together);
             let answer = match parent {
                 None => state.ask(asker, now),
                 Some((gate, wide)) => gate.state.with(|parent| {
                     parent.catch_up(wide, now);
+                    parent.limiter.ask_together(asker.together);
                     if parent.closed { Answer::Moved } else { state.ask_both(asker, parent, now) }
                 }),
             };
             if state.mode == Mode::Off {
                 return answer;
             }
-            let pending = matches!(answer, Answer::Wait(_) | Answer::Moved);
-            if asker.pending != pending {
-                state.aside.pending += if pending { 1 } else { -1 };
-            }
-            asker.pending = pending;
+            state.note_pending(asker, &answer);
             answer
         })
     }
@@ -285,6 +267,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
         self.state.with(|state| {
             state.limiter.retune(limits, now);
             state.aside.growth = limits.share_to_come.unwrap_or(1.0);
+            state.aside.retunes += 1;
             state.closed = false;
             state.judge_open();
             state.wake_head();
@@ -321,6 +304,7 @@ impl<W: Wake, C: Cells> Gate<W, C> {
                 state.reserve_tokens(&more);
                 state.aside.requests += i64::from(more.requests);
                 state.aside.counters.returned.add(&reserved.minus(&charged));
+                state.settle_apart(&reservation, &charged, now);
             }
             if state.mode != Mode::Off {
                 state.aside.counters.settled.add(used);
@@ -426,13 +410,13 @@ impl<W: Wake> State<W> {
     }
 
     fn judge_open(&mut self) {
-        self.open = self.is_plain() && self.aside.line.is_empty();
+        self.open = self.is_plain() && self.aside.line.is_empty() && !self.limiter.is_tallied();
     }
 
     /// Whether one who asks now goes before all others, and what is decided here holds.
     #[cold]
     fn is_next(&self, priority: Priority, now: MonoTime) -> bool {
-        self.is_plain() && self.has_turn(None, priority, now)
+        self.is_plain() && !self.limiter.is_tallied() && self.has_turn(None, priority, now)
     }
 
     fn wake_head(&self) {
@@ -459,8 +443,18 @@ impl<W: Wake> State<W> {
         if !self.has_turn(asker.ticket, asker.priority, now) {
             return self.no_turn(asker, None, now);
         }
+        if asker.together && self.limiter.is_tallied() {
+            if let Some(told) = self.told_to_wait(asker, now) {
+                return self.denied_elsewhere(asker, told, None, now);
+            }
+            return match self.limiter.room_apart(&asker.cost, now) {
+                Ok(()) => self.ask_elsewhere(asker, None, now),
+                Err(denial) => self.denied(asker, denial, None, now),
+            };
+        }
         match self.limiter.decide(&asker.cost, now) {
-            Ok(reservation) => {
+            Ok(mut reservation) => {
+                self.owe(&mut reservation, now);
                 self.admitted(asker);
                 Answer::Admitted(reservation, None)
             }
@@ -478,14 +472,28 @@ impl<W: Wake> State<W> {
                 None => self.no_turn(asker, Some(parent), now),
             };
         }
-        let room = if self.mode.enforces() { self.limiter.room(&asker.cost, now) } else { Ok(()) };
+        // One that only observes is not counted together with others, and its parent goes by its own part for it.
+        asker.together &= self.mode.enforces();
+        if let Some(told) = self.told_to_wait(asker, now).filter(|_| asker.together) {
+            return self.denied_elsewhere(asker, told, Some(parent), now);
+        }
+        let room = match (self.mode.enforces(), asker.together) {
+            (false, _) => Ok(()),
+            (true, true) => self.limiter.room_apart(&asker.cost, now),
+            (true, false) => self.limiter.room(&asker.cost, now),
+        };
         let decided = match room {
             Err(denial) => {
                 parent.leave_as_child(asker);
                 return self.denied(asker, denial, None, now);
             }
             Ok(()) if parent.has_turn(asker.parent_ticket, asker.priority, now) => {
-                if self.mode.enforces() {
+                if asker.together && (self.limiter.is_tallied() || parent.limiter.is_tallied()) {
+                    match parent.limiter.room_apart(&asker.cost, now) {
+                        Ok(()) => return self.ask_elsewhere(asker, Some(parent), now),
+                        Err(denial) => Err(denial),
+                    }
+                } else if self.mode.enforces() {
                     self.limiter.decide_both(&mut parent.limiter, &asker.cost, now)
                 } else {
                     let theirs = parent.limiter.decide(&asker.cost, now);
@@ -495,22 +503,30 @@ impl<W: Wake> State<W> {
             Ok(()) => Err(parent.denial_out_of_turn(asker, now)),
         };
         match decided {
-            Ok((mine, theirs)) => {
-                parent.leave_as_child(asker);
-                parent.reserve(&asker.cost);
-                self.admitted(asker);
+            Ok((mut mine, mut theirs)) => {
+                self.owe(&mut mine, now);
+                parent.owe(&mut theirs, now);
+                self.both_admitted(asker, parent);
                 Answer::Admitted(mine, Some(theirs))
             }
-            Err(denial) => {
-                let answer = self.denied(asker, denial, Some(parent), now);
-                if matches!(answer, Answer::Wait(_)) {
-                    parent.stand_as_child(asker, now);
-                } else {
-                    parent.leave_as_child(asker);
-                }
-                answer
-            }
+            Err(denial) => self.denied_by_parent(asker, denial, parent, now),
         }
+    }
+
+    fn both_admitted(&mut self, asker: &mut Asker<W>, parent: &mut Self) {
+        parent.leave_as_child(asker);
+        parent.reserve(&asker.cost);
+        self.admitted(asker);
+    }
+
+    fn denied_by_parent(&mut self, asker: &mut Asker<W>, denial: Denial, parent: &mut Self, now: MonoTime) -> Answer {
+        let answer = self.denied(asker, denial, Some(parent), now);
+        if matches!(answer, Answer::Wait(_)) {
+            parent.stand_as_child(asker, now);
+        } else {
+            parent.leave_as_child(asker);
+        }
+        answer
     }
 
     /// A child's request stands in this line; one that has left comes back to its place.

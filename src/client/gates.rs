@@ -6,19 +6,19 @@
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
-use super::gate::{Gate, Glance, Traffic, Wake};
+use super::gate::{Counted, Gate, Glance, Returned, Traffic, Untold, Wake};
 use super::heard::MemberState;
 use super::member::{Changes, PoolView};
 use super::pool::PoolShared;
 use super::swap::Tuning;
 use crate::clock::{MonoTime, UnixMillis};
-use crate::limiter::{Limiter, Limits, Stored};
+use crate::limiter::{Claimed, Count, Limiter, Limits, Settlement, Stored};
 use crate::observation::ThrottleKind;
 use crate::quota::{Grantee, Meter, PoolId, TenantId};
 use crate::telemetry::Metric;
@@ -71,9 +71,47 @@ impl Account {
         glance.since(&std::mem::replace(&mut *self.told.lock(), glance))
     }
 
+    /// What is asked where members count together.
+    pub(super) fn counts(&self, counted: &[Counted]) -> Vec<Count> {
+        counted
+            .iter()
+            .map(|counted| self.count(&counted.claimed, counted.claimed.units, counted.extra, counted.owed))
+            .collect()
+    }
+
+    fn count(&self, claimed: &Claimed, units: u64, extra: u64, owed: u64) -> Count {
+        let (pool, grantee) = (self.pool.id.clone(), self.grantee.clone());
+        let Claimed { meter, tenant, all, borrows, .. } = *claimed;
+        Count { pool, grantee, meter, tenant, all, units, extra, owed, borrows }
+    }
+
+    /// What is to be told where members count together.
+    pub(super) fn take_untold(&self, account: &PoolId, all: bool, now: MonoTime) -> Option<ToTell> {
+        let Untold { owed, returned } = self.gate.take_untold(all, now)?;
+        let back = |returned: &Returned| {
+            let units = i64::try_from(returned.units).unwrap_or(i64::MAX);
+            (self.count(&returned.claimed, returned.units, 0, 0), returned.marks, units)
+        };
+        let settlement = (!returned.is_empty())
+            .then(|| Settlement { account: account.clone(), counts: returned.iter().map(back).collect() });
+        let counts = owed.iter().map(|counted| self.count(&counted.claimed, 0, 0, counted.owed)).collect();
+        Some(ToTell { counts, owed, settlement })
+    }
+
     fn is_of(&self, tenant: &TenantId) -> bool {
         matches!(&self.grantee, Grantee::Tenant(known) if known == tenant)
     }
+}
+
+/// What a gate has to tell where members count together.
+#[derive(Debug)]
+pub(super) struct ToTell {
+    /// What is owed.
+    pub(super) counts: Vec<Count>,
+    /// The same as the gate has it, to which it returns if it cannot be told.
+    pub(super) owed: Vec<Counted>,
+    /// What goes back.
+    pub(super) settlement: Option<Settlement>,
 }
 
 /// A part of the tenants.
@@ -142,6 +180,8 @@ pub(super) struct Gates {
     retunes: AtomicU64,
     /// How many gates tenants have of their own, those included that are to be dropped.
     live: AtomicUsize,
+    /// Whether members ever counted any of its meters together.
+    tallied: AtomicBool,
     /// Which shard is looked after next, and how many wait and are in flight in each, the shared gate's being the last.
     sweep: Mutex<(usize, Vec<(u64, u64)>)>,
 }
@@ -169,6 +209,7 @@ impl Gates {
             generation: AtomicU64::new(1),
             retunes: AtomicU64::new(0),
             live: AtomicUsize::new(0),
+            tallied: AtomicBool::new(false),
             sweep: Mutex::new((0, vec![(0, 0); SHARDS + 1])),
         }
     }
@@ -273,6 +314,9 @@ impl Gates {
     /// Puts in force what changed in the pool's view, which the caller has locked; says whether anything did.
     pub(super) fn retune(&self, view: &PoolView, changes: &Changes, now: MonoTime, wall: UnixMillis) -> bool {
         let mut any = changes.all;
+        if view.is_shared() {
+            self.tallied.store(true, Ordering::Relaxed);
+        }
         if changes.all {
             for account in self.accounts() {
                 if let Some(limits) = view.limits_of(&account.grantee, now, wall) {
@@ -348,8 +392,18 @@ impl Gates {
         }
     }
 
+    /// Under which name all that it shares with its parent is counted together.
+    pub(super) fn account(&self) -> &PoolId {
+        self.parent.as_ref().map_or(&self.pool.id, |parent| &parent.pool.id)
+    }
+
+    /// Whether members count any of its meters together, or did.
+    pub(super) fn is_tallied(&self) -> bool {
+        self.tallied.load(Ordering::Relaxed)
+    }
+
     /// The accounts that exist.
-    fn accounts(&self) -> Vec<Arc<Account>> {
+    pub(super) fn accounts(&self) -> Vec<Arc<Account>> {
         let mut accounts = vec![self.default.clone()];
         for (_, shard) in self.shards.iter().enumerate().filter(|(nth, _)| self.is_occupied(*nth)) {
             accounts.extend(shard.read().accounts().cloned());

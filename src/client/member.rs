@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::heard::{Heard, MemberState};
 use super::terms::{MeterTerms, Terms};
 use crate::clock::{MonoTime, UnixMillis};
-use crate::limiter::{Alignment, Counting, ENTRIES_MAX, Limits, MeterLimit};
+use crate::limiter::{Alignment, Counting, ENTRIES_MAX, Limits, MeterLimit, Together};
 use crate::plan::{
     Action, Algorithm, Grant, Mode, OverrideBook, Pulse, Rate, RecordError, Share, Stamp, Target, Thresholds,
     capacity_factor, effective,
@@ -52,11 +52,13 @@ struct GrantedMeter {
     /// What part of it holds without a leader, 0–1.
     safe: f64,
     algorithm: Algorithm,
+    /// The tenant has a ceiling there.
+    bounded: bool,
 }
 
 impl From<Grant> for Granted {
     fn from(grant: Grant) -> Self {
-        let Grant { stamp, members, thresholds, safe, algorithms, .. } = grant;
+        let Grant { stamp, members, thresholds, safe, algorithms, bounded, .. } = grant;
         let meters = thresholds.rates.iter().map(|(meter, rate)| {
             let kept = safe.rates.get(meter).filter(|_| rate.rate > 0.0);
             let safe = kept.map_or(0.0, |safe| (safe.rate / rate.rate).min(1.0));
@@ -65,6 +67,7 @@ impl From<Grant> for Granted {
                 rate: *rate,
                 safe,
                 algorithm: algorithms.get(meter).copied().unwrap_or_default(),
+                bounded: bounded.contains(meter),
             }
         });
         let meters = meters.collect();
@@ -150,6 +153,9 @@ pub struct PoolView {
     leases: BTreeMap<Grantee, Lease>,
     /// How many reports in a row were not.
     unanswered: u8,
+    /// Whether this process can count together with others, and what the pool may take on the meters that are counted so.
+    counts_together: bool,
+    shared: BTreeMap<Meter, Rate>,
     brake: f64,
     braked_at: MonoTime,
     throttled_at: Option<MonoTime>,
@@ -173,6 +179,8 @@ impl PoolView {
             window_ends: BTreeMap::new(),
             leases: BTreeMap::new(),
             unanswered: 0,
+            counts_together: false,
+            shared: BTreeMap::new(),
             brake: 1.0,
             braked_at: now,
             throttled_at: None,
@@ -187,6 +195,31 @@ impl PoolView {
         self.changes.some.extend(last_known.keys().cloned());
         self.last_known = last_known;
         self
+    }
+
+    /// The same in a process that can count together with others.
+    #[must_use]
+    pub fn counting_together(self, counts_together: bool) -> Self {
+        Self { counts_together, ..self }
+    }
+
+    /// Whether members count any meter together.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        !self.shared.is_empty()
+    }
+
+    /// Takes what the pool may take on the meters that members count together. Each change is a retune of every tenant: one that is
+    /// hardly more is left for later, and one that is less is not, but for rounding.
+    fn on_shared(&mut self, told: &BTreeMap<Meter, Rate>) {
+        let near = |known: f64, told: f64| told <= known * 1.01 && told >= known * 0.998;
+        let same = |(meter, told): (&Meter, &Rate)| {
+            self.shared.get(meter).is_some_and(|known| near(known.rate, told.rate) && near(known.burst, told.burst))
+        };
+        if self.shared.len() != told.len() || !told.iter().all(same) {
+            self.shared.clone_from(told);
+            self.changes.all = true;
+        }
     }
 
     /// Whose limits may have changed since this was last asked, by records or by time.
@@ -252,6 +285,7 @@ impl PoolView {
                 self.changes.all |= *capacity > *most;
                 *most = most.max(*capacity);
             }
+            self.on_shared(&pulse.shared);
             let told = |pulse: &Pulse| (pulse.scale.clone(), pulse.scale_epoch, pulse.overcommit.clone());
             self.changes.all |= match self.heard.pulse() {
                 Some(known) => {
@@ -544,7 +578,7 @@ impl PoolView {
                 kept: 1.0,
                 brake: 1.0,
                 share: 1.0,
-                limit: MeterLimit { rate: limit, largest_request, counting: Counting::TokenBucket },
+                limit: MeterLimit { rate: limit, largest_request, counting: Counting::TokenBucket, together: None },
             };
             (*meter, terms)
         });
@@ -573,17 +607,21 @@ impl PoolView {
         };
         let left = if used.frozen { 1.0 } else { self.heard.kept_at(now) };
         let still_lent = self.heard.lent_at(now);
+        let is_active = self.state(now) == MemberState::Active;
         let meters: Vec<(Meter, MeterTerms)> = used
             .thresholds
             .rates
             .iter()
             .map(|(meter, rate)| {
                 let safe = grant.safe_part(*meter);
-                let (kept, brake) = match (used.set.contains(meter) || used.frozen, lease) {
+                let is_set = used.set.contains(meter) || used.frozen;
+                let kept_with = |beyond| safe + (self.heard.covered(*meter, beyond) - safe).max(0.0) * left;
+                let pool = self.shared.get(meter).copied();
+                // What members count together adds up to more than there is, because the pool is counted too; shares do not.
+                let beyond = if pool.is_some() { 0.0 } else { still_lent };
+                let (kept, brake) = match (is_set, lease) {
                     (true, _) => (1.0, 1.0),
-                    (false, Some(_)) => {
-                        (safe + (self.heard.covered(*meter, still_lent) - safe).max(0.0) * left, self.brake)
-                    }
+                    (false, Some(_)) => (kept_with(beyond), self.brake),
                     (false, None) => (safe, self.brake),
                 };
                 let mine = rate.scaled(kept * brake * share);
@@ -593,6 +631,14 @@ impl PoolView {
                 // a pool that was cut, still admits a large request, into debt that its own rate pays off.
                 let roomiest = self.roomiest.get(meter).copied().unwrap_or(0.0);
                 let largest_request = rate.burst.max(one_request).max(roomiest);
+                let together = pool.filter(|_| self.counts_together).map(|pool| {
+                    let tenant = rate.scaled(if is_set { 1.0 } else { kept_with(still_lent) * self.brake });
+                    let tenant = Rate { burst: tenant.burst.max(one_request), ..tenant };
+                    // Nobody watches without a leader, and an operator's word or a ceiling is all that the tenant may have.
+                    let bounded = is_set || star.or(own).is_some() || grant.of(*meter).is_some_and(|of| of.bounded);
+                    let borrows = is_active && !bounded;
+                    Together { tenant, pool, members: grant.members.max(1), borrows }
+                });
                 let counting = self.counting(*meter, grant.algorithm(*meter), rate_now);
                 let terms = MeterTerms {
                     base: grant.of(*meter).map(|granted| granted.rate),
@@ -602,7 +648,7 @@ impl PoolView {
                     kept,
                     brake,
                     share,
-                    limit: MeterLimit { rate: rate_now, largest_request, counting },
+                    limit: MeterLimit { rate: rate_now, largest_request, counting, together },
                 };
                 (*meter, terms)
             })

@@ -65,6 +65,12 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # Counting together
+//!
+//! Where a pool's policy says that a meter is `shared`, members ask a store that counts for all of them
+//! ([`ClientParams::tally`], in Redis by the feature `redis`), one question for each request, and go by their shares while it is
+//! away: see [`Tally`].
+//!
 //! # What holds when
 //!
 //! Until a controller has granted anything, [`PoolParams::bootstrap`] holds: one request at a time, 10 a minute, unless you say
@@ -75,7 +81,8 @@
 //! ```text
 //! store ─► drive ─► session ─► member (PoolView) ─► gates ─► gate ─► admission ─► Permit ─► middleware, layer
 //!            │                                                  ▲                    │              └► fallback
-//!            └──► report ─► leader ─► shares ─► member          └── swap ◄── reflex holds
+//!            └──► report ─► leader ─► shares ─► member          ├── swap ◄── reflex holds
+//!                                                               └── together ─► where members count together
 //! ```
 //!
 //! Limits are pushed to the gates that they concern; what holds for a whole pool is swapped, and read by each decision.
@@ -105,6 +112,7 @@ mod session;
 mod status;
 pub mod swap;
 mod terms;
+mod together;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -116,9 +124,12 @@ use tokio::task::JoinHandle;
 
 use gates::Gates;
 
-pub use admission::{Admission, Ask, Place, Refusal, Why};
+pub use admission::{Admission, Ask, Asked, Place, Refusal, Why};
 pub use answer::Attached;
-pub use fallback::{AnswerCache, CacheKey, CacheParams, FALLBACK_HEADER, Fallbacks, NotQueued, Requeue, Requeued};
+pub use fallback::{
+    AnswerCache, AnswerStore, CacheKey, CacheParams, FALLBACK_HEADER, Fallbacks, KeptAnswer, NotQueued, Requeue,
+    Requeued, keep_answer,
+};
 pub use gate::{LINE_MAX, Traffic};
 pub use heard::{MemberState, PULSE_QUIET};
 pub use layer::{BoxError, Limit, LimitLayer};
@@ -133,6 +144,7 @@ pub use session::{Notice, OldTerm, Session, TENANTS_FOLLOWED_MAX};
 pub use status::{ClientStatus, PoolStatus};
 pub use swap::Tuning;
 pub use terms::{MeterTerms, Terms};
+pub use together::{Breaker, Stance, TALLY_TIMEOUT, Tally, Uncounted};
 
 use crate::clock::SystemClock;
 pub use crate::limiter::Priority;
@@ -145,6 +157,9 @@ use crate::telemetry::{Sample, Telemetry};
 
 /// How long a starting client waits for its first shares.
 const JOIN_WAIT: Duration = Duration::from_millis(250);
+
+/// How long a closing client takes to tell where members count together what it has not told yet.
+const FAREWELL_TO_TALLY: Duration = Duration::from_millis(250);
 
 /// Why a client has no such pool.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -198,6 +213,7 @@ impl Client {
             tokio::spawn(drive::housekeeping(core.clone())),
             tokio::spawn(drive::reporting(core.clone(), leader_http.clone(), params.report_url.clone())),
             tokio::spawn(drive::presence(core.clone(), store.clone(), key, lease.clone())),
+            tokio::spawn(drive::counting(core.clone())),
         ];
         let notebook = params.last_known.map(|file| Arc::new(last_known::Notebook::new(file, &core.boot)));
         tasks.extend(notebook.clone().map(|notebook| tokio::spawn(last_known::keep(core.clone(), notebook))));
@@ -245,6 +261,14 @@ impl Client {
             task.abort();
             // Only a task that has ended cannot announce the presence once more.
             let _ = task.await;
+        }
+        if self.core.together.decides() {
+            let told = async {
+                self.core.tell_tally(true).await;
+                self.core.together.send_settlements().await;
+            };
+            // What is not told in time ends by itself, on the safe side.
+            let _ = tokio::time::timeout(FAREWELL_TO_TALLY, told).await;
         }
         if let Some(notebook) = &self.notebook {
             last_known::note(&self.core, notebook).await;

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::leader_http::{ReportTls, ReportToken};
+use super::together::Tally;
 use crate::limiter::CALL_MAX;
 use crate::plan::keyspace::Keyspace;
 use crate::plan::{Mode, Rate, Thresholds};
@@ -37,6 +39,8 @@ pub struct ClientParams {
     /// A file of this process's own, where what it enforces is kept: a process that starts without store and controller begins
     /// with half of that, if it is no older than 24 hours, and not with the bootstrap thresholds. Two processes need two files.
     pub last_known: Option<PathBuf>,
+    /// Where members count together the meters that a pool's policy says are `shared`; without it this process goes by its shares.
+    pub tally: Option<Arc<dyn Tally>>,
     /// After how long without a request the process forgets what it kept of a tenant, once the tenant owes nothing and has
     /// saved up all that it may.
     pub idle_after: Duration,
@@ -86,6 +90,7 @@ impl ClientParams {
             max_wait: Duration::from_secs(10),
             mode: None,
             last_known: None,
+            tally: None,
             idle_after: Duration::from_secs(60),
         }
     }

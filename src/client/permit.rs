@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::gates::Account;
 use crate::clock::MonoTime;
-use crate::limiter::Reservation;
+use crate::limiter::{Question, Reservation, Settlement};
 use crate::observation::{Ending, HOLD_MS_MAX, ThrottleKind};
 use crate::provider::{Class, Dialect, HOLD_MAX, Head, Hold, Observation, TokenCharge, Usage, reflex};
 use crate::quota::{Cost, Meter};
@@ -32,6 +32,8 @@ pub struct Permit {
     concluded: bool,
     /// An error was answered.
     refused: bool,
+    /// What was taken where members count together, and in which windows.
+    counted: Option<Box<(Question, Vec<[u64; 2]>)>>,
 }
 
 impl Permit {
@@ -42,7 +44,14 @@ impl Permit {
         now: MonoTime,
     ) -> Self {
         let (reservation, parent) = (Some(reservation), parent.map(Box::new));
-        Self { account, reservation, parent, sent_at: now, first_byte_at: None, concluded: false, refused: false }
+        let (first_byte_at, concluded, refused, counted) = (None, false, false, None);
+        Self { account, reservation, parent, sent_at: now, first_byte_at, concluded, refused, counted }
+    }
+
+    /// With what was taken where members count together.
+    pub(super) fn counted(mut self, counted: Option<(Question, Vec<[u64; 2]>)>) -> Self {
+        self.counted = counted.map(Box::new);
+        self
     }
 
     /// How the provider writes limits.
@@ -175,11 +184,29 @@ impl Permit {
             TokenCharge::Estimate => None,
             TokenCharge::Corrected => used,
         };
+        if let (Some(counted), Some(charged)) = (self.counted.take(), charged) {
+            self.settle_counted(*counted, &charged);
+        }
         let used = used.unwrap_or(reserved);
         let now = self.account.pool.clock.now();
         self.account.gate.settle(reservation, charged, &used, now);
         if let Some((account, reservation)) = self.parent.take().map(|parent| *parent) {
             account.gate.settle(reservation, charged, &used, now);
+        }
+    }
+}
+
+impl Permit {
+    /// Settles where members count together, if anything is to be.
+    fn settle_counted(&self, (question, marks): (Question, Vec<[u64; 2]>), charged: &Cost) {
+        let counts = question.counts.into_iter().zip(marks).filter_map(|(count, marks)| {
+            let used = charged.units(count.meter.unit);
+            let back = i64::try_from(count.units).unwrap_or(i64::MAX) - i64::try_from(used).unwrap_or(i64::MAX);
+            (back != 0).then_some((count, marks, back))
+        });
+        let counts: Vec<_> = counts.collect();
+        if !counts.is_empty() {
+            self.account.pool.together.settle(Settlement { account: question.account, counts });
         }
     }
 }

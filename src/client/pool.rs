@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::admission::Refusal;
 use super::swap::{PoolWide, Swap};
+use super::together::Together;
 use crate::clock::{Clock, MonoTime};
 use crate::observation::MeterReading;
 use crate::provider::Dialect;
@@ -27,6 +28,8 @@ pub(super) struct PoolShared {
     pub idle_after: Duration,
     pub clock: Arc<dyn ClockDebug>,
     pub wide: Swap<PoolWide>,
+    /// The process's way to where members count together.
+    pub together: Arc<Together>,
     pub telemetry: Arc<Telemetry>,
     pub refused_for: RefusedFor,
     /// The newest-sent reading of each meter.

@@ -22,6 +22,7 @@ use super::report::report;
 use super::rota::Rota;
 use super::session::{Notice, OldTerm, Session};
 use super::swap::{PoolWide, Swap};
+use super::together::Together;
 use super::{Pool, Tasks, last_known};
 use crate::clock::{Clock, MonoTime, UnixMillis};
 use crate::observation::Report;
@@ -77,6 +78,7 @@ pub struct Core {
     pub(super) mode: Option<Mode>,
     pub(super) clock: Arc<dyn ClockDebug>,
     pub(super) telemetry: Arc<Telemetry>,
+    pub(super) together: Arc<Together>,
     pub(super) session: Mutex<Session>,
     pub(super) views: Views,
     /// Filled once, when the client starts.
@@ -86,6 +88,8 @@ pub struct Core {
     rota: Mutex<Rota>,
     /// Whether it was said that there are too many tenants for the rota.
     crowded: AtomicBool,
+    /// Whether it was said that this member cannot count together with others.
+    apart: AtomicBool,
     /// Whether it was said that the leader's clock and this one's are apart.
     skewed: AtomicBool,
     /// Whose shares were last told of, by pool.
@@ -112,9 +116,13 @@ impl Core {
         let clock: Arc<dyn ClockDebug> = clock;
         let (now, wall) = (clock.now(), clock.wall());
         let mut remembered = params.last_known.as_deref().map(|file| last_known::read(file, wall)).unwrap_or_default();
+        let view = |pool: &PoolParams, remembered| {
+            let view = PoolView::new(pool.bootstrap.clone(), now).with_last_known(remembered);
+            view.counting_together(params.tally.is_some())
+        };
         let views = params.pools.iter().map(|pool| {
             let remembered = remembered.remove(&pool.id).unwrap_or_default();
-            (pool.id.clone(), PoolView::new(pool.bootstrap.clone(), now).with_last_known(remembered))
+            (pool.id.clone(), view(pool, remembered))
         });
         let session = Session::new(params.keyspace.clone(), []);
         let follow = |session: Session, pool: &PoolParams| session.following(pool.id.clone(), pool.tenants.clone());
@@ -122,6 +130,7 @@ impl Core {
             instance: params.instance.clone(),
             boot,
             mode: params.mode,
+            together: Arc::new(Together::new(params.tally.clone(), clock.clone(), telemetry.clone())),
             clock,
             telemetry,
             session: Mutex::new(params.pools.iter().fold(session, follow)),
@@ -131,6 +140,7 @@ impl Core {
             rota: Mutex::default(),
             crowded: AtomicBool::new(false),
             skewed: AtomicBool::new(false),
+            apart: AtomicBool::new(false),
             shares_told: Mutex::default(),
             urgent: Notify::new(),
             joined: Notify::new(),
@@ -304,7 +314,7 @@ impl Core {
         report(&self.instance, &self.boot, self.pools().map(|gates| &**gates), views, sequence, now)
     }
 
-    fn pools(&self) -> impl Iterator<Item = &Arc<Gates>> {
+    pub(super) fn pools(&self) -> impl Iterator<Item = &Arc<Gates>> {
         self.pools.get().into_iter().flat_map(BTreeMap::values)
     }
 
@@ -334,6 +344,13 @@ impl Core {
                     // What is no longer told is lifted; where limits do not hold any more, nobody waits.
                     gates.wake_heads();
                 }
+            }
+            if view.is_shared() && !self.together.is_there() && !self.apart.swap(true, Ordering::Relaxed) {
+                let pool = pool.id.as_str();
+                warn!(
+                    pool,
+                    "members count together here, and this one has nowhere to: it goes by its share, on top of theirs"
+                );
             }
             if gates.retune(view, &changes, now, wall) {
                 self.telemetry.add(Metric::Swaps, &[pool.id.as_str()], 1.0);
@@ -486,6 +503,7 @@ fn gates_of(params: &ClientParams, core: &Arc<Core>) -> BTreeMap<PoolId, Arc<Gat
         clock: core.clock.clone(),
         // Whoever turned limits off wants them off at once.
         wide: Swap::new(PoolWide { mode: core.mode.unwrap_or_default(), ..PoolWide::new(MemberState::Bootstrap) }),
+        together: core.together.clone(),
         telemetry: core.telemetry.clone(),
         refused_for: RefusedFor::default(),
         readings: Mutex::default(),

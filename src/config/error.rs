@@ -15,6 +15,8 @@ pub enum Severity {
     Error,
     /// It is, but somebody should look.
     Warning,
+    /// It is, and might be better so.
+    Advice,
 }
 
 /// One mistake: `config/tidegate.toml:12:15: pools.a.concurrency: found 0, expected …`.
@@ -54,9 +56,11 @@ impl fmt::Display for Mistake {
             write!(f, ":{number}")?;
         }
         f.write_str(": ")?;
-        if self.severity == Severity::Warning {
-            f.write_str("warning: ")?;
-        }
+        f.write_str(match self.severity {
+            Severity::Error => "",
+            Severity::Warning => "warning: ",
+            Severity::Advice => "advice: ",
+        })?;
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;
         }

@@ -46,6 +46,7 @@ static DIALECTS: [&str; Dialect::ALL.len()] = names!(Dialect);
 static ALGORITHMS: [&str; Algorithm::ALL.len()] = names!(Algorithm);
 static MODES: [&str; Mode::ALL.len()] = names!(Mode);
 static PRIORITIES: [&str; 2] = ["interactive", "batch"];
+static ENFORCEMENTS: [&str; 2] = ["local", "shared"];
 
 /// The whole file.
 pub(super) static ROOT: Table = Table { keys: &[&CONTROLLER, &KEYS, &ETCD, &PROMETHEUS, &POOLS] };
@@ -430,7 +431,7 @@ pub(super) static CAPACITY: Key = Key {
     shape: Shape::Entries {
         expected: "at least one meter",
         names: Names::Meters,
-        entry: &Shape::KeyOr(&RATE, &Table { keys: &[&RATE, &BURST, &ALGORITHM, &ALIGNMENT] }),
+        entry: &Shape::KeyOr(&RATE, &Table { keys: &[&RATE, &BURST, &ALGORITHM, &ALIGNMENT, &ENFORCEMENT] }),
         least: 1,
     },
     absent: Absent::Refused,
@@ -474,6 +475,16 @@ pub(super) static ALIGNMENT: Key = Key {
     },
     absent: Absent::Means("first_use"),
     example: "\"America/Los_Angeles\"",
+};
+
+pub(super) static ENFORCEMENT: Key = Key {
+    name: "enforcement",
+    doc: "Who counts: local is each process by itself, up to its share of each threshold; shared is all processes together, \
+          in Redis, a round trip for each request: for thresholds that are too small to be shared out, of less than two \
+          units a process or so. A process without Redis counts as with local.",
+    shape: Shape::OneOf(&ENFORCEMENTS),
+    absent: Absent::Reads("\"local\""),
+    example: "\"shared\"",
 };
 
 pub(super) static TENANTS: Key = Key {

@@ -1,6 +1,6 @@
 //! The tables `[pools.<id>]`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::tz::TimeZone;
 
@@ -52,6 +52,7 @@ pub(super) fn pool(name: &str, at: &Place<'_>, field: Field<'_>) -> Option<PoolP
         dialect: dialect?,
         mode: mode?,
         algorithms: capacity.algorithms,
+        shared: capacity.shared,
         zones: capacity.zones,
         capacity: capacity.rates.into_iter().map(|(meter, (rate, _))| (meter, rate)).collect(),
         concurrency: concurrency.and_then(|(places, _)| places),
@@ -109,6 +110,8 @@ struct Capacity<'a> {
     rates: PerMeter<'a, Rate>,
     /// Those that are no token buckets.
     algorithms: BTreeMap<Meter, Algorithm>,
+    /// Those that are counted together.
+    shared: BTreeSet<Meter>,
     /// Of fixed windows that do not begin with their first use.
     zones: BTreeMap<Meter, TimeZone>,
     /// The meters named, with a good value or not; `None` when a name could not be read.
@@ -117,6 +120,7 @@ struct Capacity<'a> {
 
 fn capacity<'a>(entries: Vec<(String, Place<'a>, Field<'a>)>) -> Capacity<'a> {
     let (mut rates, mut algorithms, mut zones) = (PerMeter::new(), BTreeMap::new(), BTreeMap::new());
+    let mut shared = BTreeSet::new();
     let named = entries.len();
     let mut meters: Vec<Meter> = Vec::new();
     for_each_meter(entries, |meter, _, field| {
@@ -127,11 +131,12 @@ fn capacity<'a>(entries: Vec<(String, Place<'a>, Field<'a>)>) -> Capacity<'a> {
             if counted.algorithm != Algorithm::default() {
                 algorithms.insert(meter, counted.algorithm);
             }
+            shared.extend(counted.is_shared.then_some(meter));
             zones.extend(counted.zone.map(|zone| (meter, zone)));
         }
     });
     let meters = (meters.len() == named).then_some(meters);
-    Capacity { rates, algorithms, zones, meters }
+    Capacity { rates, algorithms, shared, zones, meters }
 }
 
 /// Reads the names of entries whose keys are meters. Mistakes are noted: what is no meter, and what is given twice.
@@ -162,16 +167,18 @@ fn for_each_meter<'a>(
 struct Counted {
     rate: Rate,
     algorithm: Algorithm,
+    is_shared: bool,
     zone: Option<TimeZone>,
 }
 
-/// `600`, or `{ rate = 600, burst = 30 }`, or `{ rate = 600, algorithm = "fixed_window", alignment = "clock" }`.
+/// `600`, or `{ rate = 600, burst = 30 }`, or `{ rate = 600, algorithm = "fixed_window", alignment = "clock" }`, or
+/// `{ rate = 600, enforcement = "shared" }`.
 fn counted(meter: Meter, field: Field<'_>) -> Option<Counted> {
     let default_burst = |rate| (meter.per_second(rate) * keys::BURST_SECONDS).max(1.0);
     if !field.is_table() {
         let rate = field.number()?;
         let rate = Rate { rate, burst: default_burst(rate) };
-        return Some(Counted { rate, algorithm: Algorithm::default(), zone: None });
+        return Some(Counted { rate, algorithm: Algorithm::default(), is_shared: false, zone: None });
     }
     let mut section = field.section()?;
     let rate = section.take(&keys::RATE).map(|field| (field.number(), field.place));
@@ -179,6 +186,7 @@ fn counted(meter: Meter, field: Field<'_>) -> Option<Counted> {
     let known = |name: &str| Algorithm::ALL.into_iter().find(|algorithm| algorithm.as_str() == name);
     let algorithm = section.take(&keys::ALGORITHM).and_then(|field| field.text(known));
     let alignment = section.take(&keys::ALIGNMENT).map(|field| (field.text(begin), field.place));
+    let is_shared = section.take(&keys::ENFORCEMENT).and_then(|field| field.text(is_shared));
     section.end();
     if let (Some((_, at)), Some(algorithm)) = (&alignment, algorithm)
         && algorithm != Algorithm::FixedWindow
@@ -196,7 +204,15 @@ fn counted(meter: Meter, field: Field<'_>) -> Option<Counted> {
         Begin::FirstUse => None,
         Begin::Clock(zone) => Some(zone),
     };
-    Some(Counted { rate, algorithm: algorithm?, zone })
+    Some(Counted { rate, algorithm: algorithm?, is_shared: is_shared?, zone })
+}
+
+fn is_shared(text: &str) -> Option<bool> {
+    match text {
+        "local" => Some(false),
+        "shared" => Some(true),
+        _ => None,
+    }
 }
 
 /// When fixed windows begin.

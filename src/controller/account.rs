@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::law::Headers;
 use super::signal::Role;
-use crate::plan::{Mode, Override, Reason, Share};
+use crate::plan::{Mode, Override, Rate, Reason, Share};
 use crate::quota::{Grantee, Meter, PoolId};
 
 /// So many tenants of a pool are told of: those for whom most wait, and of those the ones that ask for most.
@@ -78,9 +78,13 @@ pub struct MeterAccount {
     /// What is left at the provider, in units, where headers tell.
     #[serde(default)]
     pub level: Option<f64>,
-    /// By how much thresholds may add up to more than the capacity, as part of each lies idle.
+    /// By how much thresholds may add up to more than the capacity, as part of each lies idle; a constant where members count
+    /// together.
     #[serde(default = "one")]
     pub overcommit: f64,
+    /// The pool's own bucket, where members count together; absent where each enforces its share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<Rate>,
     /// What headers are good for; `null` before anything was decided.
     #[serde(default)]
     pub headers: Option<Headers>,

@@ -3,7 +3,7 @@
 //! The grants are kept from tick to tick and changed in place: a tick that changes little allocates little, however many tenants
 //! there are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::apportion::{Claim, divide, divide_places};
 use super::law::Step;
@@ -20,7 +20,7 @@ use crate::quota::{Grantee, Meter, Unit};
 const REQUEST_BURST_S: f64 = 6.0;
 const TOKEN_BURST_S: f64 = 12.0;
 /// All tenants' bursts together are at most this part of the provider's.
-const BURST_PART: f64 = 0.25;
+pub(super) const BURST_PART: f64 = 0.25;
 /// A tenant without traffic counts with this many requests per second, so that its first request finds a threshold;
 const IDLE_PER_S: f64 = 0.1;
 /// all of them together with at most this part of the capacity, so that the idle do not starve the busy.
@@ -79,6 +79,10 @@ impl Division<'_> {
         let places = self.all_places();
         let is_overridden = self.is_overridden();
         for (nth, (row, grant)) in self.rows.iter().zip(planned.values_mut()).enumerate() {
+            if !(self.params.shared.is_empty() && grant.bounded.is_empty()) {
+                grant.bounded =
+                    self.params.shared.iter().filter(|meter| row.tenant.ceiling.contains_key(meter)).copied().collect();
+            }
             if !grant.thresholds.rates.keys().eq(parts.iter().map(|part| &part.meter)) {
                 let none = Rate { rate: 0.0, burst: 0.0 };
                 grant.thresholds.rates = parts.iter().map(|part| (part.meter, none)).collect();
@@ -108,12 +112,13 @@ impl Division<'_> {
             thresholds: Thresholds::default(),
             safe: Thresholds::default(),
             algorithms: self.params.algorithms.clone(),
+            bounded: BTreeSet::new(),
             members: self.members,
             reason: Reason { code: String::new(), text: String::new() },
         }
     }
 
-    fn is_overridden(&self) -> bool {
+    pub(super) fn is_overridden(&self) -> bool {
         self.overrides.targets().next().is_some()
     }
 
@@ -123,7 +128,7 @@ impl Division<'_> {
     }
 
     /// The grant that an operator wants kept as it is.
-    fn frozen(&self, grantee: &Grantee) -> Option<&Grant> {
+    pub(super) fn frozen(&self, grantee: &Grantee) -> Option<&Grant> {
         let (star, own) = self.overrides.for_tenant(grantee, self.wall);
         let frozen = [star, own].into_iter().flatten().any(|record| record.action == Action::Freeze);
         self.published.get(grantee).filter(|_| frozen)

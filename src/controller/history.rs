@@ -62,8 +62,12 @@ pub struct MeterDecided {
     pub mode: Mode,
     /// What headers were good for.
     pub headers: Headers,
-    /// By how much thresholds may add up to more than the capacity, as part of each lies idle.
+    /// By how much thresholds may add up to more than the capacity, as part of each lies idle; a constant where members count
+    /// together.
     pub overcommit: f64,
+    /// The pool's own bucket, where members count together; absent where each enforces its share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<Rate>,
     /// What it decided that the pool can take.
     pub capacity: f64,
     /// What a signal said of that; absent when none did.
@@ -72,7 +76,7 @@ pub struct MeterDecided {
 }
 
 impl MeterDecided {
-    /// What the law was told, and its step.
+    /// What the law was told, and its step; of a meter that is not counted together.
     #[must_use]
     pub fn new(meter: Meter, inputs: &Inputs, step: &Step) -> Self {
         let per_window = |per_s: f64| per_s * meter.window.seconds();
@@ -97,6 +101,7 @@ impl MeterDecided {
             mode: step.mode,
             headers: step.headers,
             overcommit: step.overcommit,
+            shared: None,
             capacity: per_window(step.capacity_per_s),
             told: inputs.told_per_s.map(per_window),
         }

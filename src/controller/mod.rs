@@ -6,7 +6,7 @@
 //! ```
 //!
 //! `signal` turns reports and what a `source` tells into rates and readings, `law` estimates what each meter can take, `division` makes
-//! everybody's grants of that, by `apportion`,
+//! everybody's grants of that, by `apportion`, `together` the pool's own buckets of what members count together,
 //! `shares` splits it over members, `joined` walks two sorted lists at once, `alignment` knows where windows end, `history` remembers what was decided and from what,
 //! `checkpoint` is what the next leader is told of it, `policies` knows which policy holds, `account` is what is told to who asks,
 //! `access` knows who may report and ask, `lease` the times of the leader's. These and the planner are pure; `lead`, `overseer`
@@ -39,6 +39,7 @@ pub mod signal;
 pub mod source;
 mod timed;
 mod tls;
+mod together;
 mod upkeep;
 
 use std::net::SocketAddr;
@@ -58,6 +59,7 @@ pub use nearest::nearest;
 pub use params::{Params, PoolParams, ReadPolicy, TenantParams};
 pub use serve::ListenError;
 pub use tls::TlsParams;
+pub use together::SHARED_HEADROOM;
 pub use upkeep::AUDIT_KEPT;
 
 use access::Access;

@@ -1,6 +1,6 @@
 //! What the controller is told: pools, tenants, where to listen. Built by `config`, checked there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use jiff::tz::TimeZone;
@@ -56,6 +56,8 @@ pub struct PoolParams {
     pub capacity: BTreeMap<Meter, Rate>,
     /// How meters count, those that are no token buckets.
     pub algorithms: BTreeMap<Meter, Algorithm>,
+    /// The meters that all members count together, in Redis; of the others each member enforces its share.
+    pub shared: BTreeSet<Meter>,
     /// By which zone's clock fixed windows end; those not named begin with their first use.
     pub zones: BTreeMap<Meter, TimeZone>,
     /// Requests in flight at a time, over all tenants; `None` is no limit.

@@ -23,6 +23,7 @@ use super::outbox::{Batch, Cut, Outbox};
 use super::params::{PoolParams, TenantParams};
 use super::shares::{SHARE_VALID, Shares, Wish};
 use super::signal::{Asked, DEMAND_OF_ONE_WAITING, Outside, PoolSignal, Pressure, Urgency};
+use super::together::{SHARED_HEADROOM, buckets};
 use crate::clock::{MonoTime, UnixMillis};
 use crate::observation::PoolReport;
 use crate::plan::{
@@ -121,7 +122,9 @@ impl PoolPlanner {
                 let told = pulse.and_then(|pulse| pulse.capacity.get(meter)).copied().unwrap_or(granted);
                 let start = if granted > 0.0 { told.min(granted) } else { nominal.rate };
                 let mut law = MeterLaw::new(meter.per_second(start), params.law);
-                law.resume_overcommit(pulse.map_or(1.0, |pulse| pulse.overcommit_of(*meter)));
+                // What was a constant teaches nothing.
+                let learned = pulse.filter(|pulse| !pulse.shared.contains_key(meter));
+                law.resume_overcommit(learned.map_or(1.0, |pulse| pulse.overcommit_of(*meter)));
                 (*meter, law)
             })
             .collect();
@@ -328,6 +331,7 @@ impl PoolPlanner {
         division.fill(self.steps(), &mut planned);
         let lent = |(meter, step): (&Meter, &Step)| (*meter, round(division.overcommit(step)));
         let overcommit = self.steps().map(lent).filter(|(_, factor)| *factor > 1.0).collect();
+        let shared = buckets(&division, self.steps(), &planned);
         let (stamp, Cut { scale, epoch: scale_epoch }) = self.outbox.plan(&planned, &self.reason(), now);
         self.planned = planned;
         let capacity = |(meter, step): (&Meter, &Step)| (*meter, round(per_window(*meter, step.capacity_per_s)));
@@ -337,6 +341,7 @@ impl PoolPlanner {
             valid_for_ms: u64::try_from(VALID_FOR.as_millis()).unwrap_or(u64::MAX),
             capacity: self.steps().map(capacity).collect(),
             overcommit,
+            shared,
             scale_epoch,
             scale,
             hold_ms: self.signal.holds_ms(now),
@@ -416,7 +421,11 @@ impl PoolPlanner {
 
     fn remember(&mut self, granted: Vec<(Grantee, Granted)>) {
         let Some(pulse) = &self.pulse else { return };
-        let meters = self.steps.iter().map(|(meter, (inputs, step))| (*meter, MeterDecided::new(*meter, inputs, step)));
+        let decided = |(meter, (inputs, step)): (&Meter, &(Inputs, Step))| {
+            let (overcommit, shared) = (pulse.overcommit_of(*meter), pulse.shared.get(meter).copied());
+            (*meter, MeterDecided { overcommit, shared, ..MeterDecided::new(*meter, inputs, step) })
+        };
+        let meters = self.steps.iter().map(decided);
         let (unix_ms, stamp, scale) = (pulse.unix_ms, pulse.stamp, pulse.scale.clone());
         let told = |pressure: &Pressure| (pressure.query.clone(), pressure.told.fresh().map(|told| told.value));
         let decided = Decided {
@@ -509,6 +518,7 @@ impl PoolPlanner {
         let semantics = self.params.dialect.semantics();
         self.changed_limits.clear();
         for (meter, law) in &mut self.laws {
+            law.fix_overcommit(self.params.shared.contains(meter).then_some(SHARED_HEADROOM));
             let nominal = self.params.capacity.get(meter).copied().unwrap_or(Rate { rate: 0.0, burst: 0.0 });
             let rate_per_s =
                 self.steps.get(meter).map_or(meter.per_second(nominal.rate), |(_, step)| step.capacity_per_s);

@@ -15,6 +15,21 @@ pub struct MeterLimit {
     pub largest_request: f64,
     /// How it is counted.
     pub counting: Counting,
+    /// What all members count together on it, if they do: then the rate above is for when they cannot.
+    pub together: Option<Together>,
+}
+
+/// What members count together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Together {
+    /// What the tenant may take, all members together.
+    pub tenant: Rate,
+    /// What the pool may take, all tenants together.
+    pub pool: Rate,
+    /// Members that count, about.
+    pub members: u32,
+    /// Whether the tenant may take what others leave: nobody has said that this is all it may have.
+    pub borrows: bool,
 }
 
 /// How a meter is counted.

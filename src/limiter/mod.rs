@@ -17,6 +17,7 @@
 //!     rate: Rate { rate, burst },
 //!     largest_request: burst,
 //!     counting: Counting::TokenBucket,
+//!     together: None,
 //! };
 //! let meters = BTreeMap::from([
 //!     (Meter::REQUESTS_PER_MINUTE, limit(60.0, 2.0)),
@@ -42,6 +43,7 @@
 mod bucket;
 mod concurrency;
 mod counter;
+mod decision;
 mod fixed;
 mod hold;
 mod limits;
@@ -51,12 +53,15 @@ mod multi;
 mod owed;
 mod reach;
 mod sliding;
+mod tally;
 
 pub use bucket::Bucket;
+pub use decision::{Bound, Decision, Denial, Never, Wait};
 pub use fixed::{Alignment, FixedWindow};
 pub use hold::Hold;
-pub use limits::{Counting, Limits, MeterLimit};
+pub use limits::{Counting, Limits, MeterLimit, Together};
 pub use line::{Ahead, BATCH_STEPS_BACK, Line, Priority, Ticket};
 pub use log::{ENTRIES_MAX, SlidingLog};
-pub use multi::{Bound, CALL_MAX, Decision, Denial, Limiter, Never, Reservation, Stored, Wait};
+pub use multi::{CALL_MAX, Claimed, Limiter, Reservation, Stored};
 pub use sliding::SlidingWindow;
+pub use tally::{Count, Question, Settlement, Taken, Tallies, TallyRule};

@@ -7,99 +7,28 @@
 //! A cost above the member's own part of a burst, but not above the largest request, is admitted from a full bucket into
 //! debt, one in flight per meter: dividing a burst over tenants and members makes no request impossible.
 
+mod reservation;
+mod tallied;
+
 use std::time::Duration;
 
+use reservation::By;
+pub use reservation::Reservation;
 use smallvec::SmallVec;
+pub use tallied::Claimed;
+use tallied::Tallied;
 
 use super::concurrency::{Concurrency, Slice};
 use super::counter::Counter;
+use super::decision::{Bound, Decision, Denial, Never, Wait, later};
 use super::hold::{Held, Hold};
 use super::limits::Limits;
-use super::reach::slack;
+use super::reach::{at_the_end_of, slack};
 use crate::clock::MonoTime;
 use crate::quota::{Cost, Meter, Unit};
 
 /// How long a reservation may stay unsettled unless told otherwise: longer than any provider answers.
 pub const CALL_MAX: Duration = Duration::from_secs(15 * 60);
-
-/// The three answers: *admit*, or one of the two denials.
-pub type Decision = Result<Reservation, Denial>;
-
-/// The two answers that are no admission.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Denial {
-    /// Not now.
-    WaitUntil(Wait),
-    /// Not at this size.
-    Never(Never),
-}
-
-/// When to ask again, and why not now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wait {
-    /// Not before this instant; `None` when only a retune or a settled request can help.
-    pub at: Option<MonoTime>,
-    /// What decided.
-    pub by: Bound,
-}
-
-/// What a request waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bound {
-    /// Room on this meter: of all, the one that takes longest.
-    Meter(Meter),
-    /// The provider refused on this meter, and its hold to end.
-    Hold(Meter),
-    /// A place in flight.
-    Concurrency,
-    /// An operator to lift a block.
-    Block,
-}
-
-/// Why a request can never be admitted.
-#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
-#[error("needs {needed} of {meter} at once, and the largest request that can be admitted is {largest_request}")]
-pub struct Never {
-    /// Which meter.
-    pub meter: Meter,
-    /// Units needed.
-    pub needed: f64,
-    /// The largest that could be admitted, in units.
-    pub largest_request: f64,
-}
-
-/// *Admit*: units taken for one request, to be settled with [`Limiter::settle`].
-#[derive(Debug, PartialEq)]
-#[must_use = "an unsettled reservation holds its place in flight until it expires"]
-pub struct Reservation {
-    cost: Cost,
-    at: MonoTime,
-    /// How many requests were admitted before this one.
-    serial: u64,
-    /// `None`: nothing was taken.
-    slice: Option<Slice>,
-    /// It is one of those admitted.
-    counted: bool,
-}
-
-impl Reservation {
-    /// For a request that goes without being asked for: nothing is taken, and nothing is to be given back.
-    pub fn of_nothing(cost: &Cost, now: MonoTime) -> Self {
-        Self { cost: *cost, at: now, serial: 0, slice: None, counted: false }
-    }
-
-    /// Whether its request was counted as admitted.
-    #[must_use]
-    pub fn is_counted(&self) -> bool {
-        self.counted
-    }
-
-    /// What it was made for; taken, but where limits do not hold.
-    #[must_use]
-    pub fn cost(&self) -> Cost {
-        self.cost
-    }
-}
 
 /// One meter, put together: a limiter keeps the parts apart.
 #[derive(Debug)]
@@ -141,6 +70,12 @@ struct Rare {
     /// Meters taken out of the limits, kept for one window: a meter that flaps must not refill.
     removed: Vec<(Metered, MonoTime)>,
     holds: Vec<Held>,
+    /// Meters that all members count together.
+    tallied: Vec<Tallied>,
+    /// Whether these are asked where members count them.
+    asked_together: bool,
+    /// Requests taken for that were not admitted, or are not yet.
+    unconfirmed: u64,
 }
 
 /// With so many meters an admission may be at ease.
@@ -311,6 +246,11 @@ impl Limiter {
             metered.counter.pause(since);
             self.rare().removed.push((metered, since));
         }
+        let tallied = limits.meters.iter().filter_map(|(meter, limit)| Tallied::of(*meter, limit));
+        let tallied: Vec<Tallied> = tallied.collect();
+        if !tallied.is_empty() || self.is_tallied() {
+            self.rare().tallied = tallied;
+        }
         self.flights.retune(limits.concurrency);
         self.blocked = limits.blocked;
         self.judge_meters();
@@ -321,7 +261,7 @@ impl Limiter {
         let by_burst = |(rule, counter): (&Rule, &mut Counter)| {
             counter.bucket().is_some_and(|bucket| bucket.burst() <= rule.largest_request)
         };
-        self.needs_care = self.counters.len() > EASY_METERS || !self.meters_mut().all(by_burst);
+        self.needs_care = self.counters.len() > EASY_METERS || self.is_tallied() || !self.meters_mut().all(by_burst);
         for (unit, rule) in self.units.iter_mut().zip(&self.rules) {
             *unit = rule.meter.unit;
         }
@@ -394,7 +334,7 @@ impl Limiter {
     /// Requests admitted, since the limiter began.
     #[must_use]
     pub fn admitted(&self) -> u64 {
-        self.admitted
+        self.admitted - self.rare.as_ref().map_or(0, |rare| rare.unconfirmed)
     }
 
     /// Requests in flight.
@@ -511,9 +451,14 @@ impl Limiter {
     ///
     /// # Errors
     /// What stands in the way.
-    #[inline(never)]
     pub fn room(&mut self, cost: &Cost, now: MonoTime) -> Result<(), Denial> {
-        if let Some(wait) = self.still_refused(cost, now) {
+        self.room_of(cost, false, now)
+    }
+
+    /// `apart`: meters that are counted together are asked elsewhere.
+    #[inline(never)]
+    fn room_of(&mut self, cost: &Cost, apart: bool, now: MonoTime) -> Result<(), Denial> {
+        if let Some(wait) = self.still_refused(cost, now).filter(|_| !apart) {
             return Err(Denial::WaitUntil(wait));
         }
         // First: a hold that has ended changes levels.
@@ -527,6 +472,8 @@ impl Limiter {
             let burst = counter.burst();
             let at = if rule.is_exceeded_by(needed) {
                 return Err(Denial::Never(rule.never(needed)));
+            } else if apart && is_tallied(self.rare.as_deref(), rule.meter) {
+                Some(now)
             } else if needed <= burst + slack(needed) {
                 counter.reaches_at(needed, now)
             } else if burst <= 0.0 || oversize_flies(self.rare.as_deref(), &self.flights, rule.meter) {
@@ -550,7 +497,7 @@ impl Limiter {
             return Ok(());
         }
         // The end of a hold lowers levels: what is told of the time after it is not the last word.
-        if let Some(until) = wait.at.filter(|_| !self.has_holds) {
+        if let Some(until) = wait.at.filter(|_| !self.has_holds && !apart) {
             self.refused = Some(Refused { cost: *cost, by: wait.by, until });
             self.at_ease = false;
         }
@@ -576,7 +523,7 @@ impl Limiter {
             counter.take(needed, now);
         }
         self.forget_refusal();
-        Reservation { cost: *cost, at: now, serial, slice: Some(slice), counted: true }
+        Reservation { cost: *cost, at: now, serial, slice: Some(slice), counted: true, by: By::Itself }
     }
 
     /// Counts a request that goes without anything being taken for it.
@@ -589,7 +536,7 @@ impl Limiter {
     #[allow(clippy::inline_always, reason = "see `Gate::decide`")]
     fn reservation(&mut self, cost: &Cost, now: MonoTime) -> Reservation {
         let (serial, slice) = self.place(now);
-        Reservation { cost: *cost, at: now, serial, slice: Some(slice), counted: true }
+        Reservation { cost: *cost, at: now, serial, slice: Some(slice), counted: true, by: By::Itself }
     }
 
     /// A number and a place in flight for one more.
@@ -618,7 +565,12 @@ impl Limiter {
         let metered = self.meters().filter(|(rule, _)| cost.of(rule.meter.unit) > 0.0).map(|(rule, counter)| {
             // As in `room`: what is above the member's burst is admitted from a full bucket.
             let own = cost.of(rule.meter.unit).min(counter.burst());
-            let at = if own > 0.0 { counter.supplies_at(ahead.of(rule.meter.unit) + own, now) } else { None };
+            let all = ahead.of(rule.meter.unit) + own;
+            let at = match self.supplies_together(rule.meter) {
+                Some(rate_per_s) if own > 0.0 => at_the_end_of(all / rate_per_s * 1e9, now),
+                _ if own > 0.0 => counter.supplies_at(all, now),
+                _ => None,
+            };
             let at = at.map(|at| if growth > 1.0 { now + at.since(now).div_f64(growth) } else { at });
             Wait { at, by: Bound::Meter(rule.meter) }
         });
@@ -673,6 +625,10 @@ fn oversize_flies(rare: Option<&Rare>, flights: &Concurrency, meter: Meter) -> b
     oversize.any(|oversize| oversize.meter == meter && flights.lives(oversize.slice))
 }
 
+fn is_tallied(rare: Option<&Rare>, meter: Meter) -> bool {
+    rare.is_some_and(|rare| rare.tallied.iter().any(|tallied| tallied.meter() == meter))
+}
+
 /// What was taken of the first of these buckets, whose units these are.
 #[cold]
 fn give_back(units: &[Unit], counters: &mut [Counter], cost: &Cost, now: MonoTime) {
@@ -690,11 +646,4 @@ impl Rule {
     fn never(&self, needed: f64) -> Never {
         Never { meter: self.meter, needed, largest_request: self.largest_request }
     }
-}
-
-/// The wait that ends last; one whose end nobody knows ends last of all.
-#[inline]
-fn later(one: Wait, other: Wait) -> Wait {
-    let end = |wait: &Wait| wait.at.unwrap_or(MonoTime(u64::MAX));
-    if end(&one) >= end(&other) { one } else { other }
 }

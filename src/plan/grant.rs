@@ -1,6 +1,6 @@
 //! The grant: `limits/<pool>/<tenant>`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,9 @@ pub struct Grant {
     /// How meters count, those that are no token buckets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub algorithms: BTreeMap<Meter, Algorithm>,
+    /// Meters on which the tenant has a ceiling: where members count together, it does not take what others leave.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub bounded: BTreeSet<Meter>,
     /// Live members when it was written.
     pub members: u32,
     /// Why.
@@ -71,6 +74,7 @@ impl Grant {
                 })
         };
         self.algorithms != other.algorithms
+            || self.bounded != other.bounded
             || self.members != other.members
             || differ(&self.thresholds, &other.thresholds)
             || differ(&self.safe, &other.safe)

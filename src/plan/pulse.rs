@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Mode, RecordError, Stamp};
+use super::{Mode, Rate, RecordError, Stamp};
 use crate::clock::UnixMillis;
 use crate::quota::Meter;
 
@@ -28,6 +28,11 @@ pub struct Pulse {
     /// give that up.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub overcommit: BTreeMap<Meter, f64>,
+    /// Meters that members count together, and the pool's own bucket of each: what all tenants together may take, in units per
+    /// window, and the most that it holds, in units. Thresholds add up to more. `scale` and an operator's `@capacity` are in it
+    /// already: members put neither on it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shared: BTreeMap<Meter, Rate>,
     /// Factors for grants older than (term, `scale_epoch`): a cut that reaches every member in one record.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub scale: BTreeMap<Meter, f64>,
@@ -58,6 +63,7 @@ impl Pulse {
         if bad(&pulse.capacity) || bad(&pulse.scale) {
             return Err(RecordError::Range("capacity and scale: expected finite numbers, 0 or more".into()));
         }
+        pulse.shared.iter().try_for_each(|(meter, rate)| rate.check(&format!("shared {meter}")).map(drop))?;
         if pulse.overcommit.values().any(|x| !x.is_finite() || *x < 1.0) {
             return Err(RecordError::Range("overcommit: expected finite numbers, 1 or more".into()));
         }

@@ -83,7 +83,7 @@ metrics! {
     PoolUsed Gauge "pool_used_units" ["pool", "meter"] "What members use of the pool.";
     PoolDemand Gauge "pool_demand_units" ["pool", "meter"] "What members ask for.";
     PoolFloors Gauge "pool_floors_units" ["pool", "meter"] "The sum of the tenants' floors: above the capacity all shrink in proportion.";
-    PoolOvercommit Gauge "pool_overcommit_ratio" ["pool", "meter"] "By how much thresholds add up to more than the capacity, as part of each lies idle.";
+    PoolOvercommit Gauge "pool_overcommit_ratio" ["pool", "meter"] "By how much thresholds add up to more than the capacity, as part of each lies idle; 1.2 where members count together.";
     ReadingState Gauge "reading_state" ["pool", "meter"] "What the provider's headers are good for: 0 steering, 1 too coarse, 2 contradicted by 429s, 3 none of late.";
     PoolHold Gauge "pool_hold_seconds" ["pool", "meter"] "How long the provider still wants all to wait; absent when it does not.";
     PoolInFlight Gauge "pool_in_flight" ["pool"] "Calls in flight, all members together.";
@@ -130,6 +130,21 @@ metrics! {
     ClockSkew Gauge "clock_skew_seconds" ["pool"] "How far the leader's clock is ahead of this process's, less the pulse's way; overrides end by one's own.";
     RepliesDropped Counter "replies_dropped_total" ["why"] "Replies of the leader that were not taken.";
     ReportFailures Counter "report_failures_total" ["why"] "Reports that did not reach the leader.";
+    // Counting together.
+    TallyDecisions Counter "tally_decisions_total" ["pool", "outcome"] "Requests asked of the store that members count in, by what it answered; away: admitted by shares, because it did not.";
+    TallySeconds Histogram "tally_seconds" [] "How long the store that members count in took to answer.";
+    TallyFailures Counter "tally_failures_total" ["why"] "Questions to the store that members count in that failed.";
+    TallyAway Gauge "tally_away" [] "1 while the store that members count in does not decide, and requests go by shares; else 0.";
+    // What members keep in Redis: requests for later, answers from before.
+    QueueLength Gauge "queue_length" ["queue"] "Requests in the queue, those included that are being sent.";
+    QueueOldest Gauge "queue_oldest_seconds" ["queue"] "How long ago the oldest request was added of those that this worker has in hand; 0 without any.";
+    QueueDeadLetters Gauge "queue_dead_letters" ["queue"] "Requests that were given up and are kept.";
+    QueueAdded Counter "queue_added_total" ["queue"] "Requests that were put into the queue.";
+    QueueRefused Counter "queue_refused_total" ["queue", "why"] "Requests that the queue did not take.";
+    QueueDelivered Counter "queue_delivered_total" ["queue"] "Requests whose answer was handed on, and that left the queue.";
+    QueueRetried Counter "queue_retried_total" ["queue", "why"] "Tries that failed and are followed by another.";
+    QueueDead Counter "queue_dead_total" ["queue", "why"] "Requests that were given up.";
+    AnswersFailed Counter "answers_failed_total" ["op", "why"] "Kept answers that could not be got or put.";
     // The emulated provider.
     EmulatorRequests Counter "emulator_requests_total" ["status"] "Completion requests answered.";
     EmulatorAdmitted Counter "emulator_admitted_units_total" ["unit"] "Units charged; output that is charged apart is counted when the answer ends.";

@@ -27,15 +27,16 @@ const MAY_IMPORT: &[(&str, &[&str], &[&str])] = &[
     ("store", &[], &["plan"]),
     ("https", &[], &[]),
     ("client", PURE, &["store", "https"]),
+    ("redis", PURE, &["client"]),
     ("exposition", &[], &["telemetry"]),
     ("controller", PURE, &["store", "https", "exposition"]),
-    ("sim", PURE, &["store", "client", "exposition", "controller"]),
+    ("sim", PURE, &["store", "client", "redis", "exposition", "controller"]),
     ("config", PURE, &["client", "controller"]),
-    ("cli", PURE, &["store", "client", "exposition", "controller", "sim", "config"]),
+    ("cli", PURE, &["store", "client", "redis", "exposition", "controller", "sim", "config"]),
 ];
 
 /// Where tokio's clock may be read: the shells, which run on tokio. Tests pause it.
-const TOKIO_CLOCK: &[&str] = &["store", "client", "controller", "sim", "cli"];
+const TOKIO_CLOCK: &[&str] = &["store", "client", "redis", "controller", "sim", "cli"];
 
 const BANNED_NAMES: &[&str] = &["utils", "util", "common", "types", "helpers", "misc", "shared"];
 

@@ -1,6 +1,6 @@
 //! Records as the leader writes them, put by hand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use tidegate::clock::UnixMillis;
@@ -42,7 +42,16 @@ pub fn rates(rates: &[(Meter, f64, f64)]) -> Thresholds {
 pub fn grant(stamp: Stamp, thresholds: Thresholds) -> Grant {
     let safe = thresholds.scaled(0.5);
     let reason = Reason { code: "test".to_owned(), text: "by hand".to_owned() };
-    Grant { schema: GRANT_SCHEMA, stamp, thresholds, safe, algorithms: BTreeMap::new(), members: 2, reason }
+    Grant {
+        schema: GRANT_SCHEMA,
+        stamp,
+        thresholds,
+        safe,
+        algorithms: BTreeMap::new(),
+        bounded: BTreeSet::new(),
+        members: 2,
+        reason,
+    }
 }
 
 /// A pulse valid for 15 s that tells of 600 requests/minute.
@@ -53,6 +62,7 @@ pub fn pulse(stamp: Stamp) -> Pulse {
         valid_for_ms: 15_000,
         capacity: [(RPM, 600.0)].into(),
         overcommit: BTreeMap::new(),
+        shared: BTreeMap::new(),
         scale: BTreeMap::new(),
         scale_epoch: None,
         hold_ms: BTreeMap::new(),

@@ -51,7 +51,7 @@ const WRONG: &[(&str, &str, &[&str])] = &[
         "[pools.a]\ndialect = \"openai\"\ncapacity = { \"requests/minute\" = -600 }\n",
         &[
             "t.toml:3:34: pools.a.capacity.\"requests/minute\": found -600, expected a number from 0.001 to 1e12 (units \
-           per window), or { rate, burst, algorithm, alignment }",
+           per window), or { rate, burst, algorithm, alignment, enforcement }",
         ],
     ),
     (
@@ -175,7 +175,7 @@ fn lines_of(text: &str) -> Vec<&str> {
 #[test]
 fn a_good_configuration_gives_one_line() {
     let text = format!(
-        "{POOL}[pools.a.tenants.acme]\n[pools.b]\ndialect = \"anthropic\"\n[pools.b.capacity]\n\"input_tokens/minute\" = 9\n\
+        "{POOL}[pools.a.tenants.acme]\n[pools.b]\ndialect = \"anthropic\"\n[pools.b.capacity]\n\"input_tokens/minute\" = 90000\n\
          [etcd]\nendpoints = [\"http://127.0.0.1:2379\"]\n"
     );
     let output = check(text, &[]);
@@ -194,6 +194,84 @@ fn a_warning_is_printed_and_the_configuration_is_good() {
     let lines = lines_of(&said);
     assert_eq!((output.status.code(), lines.len()), (Some(0), 2), "{lines:?}");
     assert!(lines[0].starts_with("t.toml:3:34: warning: ") && lines[1].starts_with("t.toml: good: "), "{lines:?}");
+}
+
+/// What is printed of sizes, without the last line.
+fn advised(capacity: &str, args: &[&str]) -> Vec<String> {
+    let text = format!(
+        "[pools.\"a.b\"]\ndialect = \"openai\"\n[pools.\"a.b\".tenants.acme]\n[pools.\"a.b\".capacity]\n{capacity}"
+    );
+    let output = check(text, args);
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""), "{output:?}");
+    let said = stdout(&output);
+    let mut lines: Vec<String> = said.lines().map(str::to_owned).collect();
+    let last = lines.pop().unwrap_or_default();
+    assert!(last.starts_with("t.toml: good: "), "{said}");
+    lines
+}
+
+#[test]
+fn a_threshold_too_small_for_its_processes_is_told() {
+    let none: [String; 0] = [];
+    let to_share = "enforcement = \"shared\" counts it together, in Redis";
+    // Half of it is acme's, half the default's.
+    let key = "pools.\"a.b\".capacity.\"requests/minute\"";
+    assert_eq!(advised("\"requests/minute\" = 40\n", &[]), none);
+    assert_eq!(
+        advised("\"requests/minute\" = 30\n", &[]),
+        [format!(
+            "t.toml: advice: {key}: acme gets 15 requests/minute: from 8 processes on that is less than 2 each; {to_share}"
+        )]
+    );
+    assert_eq!(advised("\"requests/minute\" = 30\n", &["--members", "7"]), none);
+    assert_eq!(
+        advised("\"requests/minute\" = 30\n", &["--members", "8"]),
+        [format!(
+            "t.toml: warning: {key}: acme gets 15 requests/minute among 8 processes: less than 2 each; {to_share}"
+        )]
+    );
+    // One that is counted together is well as it is.
+    let shared = "\"requests/minute\" = { rate = 30, enforcement = \"shared\" }\n";
+    assert_eq!(advised(shared, &["--members", "8"]), none);
+    // Tokens are no requests.
+    let few = advised("\"tokens/minute\" = 12000\n", &["--members", "6"]);
+    assert_eq!(few.len(), 0, "{few:?}");
+    let few = advised("\"tokens/minute\" = 6000\n", &["--members", "7"]);
+    assert!(
+        few[0].contains("acme gets 3000 tokens/minute among 7 processes: less than 1000 each, two short"),
+        "{few:?}"
+    );
+
+    let output = check(format!("{}\n", POOL.replace("600", "4")), &["--json"]);
+    let list: Value = serde_json::from_slice(&output.stdout).expect("JSON and nothing else");
+    assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
+    assert_eq!(
+        (&list[0]["severity"], &list[0]["file"], &list[0]["key"], &list[0]["suggestion"]),
+        (
+            &"advice".into(),
+            &"t.toml".into(),
+            &"pools.a.capacity.\"requests/minute\"".into(),
+            &"enforcement = \"shared\"".into()
+        )
+    );
+}
+
+#[test]
+fn a_round_trip_that_buys_nothing_is_told_unless_another_meter_of_the_pool_needs_it() {
+    let none: [String; 0] = [];
+    let ample = "\"requests/minute\" = { rate = 50000, enforcement = \"shared\" }\n";
+    assert_eq!(
+        advised(ample, &[]),
+        [
+            "t.toml: advice: pools.\"a.b\".capacity.\"requests/minute\": acme gets 25000 requests/minute, 2500 for each of \
+          10 processes: a round trip to Redis for each request buys nothing; enforcement = \"local\" does as well"
+        ]
+    );
+    assert_eq!(advised(ample, &["--members", "25"]), none);
+    let told = advised(ample, &["--members", "24"]);
+    assert!(told.len() == 1 && told[0].contains("1041 for each of 24 processes"), "{told:?}");
+    let beside = format!("{ample}\"requests/second\" = {{ rate = 20, enforcement = \"shared\" }}\n");
+    assert_eq!(advised(&beside, &[]), none);
 }
 
 #[test]

@@ -210,7 +210,7 @@ fn values_of_another_type_are_refused_as_written() {
     assert_eq!(
         mistakes(&POOL.replace("600", "\"many\"")),
         ["t.toml:3:34: pools.a.capacity.\"requests/minute\": found \"many\", expected a number from 0.001 to 1e12 \
-          (units per window), or { rate, burst, algorithm, alignment }"]
+          (units per window), or { rate, burst, algorithm, alignment, enforcement }"]
     );
     assert_eq!(after_pool("[pools]\nb = 5\n"), "t.toml:5:5: pools.b: found 5, expected a table");
     assert_eq!(
@@ -243,6 +243,29 @@ fn a_meter_counts_as_it_is_told() {
     let zones: Vec<_> = pool.zones.iter().map(|(meter, zone)| (meter.to_string(), zone.iana_name())).collect();
     let expected = [("requests/day", Some("America/Los_Angeles")), ("tokens/month", Some("UTC"))];
     assert_eq!(zones, expected.map(|(meter, zone)| (meter.to_owned(), zone)));
+}
+
+#[test]
+fn a_meter_is_counted_together_where_it_says_so() {
+    let text = "[pools.a]\ndialect = \"openai\"\n[pools.a.capacity]\n\"requests/second\" = 5\n\
+                \"requests/minute\" = { rate = 10, enforcement = \"shared\" }\n\
+                \"requests/hour\" = { rate = 100, enforcement = \"local\" }\n\
+                \"tokens/minute\" = { rate = 1e6, algorithm = \"sliding_window\", enforcement = \"shared\" }\n";
+    let pool = parse(text).expect("good").controller.pools.remove(0);
+    let shared: Vec<_> = pool.shared.iter().map(Meter::to_string).collect();
+    assert_eq!(shared, ["requests/minute", "tokens/minute"]);
+    let told = |table: &str| mistakes(&POOL.replace("600", &format!("{{ {table} }}")));
+    let key = "pools.a.capacity.\"requests/minute\".enforcement";
+    assert_eq!(
+        told("rate = 6, enforcement = \"share\""),
+        [format!("t.toml:3:60: {key}: found \"share\", expected \"local\" or \"shared\"; did you mean \"shared\"?")]
+    );
+    assert_eq!(
+        told("rate = 6, enforcement = true"),
+        [format!("t.toml:3:60: {key}: found true, expected \"local\" or \"shared\"")]
+    );
+    let lost = after_pool("[pools.a.default]\nenforcement = \"shared\"\n");
+    assert!(lost.contains("\"enforcement\" belongs in [pools.<id>.capacity.<meter>]"), "{lost}");
 }
 
 #[test]
@@ -301,7 +324,7 @@ fn an_unknown_dialect_is_refused_with_those_there_are() {
 
 #[test]
 fn a_pool_without_dialect_or_capacity_is_refused() {
-    let meters = "at least one meter, for each a number from 0.001 to 1e12 (units per window), or { rate, burst, algorithm, alignment }";
+    let meters = "at least one meter, for each a number from 0.001 to 1e12 (units per window), or { rate, burst, algorithm, alignment, enforcement }";
     assert_eq!(
         mistakes("\n[pools.a]\n"),
         [

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tidegate::client::{Client, ClientParams, MemberState, PoolParams};
 use tidegate::config::Config;
 use tidegate::controller::Controller;
@@ -28,6 +28,8 @@ impl Papers {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Whoever has the name of who signed it has signed itself, for OpenSSL.
+        params.distinguished_name.push(DnType::CommonName, "authority");
         let authority = params.self_signed(&key).expect("signed");
         std::fs::write(folder.path().join("ca.pem"), authority.pem()).expect("written");
         let issuer = Issuer::new(params, key);
@@ -38,6 +40,7 @@ impl Papers {
             let key = KeyPair::generate().expect("a key");
             let mut params = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).expect("names");
             params.extended_key_usages = uses;
+            params.distinguished_name.push(DnType::CommonName, name);
             let signed = params.signed_by(&key, &issuer).expect("signed");
             std::fs::write(folder.path().join(format!("{name}.pem")), signed.pem()).expect("written");
             std::fs::write(folder.path().join(format!("{name}-key.pem")), key.serialize_pem()).expect("written");

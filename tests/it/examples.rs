@@ -1,11 +1,11 @@
-//! Each example runs as a stranger would run it: against `tidegate emulate`, and a real etcd where it needs one.
+//! Each example runs as a stranger would run it: against `tidegate emulate`, and a real etcd or Redis where it needs one.
 
 use std::path::PathBuf;
 use std::process::Command;
 
-use tidegate::sim::Etcd;
 use tidegate::sim::emulator::EmulatorState;
 use tidegate::sim::process::Process;
+use tidegate::sim::{Etcd, RedisServer};
 
 use crate::world::{PATIENCE, listening, tidegate};
 
@@ -19,8 +19,8 @@ fn example(name: &str) -> Command {
     Command::new(path)
 }
 
-/// Runs an example to its end; what it printed, and what the provider says of it.
-async fn run(name: &str, etcd: Option<&Etcd>) -> (Vec<String>, EmulatorState) {
+/// Runs an example to its end, with more in its environment; what it printed, and what the provider says of it.
+async fn run(name: &str, environment: &[(&str, &str)]) -> (Vec<String>, EmulatorState) {
     let mut emulator = Process::spawn(
         "emulator",
         tidegate(&[
@@ -40,9 +40,7 @@ async fn run(name: &str, etcd: Option<&Etcd>) -> (Vec<String>, EmulatorState) {
     let provider = listening(&mut emulator).await;
     let mut command = example(name);
     command.env("TIDEGATE_PROVIDER", &provider);
-    if let Some(etcd) = etcd {
-        command.env("TIDEGATE_ETCD", etcd.endpoint());
-    }
+    command.envs(environment.iter().copied());
     let mut process = Process::spawn(name, command, None).expect("the example starts");
     let status = process.wait(PATIENCE).await.expect("it ends");
     let lines = process.lines();
@@ -60,7 +58,7 @@ fn counted(state: &EmulatorState) -> (Vec<(&str, u64)>, u64) {
 
 #[tokio::test]
 async fn the_middleware_example_sends_what_is_in_time_and_tells_of_the_rest() {
-    let (lines, state) = run("middleware", None).await;
+    let (lines, state) = run("middleware", &[]).await;
     // Five at once at one a second: one goes, one can wait, the last cannot; those between by how fast the machine is.
     let sent = lines.iter().filter(|line| line.contains(": 200 OK, ")).count();
     let refused = lines.iter().filter(|line| line.contains(": not sent, not before ")).count();
@@ -71,7 +69,7 @@ async fn the_middleware_example_sends_what_is_in_time_and_tells_of_the_rest() {
 
 #[tokio::test]
 async fn the_tower_example_sends_two_in_turn_and_refuses_the_one_that_is_too_large() {
-    let (lines, state) = run("tower", None).await;
+    let (lines, state) = run("tower", &[]).await;
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines[..2].iter().all(|line| line.starts_with("200 OK, ")), "{lines:?}");
     assert!(lines[2].starts_with("not sent, never: needs 3"), "{lines:?}");
@@ -80,7 +78,7 @@ async fn the_tower_example_sends_two_in_turn_and_refuses_the_one_that_is_too_lar
 
 #[tokio::test]
 async fn the_fallback_example_answers_from_its_cache_from_another_pool_and_from_its_queue() {
-    let (lines, state) = run("fallback", None).await;
+    let (lines, state) = run("fallback", &[]).await;
     let expected = [
         "hello: 200 OK by a provider, large",
         "hello: 200 OK by cached, large",
@@ -94,8 +92,25 @@ async fn the_fallback_example_answers_from_its_cache_from_another_pool_and_from_
 }
 
 #[tokio::test]
+async fn the_worker_example_sends_what_was_refused_and_keeps_its_answer() {
+    let redis = RedisServer::start().await.expect("redis starts");
+    let (lines, state) = run("requeue_worker", &[("TIDEGATE_REDIS", &redis.url())]).await;
+    let expected = [
+        "good morning: 200 OK by a provider",
+        "good day: 202 Accepted by requeued",
+        "good night: 202 Accepted by requeued",
+        "from the queue: 200 OK, try 1, answered",
+        "from the queue: 200 OK, try 1, answered",
+        "left in the queue: 0",
+        "good night: 200 OK by cached",
+    ];
+    assert_eq!(lines, expected);
+    assert_eq!(counted(&state), (vec![("acme", 3)], 0));
+}
+
+#[tokio::test]
 async fn the_example_by_hand_settles_requeues_and_answers_from_its_cache() {
-    let (lines, state) = run("by_hand", None).await;
+    let (lines, state) = run("by_hand", &[]).await;
     let has = |part: &str| lines.iter().any(|line| line.contains(part));
     for part in
         ["one: 200 OK, ", "two: 200 OK, ", "three: 200 OK, ", ": back into the queue, no room in requests/minute"]
@@ -110,7 +125,7 @@ async fn the_example_by_hand_settles_requeues_and_answers_from_its_cache() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_override_example_is_obeyed_and_leaves_nothing_behind() {
     let etcd = Etcd::start().await.expect("etcd starts");
-    let (lines, state) = run("override_from_code", Some(&etcd)).await;
+    let (lines, state) = run("override_from_code", &[("TIDEGATE_ETCD", etcd.endpoint())]).await;
     let expected = [
         "before:  10 requests/minute",
         "obeyed:  120 requests/minute",

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidegate::client::MemberState;
-use tidegate::client::gate::{Answer, Asker, Gate};
+use tidegate::client::gate::{Answer, Asker, Gate, Outcome};
 use tidegate::client::swap::{PoolWide, Swap};
 use tidegate::clock::MonoTime;
-use tidegate::limiter::{Counting, Limiter, Limits, MeterLimit, Priority};
+use tidegate::limiter::{Bound, Counting, Limiter, Limits, MeterLimit, Priority, Together, Wait};
 use tidegate::plan::{Mode, Rate};
 use tidegate::quota::{Cost, Meter};
 use tokio::sync::Notify;
@@ -25,7 +25,7 @@ fn gate(concurrency: Option<u32>) -> Gate<Arc<Notify>> {
 /// One request a minute, after the first.
 fn slow_gate() -> Gate<Arc<Notify>> {
     let rate = Rate { rate: 1.0, burst: 1.0 };
-    let limit = MeterLimit { rate, largest_request: 1.0, counting: Counting::TokenBucket };
+    let limit = MeterLimit { rate, largest_request: 1.0, counting: Counting::TokenBucket, together: None };
     let meters = BTreeMap::from([(Meter::REQUESTS_PER_MINUTE, limit)]);
     let mut limiter = Limiter::new(&Limits { meters, ..Limits::default() }, s(0));
     limiter.top_up_to_one_request(s(0));
@@ -61,7 +61,7 @@ fn who_would_be_too_late_without_a_share_waits_for_it() {
     assert!(matches!(ask(30), Answer::Admitted(..)));
     assert!(matches!(ask(30), Answer::Late(_)), "a minute is too long");
     let rate = Rate { rate: 1.0, burst: 1.0 };
-    let limit = MeterLimit { rate, largest_request: 1.0, counting: Counting::TokenBucket };
+    let limit = MeterLimit { rate, largest_request: 1.0, counting: Counting::TokenBucket, together: None };
     let meters = BTreeMap::from([(Meter::REQUESTS_PER_MINUTE, limit)]);
     let limits = Limits { meters, share_to_come: Some(3.0), ..Limits::default() };
     gate.retune(&limits, s(0));
@@ -83,7 +83,7 @@ fn a_share_to_come_makes_nobody_late_where_nothing_is_enforced() {
     let enforcing = Swap::new(PoolWide::new(MemberState::Active));
     let observing = Swap::new(PoolWide { mode: Mode::Observe, ..PoolWide::new(MemberState::Active) });
     let rate = Rate { rate: 1.0, burst: 1.0 };
-    let limit = MeterLimit { rate, largest_request: 1.0, counting: Counting::TokenBucket };
+    let limit = MeterLimit { rate, largest_request: 1.0, counting: Counting::TokenBucket, together: None };
     let meters = BTreeMap::from([(Meter::REQUESTS_PER_MINUTE, limit)]);
     let (child, account) = (slow_gate(), slow_gate());
     child.retune(&Limits { meters, share_to_come: Some(2.0), ..Limits::default() }, s(0));
@@ -102,7 +102,7 @@ fn a_share_to_come_makes_nobody_late_where_nothing_is_enforced() {
 fn whose_room_it_waits_for_is_whose_share_may_come() {
     let wide = Swap::new(PoolWide::new(MemberState::Active));
     let rate = Rate { rate: 1.0, burst: 1.0 };
-    let limit = MeterLimit { rate, largest_request: 1.0, counting: Counting::TokenBucket };
+    let limit = MeterLimit { rate, largest_request: 1.0, counting: Counting::TokenBucket, together: None };
     let to_come = Limits { share_to_come: Some(3.0), ..Limits::default() };
     let (child, account) = (gate(None), slow_gate());
     let ask = |by| child.ask(&mut Asker::new(ONE, Priority::Interactive, s(by)), &wide, Some((&account, &wide)), s(0));
@@ -189,4 +189,101 @@ fn a_place_that_is_free_again_is_first_for_one_who_waits() {
     gate.settle(first, None, &ONE, s(2));
     assert!(gate.decide(&ONE, Priority::Interactive, &wide, s(2)).is_none());
     assert!(matches!(gate.ask(&mut waiter, &wide, None, s(2)), Answer::Admitted(..)));
+}
+
+/// A meter that members count together, so little of it being this one's own part that that would refuse.
+fn counted_gate() -> Gate<Arc<Notify>> {
+    let rate = Rate { rate: 1.0, burst: 1.0 };
+    let together = Together { tenant: rate.scaled(100.0), pool: rate.scaled(100.0), members: 100, borrows: true };
+    let limit = MeterLimit { rate, largest_request: 100.0, counting: Counting::TokenBucket, together: Some(together) };
+    Gate::new(
+        Limiter::new(&Limits { meters: [(Meter::REQUESTS_PER_MINUTE, limit)].into(), ..Limits::default() }, s(0)),
+        s(0),
+    )
+}
+
+fn asking(by_s: u64) -> Asker<Arc<Notify>> {
+    let mut asker = Asker::new(ONE, Priority::Interactive, s(by_s));
+    asker.count_together(true);
+    asker
+}
+
+fn not_before(at_s: u64) -> Wait {
+    Wait { at: Some(s(at_s)), by: Bound::Meter(Meter::REQUESTS_PER_MINUTE) }
+}
+
+#[test]
+fn who_is_refused_by_his_own_tally_does_not_stand_in_the_parents_line() {
+    let wide = Swap::new(PoolWide::new(MemberState::Active));
+    let (child, sibling, account) = (counted_gate(), counted_gate(), counted_gate());
+    let parent = Some((&account, &wide));
+    let mut head = asking(100);
+    let Answer::Ask(question) = child.ask(&mut head, &wide, parent, s(0)) else { panic!("it is asked elsewhere") };
+    assert_eq!(question.counted.each_ref().map(Vec::len), [1, 1]);
+    let told = child.told(&mut head, question, Outcome::Not(not_before(60), s(6), 0), Some(&account), s(0));
+    assert!(matches!(told, Answer::Wait(until) if until == s(6)), "{told:?}");
+    // Another of the account's pools is free to ask.
+    let mut other = asking(100);
+    let Answer::Ask(question) = sibling.ask(&mut other, &wide, parent, s(1)) else { panic!("nobody stands before it") };
+    // This one is refused by what the account may take: it stands in that line, and others wait behind it.
+    let told = sibling.told(&mut other, question, Outcome::Not(not_before(60), s(7), 1), Some(&account), s(1));
+    assert!(matches!(told, Answer::Wait(_)), "{told:?}");
+    assert!(matches!(child.ask(&mut asking(0), &wide, parent, s(2)), Answer::Late(_)));
+    // Woken for whatever else, neither asks again before he was told to.
+    assert!(matches!(child.ask(&mut head, &wide, parent, s(2)), Answer::Wait(until) if until == s(6)));
+    assert!(matches!(child.ask(&mut head, &wide, parent, s(6)), Answer::Wait(_) | Answer::Ask(_)));
+    assert_eq!(account.traffic().in_flight, child.traffic().in_flight, "places are given back");
+}
+
+#[test]
+fn a_parent_that_observes_counts_what_its_children_decide_without_it() {
+    let wide = Swap::new(PoolWide::new(MemberState::Active));
+    let observed = Swap::new(PoolWide { mode: Mode::Observe, ..PoolWide::new(MemberState::Active) });
+    let (child, account) = (counted_gate(), counted_gate());
+    let parent = Some((&account, &observed));
+    let mut asker = asking(100);
+    let Answer::Ask(question) = child.ask(&mut asker, &wide, parent, s(60)) else { panic!("it is asked elsewhere") };
+    assert!(question.counted[1].is_empty());
+    let marks = [[0, 0]];
+    let told = child.told(&mut asker, question, Outcome::Taken(&marks, false, None), Some(&account), s(60));
+    let Answer::Admitted(mine, Some(theirs)) = told else { panic!("{told:?}") };
+    let seen = |gate: &Gate<Arc<Notify>>| (gate.traffic().counters.admitted, gate.traffic().in_flight);
+    assert_eq!((seen(&child), seen(&account)), ((1, 1), (1, 1)));
+    child.settle(mine, None, &ONE, s(61));
+    account.settle(theirs, None, &ONE, s(61));
+    assert_eq!((seen(&child), seen(&account)), ((1, 0), (1, 0)));
+}
+
+#[test]
+fn a_child_that_observes_waits_for_its_parent_and_asks_nobody_else() {
+    let observed = Swap::new(PoolWide { mode: Mode::Observe, ..PoolWide::new(MemberState::Active) });
+    let wide = Swap::new(PoolWide::new(MemberState::Active));
+    let (child, account) = (counted_gate(), counted_gate());
+    let parent = Some((&account, &wide));
+    // A minute has filled the account's own part with one.
+    assert!(matches!(child.ask(&mut asking(60), &observed, parent, s(60)), Answer::Admitted(_, Some(_))));
+    assert!(matches!(child.ask(&mut asking(200), &observed, parent, s(60)), Answer::Wait(_)));
+}
+
+#[test]
+fn who_stood_in_line_when_the_store_fell_silent_keeps_his_place() {
+    let wide = Swap::new(PoolWide::new(MemberState::Active));
+    let gate = counted_gate();
+    let mut first = asking(1_000);
+    let Answer::Ask(question) = gate.ask(&mut first, &wide, None, s(0)) else { panic!("it is asked elsewhere") };
+    let told = gate.told(&mut first, question, Outcome::Not(not_before(5), s(5), 0), None, s(0));
+    assert!(matches!(told, Answer::Wait(_)), "{told:?}");
+    let mut second = asking(1_000);
+    assert!(matches!(gate.ask(&mut second, &wide, None, s(1)), Answer::Wait(_)));
+    let Answer::Ask(question) = gate.ask(&mut first, &wide, None, s(5)) else { panic!("his time has come") };
+    assert!(matches!(gate.told(&mut first, question, Outcome::Silent, None, s(5)), Answer::Moved));
+    // By this member's own part, one a minute: the first goes first.
+    first.count_together(false);
+    second.count_together(false);
+    assert!(matches!(gate.ask(&mut second, &wide, None, s(70)), Answer::Wait(_)));
+    assert!(matches!(gate.ask(&mut first, &wide, None, s(70)), Answer::Admitted(..)));
+    // What went so is told.
+    let untold = gate.take_untold(false, s(71)).expect("something is owed");
+    assert_eq!(untold.owed.iter().map(|counted| counted.owed).collect::<Vec<_>>(), [1]);
+    assert!(gate.take_untold(false, s(71)).is_none());
 }

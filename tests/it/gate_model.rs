@@ -111,14 +111,14 @@ type Wide = Swap<PoolWide, Modelled>;
 fn limits(concurrency: Option<u32>, burst: f64) -> Limits {
     // Nothing flows: what is there is there.
     let rate = Rate { rate: 1e-9, burst };
-    let limit = MeterLimit { rate, largest_request: 100.0, counting: Counting::TokenBucket };
+    let limit = MeterLimit { rate, largest_request: 100.0, counting: Counting::TokenBucket, together: None };
     Limits { meters: BTreeMap::from([(Meter::REQUESTS_PER_MINUTE, limit)]), concurrency, ..Limits::default() }
 }
 
 /// A gate with as many requests in hand.
 fn gate(concurrency: Option<u32>, requests: u32) -> Arc<ModelGate> {
     let rate = Rate { rate: 60.0 * f64::from(requests), burst: f64::from(requests) };
-    let limit = MeterLimit { rate, largest_request: 100.0, counting: Counting::TokenBucket };
+    let limit = MeterLimit { rate, largest_request: 100.0, counting: Counting::TokenBucket, together: None };
     let meters = BTreeMap::from([(Meter::REQUESTS_PER_MINUTE, limit)]);
     let mut limiter = Limiter::new(&Limits { meters, concurrency, ..Limits::default() }, NOW);
     limiter.retune(&limits(concurrency, 100.0), NOW);

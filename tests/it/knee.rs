@@ -23,6 +23,10 @@ use super::world::{eventually, listening, tidegate};
 const SLOTS: usize = 16;
 /// Workers that always have something to ask: four times as many as it can answer.
 const WORKERS: usize = 64;
+/// The last of the servers at which ours and the best static limit are compared; each is named by the seed of its answers.
+const SERVERS: u64 = 4;
+/// What the median of three ratios of p99s, of some 480 answers each, may be above that of two equals.
+const NOISE: f64 = 0.03;
 /// A call that takes longer has timed out. Without a limit of concurrency one takes 2.4 s.
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -153,11 +157,13 @@ struct Farm {
 }
 
 impl Farm {
-    async fn new() -> Self {
+    /// One whose answers are drawn by this seed.
+    async fn new(seed: u64) -> Self {
+        let seed = seed.to_string();
         let slots = SLOTS.to_string();
         let arguments = ["emulate", "--listen", "127.0.0.1:0", "--no-headers", "--slots", &slots, "--crowding", "1"];
         let much = ["--requests-per-minute", "1000000000", "--tokens-per-minute", "1000000000"];
-        let answers = ["--ttft-ms", "100", "--ms-per-token", "5", "--output-tokens", "40"];
+        let answers = ["--ttft-ms", "100", "--ms-per-token", "5", "--output-tokens", "40", "--seed", &seed];
         let arguments: Vec<&str> = arguments.into_iter().chain(much).chain(answers).collect();
         let mut emulator = Process::spawn("emulator", tidegate(&arguments), None).expect("emulator starts");
         let provider = listening(&mut emulator).await;
@@ -267,7 +273,7 @@ async fn ours(farm: &mut Farm, warm: Duration, span: Duration) -> (Run, Run) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_queues_is_driven_near_its_knee_without_a_time_out_and_so_when_prometheus_is_killed() {
-    let mut farm = Farm::new().await;
+    let mut farm = Farm::new(1).await;
     let (warm, span) = (Duration::from_secs(1), Duration::from_secs(6));
     let at_knee = farm.of_static(SLOTS, warm, span).await;
     println!("static {SLOTS}: {at_knee}");
@@ -279,12 +285,14 @@ async fn a_server_that_queues_is_driven_near_its_knee_without_a_time_out_and_so_
     }
 }
 
-/// Static limits of concurrency, one after the other, against the law.
+/// Static limits of concurrency, one after the other, against the law. Of some hundred answers the slowest hundredth scatters by more
+/// than one limit differs from the next, so the best one and ours are measured by turns, at servers whose answers are drawn anew, and
+/// what counts is the median of their ratios.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "minutes: make test-full"]
 async fn throughput_at_the_knee_is_that_of_the_best_static_limit() {
-    let mut farm = Farm::new().await;
-    let (warm, span) = (Duration::from_secs(3), Duration::from_secs(30));
+    let farm = Farm::new(1).await;
+    let (warm, span) = (Duration::from_secs(3), Duration::from_secs(20));
     let mut best: Option<(usize, Run)> = None;
     for places in [8, 12, 16, 20, 24, 32] {
         let run = farm.of_static(places, warm, span).await;
@@ -294,15 +302,36 @@ async fn throughput_at_the_knee_is_that_of_the_best_static_limit() {
             best = Some((places, run));
         }
     }
+    drop(farm);
     let (places, best) = best.expect("some were tried");
     println!("best static: {places}: {best}");
-    let (seeing, blind) = ours(&mut farm, Duration::from_secs(10), span).await;
-    for run in [&seeing, &blind] {
-        println!("ours ÷ best static: throughput {:.3}, p99 {:.3}", run.per_s / best.per_s, ratio(run.p99, best.p99));
-        assert!(run.per_s >= 0.95 * best.per_s, "{run} against {best}");
-        assert!(ratio(run.p99, best.p99) <= 1.07, "{run} against {best}");
-        assert_eq!(run.failed, 0, "no call timed out");
+    let (mut seeing, mut blind) = (Vec::new(), Vec::new());
+    for seed in 2..=SERVERS {
+        let mut farm = Farm::new(seed).await;
+        let before = farm.of_static(places, warm, span).await;
+        let (with_sight, without) = ours(&mut farm, Duration::from_secs(10), span).await;
+        let after = farm.of_static(places, warm, span).await;
+        println!("static {places}: before {before}, after {after}");
+        let p99 = (before.p99 + after.p99) / 2;
+        let per_s = f64::midpoint(before.per_s, after.per_s);
+        for (run, ratios) in [(with_sight, &mut seeing), (without, &mut blind)] {
+            ratios.push((run.per_s / per_s, ratio(run.p99, p99)));
+            assert_eq!(run.failed, 0, "no call timed out");
+        }
     }
+    for (name, ratios) in [("ours", seeing), ("ours, Prometheus killed", blind)] {
+        println!("{name} ÷ best static, server by server (throughput, p99): {ratios:.3?}");
+        let (throughput, p99) = (median(&ratios, |of| of.0), median(&ratios, |of| of.1));
+        println!("{name} ÷ best static, median: throughput {throughput:.3}, p99 {p99:.3}");
+        assert!(throughput >= 0.95, "{name}: {throughput}");
+        assert!(p99 <= 1.0 + NOISE, "{name}: {p99}");
+    }
+}
+
+fn median(ratios: &[(f64, f64)], of: impl Fn(&(f64, f64)) -> f64) -> f64 {
+    let mut all: Vec<f64> = ratios.iter().map(of).collect();
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
 }
 
 fn ratio(ours: Duration, theirs: Duration) -> f64 {

@@ -170,6 +170,20 @@ fn what_is_lent_is_taken_back() {
     assert_eq!(step(21.0, &busy, Room::Short), 1.0, "at once");
 }
 
+#[test]
+fn where_it_is_fixed_nothing_is_learned_and_what_was_is_forgotten() {
+    let mut overcommit = Overcommit::new(OvercommitParams::default());
+    let busy = asked(20.0, 5.0);
+    let step = |overcommit: &mut Overcommit, at: u32| overcommit.step(s(f64::from(at)), 10.0, &busy, Room::Above(0.0));
+    assert_eq!((0..20).map(|at| step(&mut overcommit, at)).last(), Some(1.6));
+    overcommit.fix(Some(1.2));
+    assert!((20..40).all(|at| step(&mut overcommit, at) == 1.2));
+    assert_eq!(overcommit.step(s(40.0), 10.0, &busy, Room::Short), 1.2);
+    overcommit.fix(None);
+    let free = step(&mut overcommit, 41);
+    assert!((1.0..1.2).contains(&free), "it begins at nothing: {free}");
+}
+
 // === latency ===
 
 /// Answers whose logarithms are normal: told by their sums, as members tell them.

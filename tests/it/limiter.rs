@@ -23,7 +23,7 @@ fn ms(ms: u64) -> MonoTime {
 fn limits(meters: &[(Meter, f64, f64, f64)]) -> Limits {
     let meters = meters.iter().map(|(meter, per_s, burst, undivided)| {
         let rate = Rate { rate: per_s * meter.window.seconds(), burst: *burst };
-        (*meter, MeterLimit { rate, largest_request: *undivided, counting: Counting::TokenBucket })
+        (*meter, MeterLimit { rate, largest_request: *undivided, counting: Counting::TokenBucket, together: None })
     });
     Limits { meters: meters.collect(), ..Limits::default() }
 }
@@ -417,7 +417,8 @@ proptest! {
 #[test]
 fn those_who_wait_for_a_window_are_spread_over_its_beginning_and_hold_up_nobody_before() {
     let counting = Counting::FixedWindow(Alignment::EndsAt(ms(60_000)));
-    let limit = MeterLimit { rate: Rate { rate: 600.0, burst: 600.0 }, largest_request: 600.0, counting };
+    let limit =
+        MeterLimit { rate: Rate { rate: 600.0, burst: 600.0 }, largest_request: 600.0, counting, together: None };
     let limits = Limits { meters: BTreeMap::from([(TPM, limit)]), ..Limits::default() };
     let mut limiter = Limiter::new(&limits, ms(0));
     let first = admitted(&mut limiter, Cost::request(500, 0), ms(0));
@@ -443,7 +444,8 @@ fn those_who_wait_for_a_window_are_spread_over_its_beginning_and_hold_up_nobody_
 
 fn window_limits(units: f64) -> Limits {
     let counting = Counting::FixedWindow(Alignment::EndsAt(ms(60_000)));
-    let limit = MeterLimit { rate: Rate { rate: units, burst: units }, largest_request: units, counting };
+    let limit =
+        MeterLimit { rate: Rate { rate: units, burst: units }, largest_request: units, counting, together: None };
     Limits { meters: BTreeMap::from([(TPM, limit)]), ..Limits::default() }
 }
 
@@ -608,7 +610,8 @@ fn of_more_meters_than_are_usual_each_can_be_the_one_that_refuses() {
 fn a_window_of_another_length_begins_with_what_the_old_one_has_counted() {
     let counted = |window: Window, counting: Counting| {
         let meter = Meter { unit: Unit::Requests, window };
-        let limit = MeterLimit { rate: Rate { rate: 10.0, burst: 10.0 }, largest_request: 10.0, counting };
+        let limit =
+            MeterLimit { rate: Rate { rate: 10.0, burst: 10.0 }, largest_request: 10.0, counting, together: None };
         Limits { meters: BTreeMap::from([(meter, limit)]), ..Limits::default() }
     };
     for counting in [Counting::FixedWindow(Alignment::FirstUse), Counting::SlidingWindow, Counting::SlidingLog] {
@@ -636,7 +639,7 @@ fn what_was_told_while_a_hold_ran_is_not_the_last_word_after_it() {
 #[test]
 fn a_fixed_window_goes_slowly_too_after_a_hold() {
     let counting = Counting::FixedWindow(Alignment::EndsAt(ms(60_000)));
-    let limit = MeterLimit { rate: Rate { rate: 60.0, burst: 60.0 }, largest_request: 60.0, counting };
+    let limit = MeterLimit { rate: Rate { rate: 60.0, burst: 60.0 }, largest_request: 60.0, counting, together: None };
     let mut limiter = Limiter::new(&Limits { meters: BTreeMap::from([(RPM, limit)]), ..Limits::default() }, ms(0));
     limiter.hold(&[Hold { meter: RPM, until: ms(10_000) }], ms(0));
     let at_once = (0..60).filter(|_| ask(&mut limiter, REQUEST, ms(10_001)).is_ok()).count();

@@ -229,7 +229,7 @@ fn limits_of(new: [Option<(i64, i64)>; 2], slow: &SlowLimiter) -> Limits {
         let (per_ms, burst) = limit?;
         let rate = Rate { rate: per_ms as f64 * 1e3, burst: burst as f64 };
         let counting = Counting::TokenBucket;
-        Some((meter, MeterLimit { rate, largest_request: slow.largest as f64, counting }))
+        Some((meter, MeterLimit { rate, largest_request: slow.largest as f64, counting, together: None }))
     };
     let meters: BTreeMap<Meter, MeterLimit> = METERS.into_iter().zip(new).filter_map(meter).collect();
     let concurrency = slow.concurrency.map(|most| u32::try_from(most).expect("small"));

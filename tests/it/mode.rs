@@ -34,8 +34,12 @@ struct Stand {
 
 impl Stand {
     fn new(mode: Mode) -> Self {
-        let limit =
-            MeterLimit { rate: Rate { rate: 1.0, burst: 1.0 }, largest_request: 1.0, counting: Counting::TokenBucket };
+        let limit = MeterLimit {
+            rate: Rate { rate: 1.0, burst: 1.0 },
+            largest_request: 1.0,
+            counting: Counting::TokenBucket,
+            together: None,
+        };
         let limits = Limits { meters: [(Meter::REQUESTS_PER_MINUTE, limit)].into(), ..Limits::default() };
         let mut limiter = Limiter::new(&limits, s(0));
         limiter.top_up_to_one_request(s(0));
@@ -143,6 +147,7 @@ fn no_limit_of_its_own_refuses_who_waits_for_the_parent() {
                     rate: Rate { rate: 1.0, burst: 10.0 },
                     largest_request: 10.0,
                     counting: Counting::TokenBucket,
+                    together: None,
                 },
             )]
             .into(),

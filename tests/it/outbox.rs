@@ -20,6 +20,7 @@ fn grant(rate: f64) -> Grant {
         safe: thresholds.scaled(0.5),
         thresholds,
         algorithms: BTreeMap::new(),
+        bounded: std::collections::BTreeSet::new(),
         members: 1,
         reason: Reason { code: "test".into(), text: String::new() },
     }
@@ -41,6 +42,7 @@ fn pulse(stamp: Stamp, cut: Cut) -> Pulse {
         valid_for_ms: 15_000,
         capacity: BTreeMap::new(),
         overcommit: BTreeMap::new(),
+        shared: BTreeMap::new(),
         scale: cut.scale,
         scale_epoch: cut.epoch,
         hold_ms: BTreeMap::new(),

@@ -18,7 +18,7 @@ fn ms(ms: u64) -> MonoTime {
 
 /// Limits of so many a minute with so large a burst, counted so.
 fn limits(meters: &[(Meter, f64, f64)], counting: Counting) -> Limits {
-    let limit = |rate, burst| MeterLimit { rate: Rate { rate, burst }, largest_request: 1e9, counting };
+    let limit = |rate, burst| MeterLimit { rate: Rate { rate, burst }, largest_request: 1e9, counting, together: None };
     let meters: BTreeMap<_, _> = meters.iter().map(|(meter, rate, burst)| (*meter, limit(*rate, *burst))).collect();
     Limits { meters, ..Limits::default() }
 }

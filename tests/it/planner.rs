@@ -1,6 +1,6 @@
 //! Signals and planner, driven by reports and ticks: what is published, when, and for whom.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
@@ -39,6 +39,7 @@ pub fn pool(per_minute: f64, names: &[&str]) -> PoolParams {
         mode: Mode::Enforce,
         capacity: BTreeMap::from([(RPM, Rate { rate: per_minute, burst: per_minute })]),
         algorithms: BTreeMap::new(),
+        shared: BTreeSet::new(),
         zones: BTreeMap::new(),
         concurrency: None,
         tenants: names.iter().map(|name| (name.parse().unwrap(), TenantParams::default())).collect(),
@@ -908,6 +909,7 @@ impl Fleet {
                     rate: Rate { burst: mine.burst.max(1.0), ..mine },
                     largest_request: whole.burst,
                     counting: Counting::TokenBucket,
+                    together: None,
                 };
                 gate.limiter.retune(&Limits { meters: BTreeMap::from([(RPM, limit)]), ..Limits::default() }, now);
                 let per_s = arrivals.iter().find(|(name, _)| tenant(name) == *grantee).map_or(0.0, |(_, x)| *x);

@@ -16,7 +16,10 @@ const FILE: &str = r#"
 dialect = "openai"
 mode = "observe"
 concurrency = 12
-capacity = { "requests/minute" = 600, "tokens/day" = { rate = 1e6, algorithm = "fixed_window", alignment = "clock" } }
+[pools.pool.capacity]
+"requests/minute" = 600
+"requests/10s" = { rate = 100, enforcement = "shared" }
+"tokens/day" = { rate = 1e6, algorithm = "fixed_window", alignment = "clock" }
 [pools.pool.tenants.acme]
 weight = 3
 floor = { "requests/minute" = 60 }
@@ -29,7 +32,8 @@ fn record() -> Value {
     json!({
         "dialect": "openai", "mode": "observe", "concurrency": 12,
         "capacity": {
-            "requests/minute": 600, "tokens/day": { "rate": 1e6, "algorithm": "fixed_window", "alignment": "clock" },
+            "requests/minute": 600, "requests/10s": { "rate": 100, "enforcement": "shared" },
+            "tokens/day": { "rate": 1e6, "algorithm": "fixed_window", "alignment": "clock" },
         },
         "tenants": { "acme": { "weight": 3, "floor": { "requests/minute": 60 } }, "a b\"c": {} },
         "default": { "ceiling": { "requests/minute": 30.5 } },

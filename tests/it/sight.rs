@@ -210,6 +210,10 @@ const EMPTY: &[(&str, &str)] = &[
     ("tidegate_reads_refused_total", "nobody has to say who he is"),
     ("tidegate_connections_refused_total", "the port speaks no TLS"),
     ("tidegate_reservations_expired_total", "every call is settled"),
+    ("tidegate_tally_decisions_total", "no meter of this pool is shared"),
+    ("tidegate_tally_seconds", "no meter of this pool is shared"),
+    ("tidegate_tally_failures_total", "no meter of this pool is shared"),
+    ("tidegate_tally_away", "no meter of this pool is shared"),
 ];
 
 fn why_empty(expr: &str) -> Option<&'static str> {

@@ -1,16 +1,22 @@
-//! What Prometheus answers to a configuration's queries: which pool and tenant each series would feed.
+//! What Prometheus answers to a configuration's queries: which pool and tenant each series would feed. And how many processes
+//! use its pools, as etcd knows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::sizing::Members;
+use super::understood;
+use crate::cli::reach::access_of;
 use crate::cli::table::{NONE, number, table};
 use crate::cli::{Failure, print, print_json};
-use crate::config::Config;
+use crate::config::{Config, EtcdParams, Mistake};
 use crate::controller::PoolParams;
 use crate::controller::signal::Role;
 use crate::controller::source::{Fed, Misfit, Prometheus, QueryParams};
-use crate::quota::Grantee;
+use crate::plan::keyspace::{Key, Keyspace, Presence};
+use crate::quota::{Grantee, PoolId};
+use crate::store::{EtcdAccess, EtcdStore, Select, Source, StoreError};
 
 /// So many series of a query are shown to people.
 const SERIES_SHOWN: usize = 20;
@@ -46,20 +52,60 @@ struct Feeds {
     is_lost: bool,
 }
 
-/// Asks and shows; fails when a query is not answered, or feeds nothing.
-pub(super) async fn ask(config: &Config, json: bool) -> Result<(), Failure> {
-    let Some(params) = &config.controller.prometheus else {
-        return Err(Failure::Usage("nothing to ask: the configuration has no [prometheus]".to_owned()));
-    };
-    let prometheus = Prometheus::new(params).map_err(Failure::Usage)?;
+/// How many processes use each pool; why nobody knows is noted.
+pub(super) async fn members(config: &Config, file: &str, noted: &mut Vec<Mistake>) -> Members {
+    let Some(etcd) = &config.etcd else { return Members::Unknown };
+    // Files of its that are not good here are noted already.
+    let Ok(access) = access_of(etcd) else { return Members::Unknown };
+    match present(etcd, access, &config.controller.keyspace).await {
+        Ok(of) => Members::Live(of),
+        Err(error) => {
+            let message = format!("{error}: how many processes use the pools is not known; --members says it");
+            noted.push(Mistake::of_what_it_names(file, "etcd", message));
+            Members::Unknown
+        }
+    }
+}
+
+/// The pools that living members have named, and how many.
+async fn present(etcd: &EtcdParams, access: EtcdAccess, keys: &Keyspace) -> Result<BTreeMap<PoolId, u32>, StoreError> {
+    let store = EtcdStore::connect_with(&etcd.endpoints, access).await?;
+    let listing = store.list(&[Select::Prefix(keys.members())]).await?;
+    let mut of = BTreeMap::new();
+    for entry in listing.entries.iter().filter(|entry| matches!(keys.parse(&entry.key), Some(Key::Member(_)))) {
+        let Ok(Presence { pools, .. }) = serde_json::from_slice(&entry.value) else { continue };
+        for pool in pools {
+            *of.entry(pool).or_insert(0) += 1;
+        }
+    }
+    Ok(of)
+}
+
+/// Asks and shows, with what is to be looked at in the file; fails when a query is not answered, or feeds nothing.
+pub(super) async fn ask(config: &Config, members: &Members, json: bool, file: &str) -> Result<(), Failure> {
+    let queries = config.controller.prometheus.as_ref();
+    if queries.is_none() && config.etcd.is_none() {
+        return Err(Failure::Usage("nothing to ask: the configuration has no [prometheus] and no [etcd]".to_owned()));
+    }
     let mut answers = Vec::new();
-    for (name, query) in &params.queries {
-        answers.push(ask_one(&prometheus, &params.url, name, query, &config.controller.pools).await);
+    if let Some(params) = queries {
+        let prometheus = Prometheus::new(params).map_err(Failure::Usage)?;
+        for (name, query) in &params.queries {
+            answers.push(ask_one(&prometheus, &params.url, name, query, &config.controller.pools).await);
+        }
     }
     if json {
-        print_json(&serde_json::json!({ "mistakes": config.warnings.list, "queries": answers }))?;
+        let live = if let Members::Live(of) = members { Some(of) } else { None };
+        let mistakes = &config.warnings.list;
+        print_json(&serde_json::json!({ "mistakes": mistakes, "queries": answers, "members": live }))?;
     } else {
-        print(&text(&answers))?;
+        let looked_at = &config.warnings;
+        let gap = if looked_at.list.is_empty() { "" } else { "\n" };
+        let rest = match queries {
+            Some(_) => text(&answers),
+            None => format!("{file}: good: {}\n", understood(config)),
+        };
+        print(&format!("{looked_at}{gap}{rest}"))?;
     }
     let useless = answers.iter().filter(|asked| asked.feeds.iter().all(|feeds| feeds.is_lost)).count();
     if useless == 0 {

@@ -199,6 +199,7 @@ Columns, and the fields of --json:
   UNFAIR unfairness        half the sum of what tenants got more or less than of the oracle, of all that it gave
   JAIN jain                Jain's index of what tenants got, each against what the oracle gave it; 1 is even
   P50 P99 wait_p50_s …     how long requests waited before the provider took them
+  URGENT urgent_wait_p99_s the P99 of those that have a deadline
   MISSED slo_miss_ratio    requests not served within what they wait at most (patience_s), of those that have such
   CONVERGED convergence_s  from the first event until goodput is near the oracle's and few are refused
   OTHERS others_kept       requests of others that were admitted, of all of theirs

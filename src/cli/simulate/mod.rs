@@ -60,7 +60,7 @@ fn say_outside(worlds: &[(Scenario, u64)], outcomes: &[Outcome]) -> usize {
     outside
 }
 
-const HEAD: [&str; 14] = [
+const HEAD: [&str; 15] = [
     "SCENARIO",
     "LAW",
     "SEED",
@@ -71,6 +71,7 @@ const HEAD: [&str; 14] = [
     "JAIN",
     "P50",
     "P99",
+    "URGENT",
     "MISSED",
     "CONVERGED",
     "OTHERS",
@@ -101,6 +102,7 @@ fn rows(outcomes: &[Outcome], seeds: u64) -> Vec<Vec<String>> {
             decimal(mean(&group, JAIN)),
             seconds(|o| Some(o.wait_p50_s)),
             seconds(|o| Some(o.wait_p99_s)),
+            mean(&group, |o| Some(o.urgent_wait_p99_s)).map_or_else(|| NONE.to_owned(), |mean| format!("{mean:.2} s")),
             part(MISSED),
             seconds(|o| o.convergence_s),
             part(OTHERS),

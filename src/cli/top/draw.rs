@@ -302,7 +302,10 @@ fn meter_words(meter: Meter, of: &MeterAccount) -> Vec<String> {
     words.extend(of.others.map(|others| format!("others {}", short(others.max(0.0)))));
     words.push(format!("asked {}", short(of.demand)));
     words.extend(of.level.map(|level| format!("left {}", short(level))));
-    words.extend((of.overcommit > LENT_SAID).then(|| format!("lent ×{:.2}", of.overcommit)));
+    words.extend(match of.shared {
+        Some(bucket) => Some(format!("together, {} at once", short(bucket.burst))),
+        None => (of.overcommit > LENT_SAID).then(|| format!("lent ×{:.2}", of.overcommit)),
+    });
     let headers = match of.headers {
         Some(Headers::Contradicted) => Some("429s contradict headers"),
         Some(Headers::Coarse) => Some("headers too coarse"),

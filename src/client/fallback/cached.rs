@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{AGE, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -31,6 +32,41 @@ const KEPT_HEADERS: [http::HeaderName; 2] = [CONTENT_TYPE, CONTENT_ENCODING];
 /// equal key. A request without one has no kept answer, and its answer is not kept.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CacheKey(pub String);
+
+/// An answer from before: all of it, and of its headers those without which its bytes cannot be read.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeptAnswer {
+    /// Its status, a successful one.
+    pub status: StatusCode,
+    /// `content-type` and `content-encoding`, where it has them.
+    pub headers: HeaderMap,
+    /// Its bytes.
+    pub body: Bytes,
+    /// How long ago it was kept.
+    pub age: Duration,
+}
+
+/// Not what is in it: answers are their callers' own.
+impl fmt::Debug for KeptAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeptAnswer").field("status", &self.status).field("age", &self.age).finish_non_exhaustive()
+    }
+}
+
+/// Where answers are kept for the [`cached`](super::Fallbacks::cached) fallback: in this process ([`AnswerCache`]), or where other
+/// processes have them too (with the feature `redis`, in `AnswersInRedis`).
+#[async_trait]
+pub trait AnswerStore: fmt::Debug + Send + Sync + 'static {
+    /// The answer for a tenant's key. None, too, when it cannot be had soon: a refused caller waits for this.
+    async fn get(&self, tenant: &TenantId, key: &CacheKey) -> Option<KeptAnswer>;
+
+    /// Keeps an answer, in place of an earlier one. Called as the answer's last bytes pass, so it neither waits nor blocks; what
+    /// cannot be kept is let go.
+    fn put(&self, tenant: &TenantId, key: &CacheKey, answer: KeptAnswer);
+
+    /// Larger answers are not put, in bytes of their bodies.
+    fn answer_bytes_max(&self) -> usize;
+}
 
 /// How much an [`AnswerCache`] keeps, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -114,9 +150,11 @@ impl AnswerCache {
     pub fn bytes(&self) -> u64 {
         self.kept.answers.weight()
     }
+}
 
-    /// The answer for a key, if it is young enough.
-    pub(super) fn answer(&self, tenant: &TenantId, key: &CacheKey) -> Option<http::Response<Body>> {
+#[async_trait]
+impl AnswerStore for AnswerCache {
+    async fn get(&self, tenant: &TenantId, key: &CacheKey) -> Option<KeptAnswer> {
         let key = (tenant.clone(), key.clone());
         let answer = self.kept.answers.get(&key)?;
         let age = self.kept.clock.now().since(answer.at);
@@ -125,34 +163,55 @@ impl AnswerCache {
             self.kept.answers.remove_if(&key, |kept| kept.at == answer.at);
             return None;
         }
-        let mut response = http::Response::new(Body::from(answer.body.clone()));
-        *response.status_mut() = answer.status;
-        *response.headers_mut() = answer.headers.clone();
-        response.headers_mut().insert(FALLBACK_HEADER, HeaderValue::from_static("cached"));
-        response.headers_mut().insert(AGE, age.as_secs().into());
-        Some(response)
+        let Answer { status, headers, body, .. } = &*answer;
+        Some(KeptAnswer { status: *status, headers: headers.clone(), body: body.clone(), age })
     }
 
-    /// Keeps a copy of the answer once it has passed whole, if it is one to keep.
-    pub(super) fn keep(&self, tenant: &TenantId, key: &CacheKey, answer: Response) -> Response {
-        let streamed = answer.headers().get(CONTENT_TYPE).is_some_and(is_event_stream);
-        let told = answer.content_length().unwrap_or(0);
-        let whole = answer.status().is_success() && answer.status() != StatusCode::PARTIAL_CONTENT && !streamed;
-        if !whole || told > self.kept.params.answer_bytes_max as u64 {
-            return answer;
-        }
-        let url = answer.url().clone();
-        let answer: http::Response<Body> = answer.into();
-        let headers = KEPT_HEADERS.into_iter().filter_map(|name| Some((answer.headers().get(&name)?.clone(), name)));
-        let copy = Copy {
-            kept: self.kept.clone(),
-            key: (tenant.clone(), key.clone()),
-            status: answer.status(),
-            headers: headers.map(|(value, name)| (name, value)).collect(),
-            bytes: Vec::new(),
-        };
-        rebuilt(answer.map(|body| Body::wrap(Copied { body, copy: Some(copy) })), &url)
+    fn put(&self, tenant: &TenantId, key: &CacheKey, answer: KeptAnswer) {
+        let KeptAnswer { status, headers, body, age } = answer;
+        let at = self.kept.clock.now().before(age);
+        self.kept.answers.insert((tenant.clone(), key.clone()), Arc::new(Answer { status, headers, body, at }));
     }
+
+    fn answer_bytes_max(&self) -> usize {
+        self.kept.params.answer_bytes_max
+    }
+}
+
+/// Keeps a copy of the answer in the store once it has passed whole, if it is one to keep: a successful one, no event stream, not
+/// too large. Nothing of it is delayed or changed. [`Fallbacks::cached`](super::Fallbacks::cached) does so for the middleware.
+#[must_use]
+pub fn keep_answer(store: &Arc<dyn AnswerStore>, tenant: &TenantId, key: &CacheKey, answer: Response) -> Response {
+    let streamed = answer.headers().get(CONTENT_TYPE).is_some_and(is_event_stream);
+    let told = answer.content_length().unwrap_or(0);
+    let whole = answer.status().is_success() && answer.status() != StatusCode::PARTIAL_CONTENT && !streamed;
+    let bytes_max = store.answer_bytes_max();
+    if !whole || told > bytes_max as u64 {
+        return answer;
+    }
+    let url = answer.url().clone();
+    let answer: http::Response<Body> = answer.into();
+    let headers = KEPT_HEADERS.into_iter().filter_map(|name| Some((answer.headers().get(&name)?.clone(), name)));
+    let copy = Copy {
+        store: store.clone(),
+        tenant: tenant.clone(),
+        key: key.clone(),
+        status: answer.status(),
+        headers: headers.map(|(value, name)| (name, value)).collect(),
+        bytes: Vec::new(),
+        bytes_max,
+    };
+    rebuilt(answer.map(|body| Body::wrap(Copied { body, copy: Some(copy) })), &url)
+}
+
+/// The kept answer as a refused request gets it.
+pub(super) fn response(answer: KeptAnswer) -> http::Response<Body> {
+    let mut response = http::Response::new(Body::from(answer.body));
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    response.headers_mut().insert(FALLBACK_HEADER, HeaderValue::from_static("cached"));
+    response.headers_mut().insert(AGE, answer.age.as_secs().into());
+    response
 }
 
 fn is_event_stream(content_type: &HeaderValue) -> bool {
@@ -161,18 +220,19 @@ fn is_event_stream(content_type: &HeaderValue) -> bool {
 
 /// What has passed of an answer.
 struct Copy {
-    kept: Arc<Kept>,
-    key: Key,
+    store: Arc<dyn AnswerStore>,
+    tenant: TenantId,
+    key: CacheKey,
     status: StatusCode,
     headers: HeaderMap,
     bytes: Vec<u8>,
+    bytes_max: usize,
 }
 
 impl Copy {
     fn keep(self) {
-        let Self { kept, key, status, headers, bytes } = self;
-        let at = kept.clock.now();
-        kept.answers.insert(key, Arc::new(Answer { status, headers, body: bytes.into(), at }));
+        let Self { store, tenant, key, status, headers, bytes, .. } = self;
+        store.put(&tenant, &key, KeptAnswer { status, headers, body: bytes.into(), age: Duration::ZERO });
     }
 }
 
@@ -201,7 +261,7 @@ impl HttpBody for Copied {
             Poll::Ready(Some(Ok(frame))) => {
                 if let (Some(data), Some(copy)) = (frame.data_ref(), &mut self.copy) {
                     copy.bytes.extend_from_slice(data);
-                    if copy.bytes.len() > copy.kept.params.answer_bytes_max {
+                    if copy.bytes.len() > copy.bytes_max {
                         self.copy = None;
                     }
                 }

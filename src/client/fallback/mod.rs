@@ -26,7 +26,7 @@ use reqwest::{Request, Response};
 use reqwest_middleware::Next;
 use tracing::debug;
 
-pub use cached::{AnswerCache, CacheKey, CacheParams};
+pub use cached::{AnswerCache, AnswerStore, CacheKey, CacheParams, KeptAnswer, keep_answer};
 pub use requeue::{NotQueued, Requeue, Requeued};
 
 use super::answer::rebuilt;
@@ -51,7 +51,7 @@ pub struct Fallbacks {
 
 #[derive(Clone)]
 enum Step {
-    Cached(AnswerCache),
+    Cached(Arc<dyn AnswerStore>),
     Requeue(Arc<dyn Requeue>),
     OtherPool(Pool, Rewrite),
     Own(Arc<dyn Fn(Request, Refusal) -> Answering + Send + Sync>),
@@ -82,11 +82,11 @@ impl Fallbacks {
         Self::default()
     }
 
-    /// Then the answer that the cache has for the [`CacheKey`] in the request's extensions, with the headers
+    /// Then the answer that the store has for the [`CacheKey`] in the request's extensions, with the headers
     /// `x-tidegate-fallback: cached` and `age`. Answers to admitted requests with a key are kept there as they pass.
     #[must_use]
-    pub fn cached(self, cache: &AnswerCache) -> Self {
-        self.then(Step::Cached(cache.clone()))
+    pub fn cached<S: AnswerStore + Clone>(self, answers: &S) -> Self {
+        self.then(Step::Cached(Arc::new(answers.clone())))
     }
 
     /// Then a place in the queue: `202 Accepted` with the headers `x-tidegate-fallback: requeued` and `retry-after`.
@@ -123,7 +123,7 @@ impl Fallbacks {
     pub(super) fn keep(&self, tenant: &TenantId, key: Option<CacheKey>, answer: Response) -> Response {
         let Some(key) = key else { return answer };
         self.steps.iter().fold(answer, |answer, step| match step {
-            Step::Cached(cache) => cache.keep(tenant, &key, answer),
+            Step::Cached(answers) => keep_answer(answers, tenant, &key, answer),
             _ => answer,
         })
     }
@@ -141,9 +141,13 @@ impl Fallbacks {
         for step in &self.steps {
             let key = extensions.get::<CacheKey>().cloned();
             let served = match step {
-                Step::Cached(cache) => {
-                    key.and_then(|key| cache.answer(refused.tenant, &key)).map(|answer| rebuilt(answer, &url))
-                }
+                Step::Cached(answers) => match key {
+                    Some(key) => {
+                        let kept = answers.get(refused.tenant, &key).await;
+                        kept.map(|answer| rebuilt(cached::response(answer), &url))
+                    }
+                    None => None,
+                },
                 Step::Requeue(queue) => match request.as_ref().and_then(Request::try_clone) {
                     Some(copy) => {
                         let receipt = requeue::receipt(&**queue, refused.requeued(copy, key)).await;

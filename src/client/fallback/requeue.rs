@@ -43,7 +43,7 @@ impl fmt::Debug for Requeued {
 #[error("not queued: {0}")]
 pub struct NotQueued(pub String);
 
-/// Where refused requests go. A bounded [`tokio::sync::mpsc`] channel is one. A queue that writes requests down leaves their
+/// Where refused requests go. A bounded [`tokio::sync::mpsc`] channel is one, and with the feature `redis` a `RequeueStream`. A queue that writes requests down leaves their
 /// credentials out, and whoever sends them puts them in again.
 #[async_trait]
 pub trait Requeue: fmt::Debug + Send + Sync {

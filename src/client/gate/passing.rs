@@ -51,6 +51,14 @@ impl<W: Wake> State<W> {
         }
     }
 
+    /// One that was decided on without the parent, which only observes, is admitted here, and passes there.
+    pub(super) fn admitted_beside(&mut self, asker: &mut Asker<W>, parent: &mut Self, now: MonoTime) -> Reservation {
+        let theirs = parent.let_pass(&asker.cost, asker.deadline, now);
+        parent.reserve_unless_off(&asker.cost);
+        self.admitted(asker);
+        theirs
+    }
+
     /// Why it would never admit such a request, if it enforces.
     pub(super) fn never_fits(&self, cost: &Cost) -> Option<Never> {
         self.limiter.never(cost).filter(|_| self.mode.enforces())

@@ -145,6 +145,12 @@ impl CongestionLaw {
         let silent = |query: &str| !pressures.iter().any(|one| one.query == query && one.told.fresh().is_some());
         if let Some(by) = &mut self.step.by {
             by.is_silent = silent(&by.query);
+            // Nobody tells any more what a try beyond the knee came to.
+            if let (true, Some(places), Some(knee)) = (by.is_silent, &mut self.step.places, self.knee)
+                && (knee..(self.params.knee * knee).max(knee + 1.0)).contains(places)
+            {
+                *places = knee;
+            }
         }
         let Some(in_flight) = in_flight else {
             self.in_flight.clear();

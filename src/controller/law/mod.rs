@@ -7,7 +7,8 @@
 //! - *Too coarse* ([`Quality`]): rounding, caching or age hide as much as the bucket holds. AIMD decides.
 //! - *Against* the headers ([`Trust`]): 429s that are more than chance while the readings leave room. AIMD decides.
 //! - The two are kept in step, so that losing the headers moves nothing.
-//! - On top of either, what divided thresholds leave unused is lent out ([`Overcommit`]).
+//! - On top of either, what divided thresholds leave unused is lent out ([`Overcommit`]); a constant where members count
+//!   together.
 //!
 //! Of a pool as a whole, answers that become slow lower its concurrency ([`LatencyLaw`]), and so does a queue on the far side
 //! ([`CongestionLaw`]).
@@ -125,7 +126,7 @@ pub struct Step {
     pub headers: Headers,
     /// What the pool can take now, in units per second.
     pub capacity_per_s: f64,
-    /// By how much thresholds may add up to more, as part of each lies idle: 1–4.
+    /// By how much thresholds may add up to more, as part of each lies idle: 1–4; the constant where it is fixed.
     pub overcommit: f64,
     /// What the provider says it is, in units per second, when it says so.
     pub limit_per_s: Option<f64>,
@@ -191,6 +192,11 @@ impl MeterLaw {
     /// An earlier leader's thresholds added up to so many times the capacity.
     pub fn resume_overcommit(&mut self, factor: f64) {
         self.overcommit.resume(factor);
+    }
+
+    /// Thresholds add up to so many times the capacity, 1 or more, whatever is used; `None` learns it.
+    pub fn fix_overcommit(&mut self, factor: Option<f64>) {
+        self.overcommit.fix(factor);
     }
 
     /// Goes on from what an earlier leader's law was `age` ago.

@@ -6,6 +6,8 @@
 //! much as the provider's bucket would last for until members give it up without a leader, up to 4.
 //! *Taken back* at once, ω = 1, when the level falls short of its reserve or 429s cut the rate; a tenth a second when nobody
 //! asks for more than there is.
+//! *Fixed* where members count together: nothing of a pool's own bucket lies idle with one member while another is short, so
+//! there is nothing to learn, and what was learned before is forgotten.
 //! Source: Breakwater (OSDI 2020) over-commits credits in the same way; constants from CONTROL §2.10.
 
 use super::{Traffic, span_s};
@@ -47,6 +49,8 @@ pub enum Room {
 pub struct Overcommit {
     params: OvercommitParams,
     factor: f64,
+    /// What it is without being learned.
+    fixed: Option<f64>,
     stepped_at: Option<MonoTime>,
 }
 
@@ -54,7 +58,7 @@ impl Overcommit {
     /// Nothing is lent yet.
     #[must_use]
     pub fn new(params: OvercommitParams) -> Self {
-        Self { params, factor: 1.0, stepped_at: None }
+        Self { params, factor: 1.0, fixed: None, stepped_at: None }
     }
 
     /// Goes on from what an earlier leader's was.
@@ -62,10 +66,19 @@ impl Overcommit {
         self.factor = factor.clamp(1.0, self.params.most_stored.max(self.params.most));
     }
 
+    /// It is this, 1 or more, until told otherwise; `None` learns it, from nothing lent on.
+    pub fn fix(&mut self, factor: Option<f64>) {
+        self.fixed = factor;
+    }
+
     /// One tick: by how much thresholds may add up to more than the capacity; 1–4.
     pub fn step(&mut self, now: MonoTime, capacity_per_s: f64, traffic: &Traffic, room: Room) -> f64 {
         let span_s = span_s(self.stepped_at, now);
         self.stepped_at = Some(now);
+        if let Some(fixed) = self.fixed {
+            self.factor = 1.0;
+            return fixed;
+        }
         let backlog = traffic.demand_per_s > capacity_per_s;
         let unused = 1.0 - traffic.sent_per_s / capacity_per_s.max(f64::MIN_POSITIVE);
         let OvercommitParams { gain_per_s, most, most_stored, decay_per_s } = self.params;

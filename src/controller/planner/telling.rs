@@ -49,6 +49,7 @@ impl PoolPlanner {
     fn meters(&self) -> BTreeMap<Meter, MeterAccount> {
         let meter = |(meter, (inputs, step)): (&Meter, &(super::Inputs, super::Step))| {
             let window = |per_s: f64| per_window(*meter, per_s);
+            let pulse = self.pulse.as_ref();
             let account = MeterAccount {
                 capacity: window(step.capacity_per_s),
                 limit: step.limit_per_s.map(window),
@@ -56,7 +57,8 @@ impl PoolPlanner {
                 demand: window(inputs.traffic.demand_per_s),
                 others: step.others_per_s.map(window),
                 level: step.level,
-                overcommit: step.overcommit,
+                overcommit: pulse.map_or(step.overcommit, |pulse| pulse.overcommit_of(*meter)),
+                shared: pulse.and_then(|pulse| pulse.shared.get(meter)).copied(),
                 headers: Some(step.headers),
             };
             (*meter, account)

@@ -34,6 +34,7 @@ pub struct Books {
     /// What each tenant got: requests, or LLM tokens where these are what is short.
     goodput: Vec<f64>,
     waits_s: Vec<f32>,
+    urgent_waits_s: Vec<f32>,
     answers_s: Vec<f32>,
     seconds: Vec<Second>,
     /// Others' requests, and how many of them were admitted.
@@ -74,6 +75,8 @@ pub struct Outcome {
     pub wait_p50_s: f64,
     /// 99 of 100 of them less.
     pub wait_p99_s: f64,
+    /// The same of those that have a deadline.
+    pub urgent_wait_p99_s: f64,
     /// Requests with a deadline that were not sent in time, as a part of all such.
     pub slo_miss_ratio: f64,
     /// From the first event until goodput is near the oracle's and few are refused, in seconds; `null` when that was never, or
@@ -101,6 +104,7 @@ impl Books {
             missed: 0,
             goodput: vec![0.0; tenants],
             waits_s: Vec::new(),
+            urgent_waits_s: Vec::new(),
             answers_s: Vec::new(),
             seconds: Vec::new(),
             others: (0, 0),
@@ -135,7 +139,11 @@ impl Books {
             let units = if self.in_tokens { (request.cost.input_tokens + request.output_tokens) as f64 } else { 1.0 };
             second.got += units;
             self.goodput[request.tenant] += units;
-            self.waits_s.push(now.seconds_since(request.arrived_at) as f32);
+            let waited_s = now.seconds_since(request.arrived_at) as f32;
+            self.waits_s.push(waited_s);
+            if request.deadline.is_some() {
+                self.urgent_waits_s.push(waited_s);
+            }
             self.missed += u64::from(request.deadline.is_some_and(|deadline| now > deadline));
         } else {
             second.refused += 1.0;
@@ -181,6 +189,7 @@ impl Books {
             jain: if squares > 0.0 { sum * sum / (parts.len() as f64 * squares) } else { 1.0 },
             wait_p50_s: below(&self.waits_s, 0.5),
             wait_p99_s: below(&self.waits_s, 0.99),
+            urgent_wait_p99_s: below(&self.urgent_waits_s, 0.99),
             slo_miss_ratio: ratio(self.missed, self.impatient),
             convergence_s: self.convergence_s(oracle),
             others_kept: (others > 0).then(|| ratio(kept, others)),
@@ -234,6 +243,7 @@ impl Bands {
             most("throttled_after_event", outcome.throttled_after_event, self.throttled_after_event),
             most("unfairness", Some(outcome.unfairness), self.unfairness),
             most("wait_p99_s", Some(outcome.wait_p99_s), self.wait_p99_s),
+            most("urgent_wait_p99_s", Some(outcome.urgent_wait_p99_s), self.urgent_wait_p99_s),
             most("convergence_s", outcome.convergence_s, self.convergence_s),
             least("others_kept", outcome.others_kept, self.others_kept),
             most("answer_p95_s", Some(outcome.answer_p95_s), self.answer_p95_s),

@@ -344,6 +344,8 @@ pub struct Bands {
     pub unfairness: Option<f64>,
     /// [`Outcome::wait_p99_s`](super::Outcome::wait_p99_s) at most.
     pub wait_p99_s: Option<f64>,
+    /// [`Outcome::urgent_wait_p99_s`](super::Outcome::urgent_wait_p99_s) at most.
+    pub urgent_wait_p99_s: Option<f64>,
     /// [`Outcome::convergence_s`](super::Outcome::convergence_s) at most.
     pub convergence_s: Option<f64>,
     /// [`Outcome::others_kept`](super::Outcome::others_kept) at least.

@@ -474,6 +474,7 @@ pub fn params(who: usize, pools: &[PoolId]) -> Params {
         mode: Mode::Enforce,
         capacity: [(RPM, Rate { rate: CAPACITY, burst: CAPACITY / 10.0 })].into(),
         algorithms: BTreeMap::new(),
+        shared: BTreeSet::new(),
         zones: BTreeMap::new(),
         concurrency: Some(PLACES),
         tenants: [("acme", 2.0), ("globex", 1.0)]

@@ -2,6 +2,7 @@
 
 mod baselines;
 mod clients;
+mod elsewhere;
 mod oracle;
 mod ours;
 
@@ -36,8 +37,18 @@ pub trait Law {
 }
 
 /// The laws by name, the oracle first.
-pub const NAMES: [&str; 9] =
-    ["oracle", "ours", "aimd_fair", "aimd", "aws_adaptive", "retry", "static", "litellm_cooldown", "vector_arc"];
+pub const NAMES: [&str; 10] = [
+    "oracle",
+    "ours",
+    "ours_shared",
+    "aimd_fair",
+    "aimd",
+    "aws_adaptive",
+    "retry",
+    "static",
+    "litellm_cooldown",
+    "vector_arc",
+];
 
 /// A law of a world.
 ///
@@ -47,6 +58,7 @@ pub fn law(name: &str, scenario: &Scenario) -> Result<Box<dyn Law>, String> {
     Ok(match name {
         "oracle" => Box::new(Oracle::new(scenario)),
         "ours" => Box::new(Ours::new(scenario, "ours", true)?),
+        "ours_shared" => Box::new(Ours::new(scenario, "ours_shared", true)?.counting_together()),
         "aimd_fair" => Box::new(Ours::new(scenario, "aimd_fair", false)?),
         "aimd" => Box::new(Clients::<Aimd>::new(scenario)),
         "aws_adaptive" => Box::new(Clients::<AwsAdaptive>::new(scenario)),

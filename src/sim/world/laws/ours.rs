@@ -1,16 +1,18 @@
 //! Ours: the production code. Members are the real client without its sockets, the leader is the real planner behind the real
 //! desk; between them messages take their time, and some are lost.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Law;
-use crate::client::{Admission, Ask, ClientParams, Core, Permit, Pool, PoolParams, Priority, Usage};
+use super::elsewhere::Elsewhere;
+use crate::client::{Admission, Ask, Asked, ClientParams, Core, Permit, Pool, PoolParams, Priority, Tally, Usage};
 use crate::clock::{Clock, MonoTime};
 use crate::controller::law::LawParams;
 use crate::controller::planner::PoolPlanner;
 use crate::controller::{self, EARLY_TICK_GAP, LEADER_TTL, Office, TICK_EVERY, TenantParams};
+use crate::limiter::{Question, Settlement, Taken, Tallies};
 use crate::observation::Report;
 use crate::plan::keyspace::{Key, Keyspace, LeaderRecord};
 use crate::plan::{Grant, Mode, Pulse, Rate, Reply};
@@ -34,6 +36,8 @@ const BURST_S: f64 = 3.0;
 /// Grants of one transaction.
 const BATCH: usize = 128;
 const NAME: &str = "leader";
+/// To where members count together, one way, in ms.
+const TALLY_MS: f64 = 0.5;
 
 /// What a word of [`Moment::wake_at`] means: its lowest bits, and then a number.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +76,8 @@ struct Waiting {
     admission: Admission,
     /// Whether it stands in the client's own line too: in both lines all stand in the same order.
     asked: bool,
+    /// It is being asked where members count together.
+    asking: bool,
 }
 
 #[derive(Debug)]
@@ -93,6 +99,9 @@ enum Message {
     Changes { to: usize, life: u64, changes: Vec<Change>, revision: u64 },
     Report { from: usize, life: u64, nth: usize, report: Box<Report> },
     Reply { to: usize, life: u64, nth: usize, reply: Box<Reply> },
+    Question { from: usize, life: u64, request: usize, question: Box<Question> },
+    Answer { to: usize, life: u64, request: usize, question: Box<Question>, taken: Taken },
+    Settlement(Box<Settlement>),
 }
 
 /// The production code.
@@ -112,6 +121,8 @@ pub struct Ours {
     office: Option<Office>,
     /// What stands in the store.
     entries: BTreeMap<String, Entry>,
+    /// What members count together, if they do.
+    tallies: Option<Tallies>,
     revision: u64,
     ticked_at: MonoTime,
     early_at: Option<MonoTime>,
@@ -153,6 +164,7 @@ impl Ours {
             mode: Mode::Enforce,
             capacity,
             algorithms: BTreeMap::new(),
+            shared: BTreeSet::new(),
             zones: BTreeMap::new(),
             concurrency: None,
             law: LawParams::default(),
@@ -186,6 +198,7 @@ impl Ours {
             lives: vec![0; members],
             office: None,
             entries: BTreeMap::new(),
+            tallies: None,
             revision: 1,
             ticked_at: MonoTime::default(),
             early_at: None,
@@ -200,6 +213,14 @@ impl Ours {
     #[must_use]
     pub fn with_law(mut self, law: LawParams) -> Self {
         self.params.law = law;
+        self
+    }
+
+    /// With members that count together on every meter.
+    #[must_use]
+    pub fn counting_together(mut self) -> Self {
+        self.params.shared = self.params.capacity.keys().copied().collect();
+        self.tallies = Some(Tallies::default());
         self
     }
 
@@ -244,6 +265,21 @@ impl Ours {
                 let next = member.core.on_reply(&reply, asked_at).unwrap_or(REPORT_AGAIN);
                 self.plan_report(to, moment.now + next, moment);
                 self.serve_all(to, moment);
+            }
+            Message::Question { from, life, request, question } => {
+                let Some(tallies) = &mut self.tallies else { return };
+                let taken = tallies.take(&question, moment.now.0 / 1000);
+                self.post(Message::Answer { to: from, life, request, question, taken }, TALLY_MS, moment);
+            }
+            Message::Answer { to, life, request, question, taken } => {
+                if self.lives[to] == life {
+                    self.take_answer(to, request, &question, taken, moment);
+                }
+            }
+            Message::Settlement(settlement) => {
+                if let Some(tallies) = &mut self.tallies {
+                    tallies.settle(&settlement, moment.now.0 / 1000);
+                }
             }
         }
     }
@@ -336,8 +372,10 @@ impl Ours {
     fn start(&mut self, n: usize, time: &Arc<TrueTime>, moment: &mut Moment<'_>) {
         self.lives[n] += 1;
         let dialect = self.scenario.provider.dialect.dialect();
+        let tally = self.tallies.as_ref().map(|_| Arc::new(Elsewhere) as Arc<dyn Tally>);
         let params = ClientParams {
             instance: format!("m{n}"),
+            tally,
             ..ClientParams::new(vec![PoolParams::new(self.pool.clone(), dialect)])
         };
         let members = &self.scenario.members;
@@ -396,29 +434,29 @@ impl Ours {
         let admission = member.pool.request(&self.tenants[tenant], &ask);
         let line = &mut member.lines[tenant];
         let behind_one_that_waits = line.back().is_some_and(|last| last.asked);
-        line.push_back(Waiting { request, admission, asked: false });
+        line.push_back(Waiting { request, admission, asked: false, asking: false });
+        let is_first = line.len() == 1;
+        let member = of.member;
         if let Some(deadline) = of.deadline {
             moment.wake_at(deadline, word(Word::Deadline, request));
         }
         if behind_one_that_waits {
-            Self::stand_in_line(line, moment);
-        } else if line.len() == 1 {
-            self.serve(of.member, tenant, moment);
+            self.stand_in_line(member, tenant, moment);
+        } else if is_first {
+            self.serve(member, tenant, moment);
         }
     }
 
     /// Who has not asked yet asks, the first one first: they stand in line from now on, or hear that it is no use.
-    fn stand_in_line(line: &mut VecDeque<Waiting>, moment: &mut Moment<'_>) {
-        let standing = line.iter().rposition(|waiting| waiting.asked).map_or(0, |last| last + 1);
-        let mut nth = standing;
-        while let Some(waiting) = line.get_mut(nth) {
+    fn stand_in_line(&mut self, n: usize, tenant: usize, moment: &mut Moment<'_>) {
+        loop {
+            let Some(member) = &mut self.members[n] else { return };
+            let line = &mut member.lines[tenant];
+            let nth = line.iter().rposition(|waiting| waiting.asked).map_or(0, |last| last + 1);
+            let Some(waiting) = line.get_mut(nth) else { return };
             waiting.asked = true;
-            if let Ok(Err(_)) = waiting.admission.ask() {
-                moment.orders.push(Order::GiveUp(waiting.request));
-                line.remove(nth);
-            } else {
-                nth += 1;
-            }
+            let asked = waiting.admission.ask();
+            self.on_asked(n, tenant, nth, asked, moment);
         }
     }
 
@@ -428,31 +466,76 @@ impl Ours {
 
     /// Who stands first asks, and the next one, until one has to wait.
     fn serve(&mut self, n: usize, tenant: usize, moment: &mut Moment<'_>) {
-        let Some(member) = &mut self.members[n] else { return };
-        while member.in_flight[tenant] < self.scenario.members.workers
-            && let Some(first) = member.lines[tenant].front_mut()
+        while let Some(member) = &mut self.members[n]
+            && member.in_flight[tenant] < self.scenario.members.workers
+            && let Some(first) = member.lines[tenant].front_mut().filter(|first| !first.asking)
         {
-            let request = first.request;
             first.asked = true;
-            match first.admission.ask() {
-                Ok(Ok(permit)) => {
+            let asked = first.admission.ask();
+            if !self.on_asked(n, tenant, 0, asked, moment) {
+                return;
+            }
+        }
+    }
+
+    /// Does what the client said to one in line; whether that one is gone from it.
+    fn on_asked(&mut self, n: usize, tenant: usize, nth: usize, asked: Asked, moment: &mut Moment<'_>) -> bool {
+        let tenants = self.tenants.len();
+        let Some(member) = &mut self.members[n] else { return false };
+        let line = &mut member.lines[tenant];
+        let request = line[nth].request;
+        match asked {
+            Asked::Answered(answer) => {
+                line.remove(nth);
+                if let Ok(permit) = answer {
                     member.permits.insert(request, permit);
                     member.in_flight[tenant] += 1;
                     moment.send(request);
+                } else {
+                    moment.orders.push(Order::GiveUp(request));
                 }
-                Ok(Err(_)) => moment.orders.push(Order::GiveUp(request)),
-                Err(after) => {
-                    Self::stand_in_line(&mut member.lines[tenant], moment);
-                    let at = moment.now + after.max(Duration::from_micros(100));
-                    let known = member.wakes_at[tenant];
-                    if known <= moment.now || at < known {
-                        member.wakes_at[tenant] = at;
-                        moment.wake_at(at, word(Word::Line, n * self.tenants.len() + tenant));
-                    }
-                    return;
-                }
+                return true;
             }
-            member.lines[tenant].pop_front();
+            Asked::Question(question) => {
+                line[nth].asking = true;
+                let message = Message::Question { from: n, life: self.lives[n], request, question: Box::new(question) };
+                self.post(message, TALLY_MS, moment);
+            }
+            Asked::Wait(after) if nth == 0 => {
+                let at = moment.now + after.max(Duration::from_micros(100));
+                let known = member.wakes_at[tenant];
+                if known <= moment.now || at < known {
+                    member.wakes_at[tenant] = at;
+                    moment.wake_at(at, word(Word::Line, n * tenants + tenant));
+                }
+                self.stand_in_line(n, tenant, moment);
+            }
+            Asked::Wait(_) => {}
+        }
+        false
+    }
+
+    /// What a request was answered where members count together.
+    fn take_answer(&mut self, n: usize, request: usize, question: &Question, taken: Taken, moment: &mut Moment<'_>) {
+        let tenant = moment.requests[request].tenant;
+        let Some(member) = &mut self.members[n] else { return };
+        let line = &mut member.lines[tenant];
+        let Some(nth) = line.iter().position(|waiting| waiting.request == request && waiting.asking) else {
+            // It was given up meanwhile.
+            member.core.nobody_listens(question, taken);
+            return self.settle(n, moment);
+        };
+        line[nth].asking = false;
+        let asked = line[nth].admission.told(Some(&taken));
+        self.on_asked(n, tenant, nth, asked, moment);
+        self.serve(n, tenant, moment);
+    }
+
+    /// Sends what is to be settled where members count together.
+    fn settle(&mut self, n: usize, moment: &mut Moment<'_>) {
+        let settlements = self.members[n].as_ref().map(|member| member.core.take_settlements());
+        for settlement in settlements.into_iter().flatten() {
+            self.post(Message::Settlement(Box::new(settlement)), TALLY_MS, moment);
         }
     }
 
@@ -483,6 +566,7 @@ impl Ours {
         if let Some(member) = &mut self.members[n] {
             member.in_flight[tenant] = member.in_flight[tenant].saturating_sub(1);
         }
+        self.settle(n, moment);
         self.serve(n, tenant, moment);
     }
 }
@@ -547,6 +631,7 @@ impl Law for Ours {
             Word::House => {
                 if let Some(member) = &self.members[number] {
                     member.core.keep_house();
+                    self.settle(number, moment);
                     self.serve_all(number, moment);
                 }
                 moment.wake_after(HOUSE_EVERY, told);

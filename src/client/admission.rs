@@ -147,7 +147,7 @@ pub struct Admission {
     /// It is being asked where members count together.
     asking: Option<(At, Asking)>,
     /// What was asked there.
-    marks: Option<Question>,
+    asked: Option<Question>,
 }
 
 /// The gates that a request asks.
@@ -217,8 +217,7 @@ impl At {
         if let Some(parent) = parent {
             counts.extend(parent.counts(theirs));
         }
-        let account = parent.map_or(&gates.pool.id, |parent| &parent.pool.id).clone();
-        Question { account, counts }
+        Question { account: gates.account().clone(), counts }
     }
 
     fn leave(&self, asker: &mut Asker<Waker>) {
@@ -260,7 +259,7 @@ impl Admission {
         let now = gates.pool.clock.now();
         let deadline = now + ask.max_wait;
         let asker = Asker::new(ask.cost, ask.priority, deadline);
-        Self { gates, tenant, asker, began: now, now, deadline, at: None, asking: None, marks: None }
+        Self { gates, tenant, asker, began: now, now, deadline, at: None, asking: None, asked: None }
     }
 
     /// Waits for the permit. Cancel-safe: the future may be dropped and asked for again, and the place in line is kept.
@@ -359,12 +358,12 @@ impl Admission {
                 pool.telemetry.observe(Metric::WaitSeconds, &[pool.id.as_str()], self.now.seconds_since(self.began));
             }
             let parent = at.parent.map(|(account, _)| account).zip(theirs);
-            let marks = counted.and_then(|taken| self.marks.take().zip(marks_of(taken)));
+            let marks = counted.and_then(|taken| self.asked.take().zip(marks_of(taken)));
             return Some(Step::Done(Ok(Permit::new(at.account, mine, parent, self.now).counted(marks))));
         }
         if let Answer::Ask(asking) = answer {
             let question = at.question(&self.gates, &asking);
-            self.marks = Some(question.clone());
+            self.asked = Some(question.clone());
             self.asking = Some((at, asking));
             return Some(Step::Ask(question));
         }

@@ -1,10 +1,11 @@
 //! Leases: a busy gate takes more units than its request needs, and goes by them for a moment without asking again.
 //!
-//! *Bound.* Leased units are counted where members count together before they are used, so nothing is admitted that was not counted;
-//! but what was counted in one moment may be used in a later one, by up to a quarter of a second, and not after the window in which it was
-//! counted. All members' leases together are at most a twentieth of what the tally lets go at once: each takes no more than
-//! that divided by the members. So in any span a bucket's members send at most burst + rate × span + burst ÷ 20, and in a fixed window
-//! what was leased before its end at the most beyond its limit, as far as clocks run apart in the meantime. Where that is less than four requests, nothing is leased: small limits stay exact.
+//! *Bound.* Leased units are counted where members count together before they are used, so nothing is admitted that was not
+//! counted; but what was counted in one moment may be used in a later one, by up to a quarter of a second, and not after the window
+//! in which it was counted. All members' leases together are at most a twentieth of what the tally lets go at once: each takes no
+//! more than that divided by the members. So in any span a bucket's members send at most burst + rate × span + burst ÷ 20, and in a
+//! fixed window, beyond its limit, at most what was leased before, as far as clocks run apart meanwhile. Where that is less than
+//! four requests, nothing is leased: small limits stay exact.
 
 use std::time::Duration;
 

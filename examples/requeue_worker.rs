@@ -41,6 +41,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let redis = Redis::new(RedisParams::new(&redis))?;
     let queue = RequeueStream::new(redis.clone(), QueueParams::new("gpt-4o"), telemetry.clone())?;
     let answers = AnswersInRedis::new(redis, AnswersParams::default(), telemetry);
+    // A Redis that is not there is told by an error here; later refusals only become refusals again.
+    println!("in the queue before: {}", queue.lengths().await?.waiting);
 
     // The emulator is on this machine: no proxy on the way to it.
     let http = reqwest::Client::builder().no_proxy().build()?;

@@ -175,6 +175,9 @@ async fn look(reach: &Reach, http: &LeaderHttp, quota_bytes: Option<u64>) -> Res
         let why = signal.error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
         warnings.push(format!("the signal {query} is {}{why}", signal.state));
     }
+    for (pool, told) in account.iter().flat_map(|account| &account.pools) {
+        warnings.extend(told.by_share().map(|words| format!("{pool}: {words}")));
+    }
     policy_worries(&policies, &mut pools, &mut warnings);
     let leader = leader.map(|Leader { record, term }| LeaderStatus {
         name: record.name,

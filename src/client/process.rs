@@ -22,7 +22,7 @@ use super::report::report;
 use super::rota::Rota;
 use super::session::{Notice, OldTerm, Session};
 use super::swap::{PoolWide, Swap};
-use super::together::Together;
+use super::together::{Stance, Together};
 use super::{Pool, Tasks, last_known};
 use crate::clock::{Clock, MonoTime, UnixMillis};
 use crate::observation::Report;
@@ -311,7 +311,8 @@ impl Core {
     /// What this process has to say; each report has the next number.
     fn report(&self, views: &BTreeMap<PoolId, PoolView>, now: MonoTime) -> Report {
         let sequence = self.reports.fetch_add(1, Ordering::Relaxed) + 1;
-        report(&self.instance, &self.boot, self.pools().map(|gates| &**gates), views, sequence, now)
+        let counts_together = self.together.stance() == Some(Stance::Decides);
+        report(&self.instance, &self.boot, self.pools().map(|gates| &**gates), views, counts_together, sequence, now)
     }
 
     pub(super) fn pools(&self) -> impl Iterator<Item = &Arc<Gates>> {

@@ -17,12 +17,15 @@ pub(super) fn report<'a>(
     boot: &str,
     pools: impl Iterator<Item = &'a Gates>,
     views: &BTreeMap<PoolId, PoolView>,
+    counts_together: bool,
     sequence: u64,
     now: MonoTime,
 ) -> Report {
     let pools = pools.map(|gates| {
         let id = &gates.pool.id;
-        (id.clone(), PoolReport { sequence, ..pool_report(gates, views.get(id), now) })
+        let view = views.get(id);
+        let by_share = !counts_together && view.is_some_and(PoolView::is_shared);
+        (id.clone(), PoolReport { sequence, by_share, ..pool_report(gates, view, now) })
     });
     let pools = pools.collect();
     Report { schema: REPORT_SCHEMA, instance: instance.to_owned(), boot: boot.to_owned(), leaving: false, pools }
@@ -71,5 +74,5 @@ fn pool_report(gates: &Gates, view: Option<&PoolView>, now: MonoTime) -> PoolRep
         tenant.share = Some(share.share);
         tenant.concurrency = share.concurrency;
     }
-    PoolReport { sequence: 0, meters, hold_ms, tenants, tenants_in_all: None }
+    PoolReport { meters, hold_ms, tenants, ..PoolReport::default() }
 }

@@ -62,6 +62,15 @@ pub struct PoolAccount {
     pub overrides: BTreeMap<String, OverrideAccount>,
 }
 
+impl PoolAccount {
+    /// Who goes by shares where members count together, in a line.
+    #[must_use]
+    pub fn by_share(&self) -> Option<String> {
+        let (apart, all) = (self.members.iter().filter(|member| member.by_share).count(), self.members.len());
+        (apart > 0).then(|| format!("{apart} of {all} members reach no Redis to count in: they go by shares"))
+    }
+}
+
 /// A meter of a pool, in units per its window.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct MeterAccount {
@@ -151,6 +160,9 @@ pub struct MemberAccount {
     pub member: String,
     /// How long ago it reported.
     pub report_age_ms: u64,
+    /// Where members count together: it goes by its share, as the store that they count in does not answer it, or it knows none.
+    #[serde(default)]
+    pub by_share: bool,
     /// The leases it holds, by tenant.
     pub shares: BTreeMap<Grantee, Share>,
 }

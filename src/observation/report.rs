@@ -84,6 +84,9 @@ pub struct PoolReport {
     /// Long holds the provider asked for (over 60 s), in ms from now.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub hold_ms: BTreeMap<Meter, u64>,
+    /// Where members count together: it does not, as the store for that does not answer, or as it has none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_share: bool,
     /// How many tenants there are to tell of, where one report does not hold all of them: of the others the next ones tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenants_in_all: Option<usize>,

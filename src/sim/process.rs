@@ -298,12 +298,11 @@ impl Process {
     /// # Errors
     /// It could not be signalled. Having ended already is none.
     pub async fn terminate(&mut self) -> Result<ExitStatus, ProcessError> {
-        if let Some(status) = self.status() {
+        // A paused process would not see the signal. One that is quick has ended between the two.
+        let asked = self.signal(Signal::SIGTERM, "terminate").and_then(|()| self.signal(Signal::SIGCONT, "terminate"));
+        if let Some(status) = ended_or_failed(asked)? {
             return Ok(status);
         }
-        self.signal(Signal::SIGTERM, "terminate")?;
-        // A paused process would not see the signal.
-        self.signal(Signal::SIGCONT, "terminate")?;
         let grace = async {
             loop {
                 if let Some(status) = self.status() {
@@ -323,10 +322,9 @@ impl Process {
     /// # Errors
     /// It could not be reaped. Having ended already is none.
     pub fn kill(&mut self) -> Result<ExitStatus, ProcessError> {
-        if let Some(status) = self.status() {
+        if let Some(status) = ended_or_failed(self.signal(Signal::SIGKILL, "kill"))? {
             return Ok(status);
         }
-        self.signal(Signal::SIGKILL, "kill")?;
         let status = self.child.wait().map_err(|source| self.failed("reap", source))?;
         self.ended = Some(status);
         Ok(status)
@@ -376,6 +374,15 @@ fn collect(stream: Stream, ring: &Mutex<Ring>) {
         let end = if bytes.last() == Some(&b'\n') { bytes.len() - 1 } else { bytes.len() };
         ring.lock().push(String::from_utf8_lossy(&bytes[..end.min(LINE_BYTES_MAX)]).into_owned());
         bytes.clear();
+    }
+}
+
+/// How it had ended when it was to be signalled, if it had.
+fn ended_or_failed(signalled: Result<(), ProcessError>) -> Result<Option<ExitStatus>, ProcessError> {
+    match signalled {
+        Ok(()) => Ok(None),
+        Err(ProcessError::Ended { status, .. }) => Ok(Some(status)),
+        Err(error) => Err(error),
     }
 }
 

@@ -25,10 +25,12 @@ const SLOTS: usize = 16;
 const WORKERS: usize = 64;
 /// The last of the servers at which ours and the best static limit are compared; each is named by the seed of its answers.
 const SERVERS: u64 = 4;
-/// What the median of three ratios of p99s, of some 480 answers each, may be above that of two equals.
+/// What the median of three ratios of p99s, of some 1,500 answers each, may be above that of two equals.
 const NOISE: f64 = 0.03;
-/// A call that takes longer has timed out. Without a limit of concurrency one takes 2.4 s.
-const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+/// A call that takes longer has timed out. Without a limit of concurrency one takes 0.6 s.
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Static limits whose throughput is this part of the most are as good as the best: so much two runs of one differ.
+const AS_GOOD: f64 = 0.96;
 
 /// What came back: of each answer how long the call took, from its admission on.
 #[derive(Debug, Default)]
@@ -163,7 +165,7 @@ impl Farm {
         let slots = SLOTS.to_string();
         let arguments = ["emulate", "--listen", "127.0.0.1:0", "--no-headers", "--slots", &slots, "--crowding", "1"];
         let much = ["--requests-per-minute", "1000000000", "--tokens-per-minute", "1000000000"];
-        let answers = ["--ttft-ms", "100", "--ms-per-token", "5", "--output-tokens", "40", "--seed", &seed];
+        let answers = ["--ttft-ms", "25", "--ms-per-token", "1.25", "--output-tokens", "40", "--seed", &seed];
         let arguments: Vec<&str> = arguments.into_iter().chain(much).chain(answers).collect();
         let mut emulator = Process::spawn("emulator", tidegate(&arguments), None).expect("emulator starts");
         let provider = listening(&mut emulator).await;
@@ -292,24 +294,25 @@ async fn a_server_that_queues_is_driven_near_its_knee_without_a_time_out_and_so_
 #[ignore = "minutes: make test-full"]
 async fn throughput_at_the_knee_is_that_of_the_best_static_limit() {
     let farm = Farm::new(1).await;
-    let (warm, span) = (Duration::from_secs(3), Duration::from_secs(20));
-    let mut best: Option<(usize, Run)> = None;
+    let (warm, span) = (Duration::from_secs(3), Duration::from_secs(15));
+    let mut runs = Vec::new();
     for places in [8, 12, 16, 20, 24, 32] {
         let run = farm.of_static(places, warm, span).await;
         println!("static {places:>2}: {run}");
-        // Of those that do as well the one with the fewest, which answers soonest.
-        if best.as_ref().is_none_or(|(_, best)| run.per_s > 1.01 * best.per_s) {
-            best = Some((places, run));
-        }
+        runs.push((places, run));
     }
     drop(farm);
-    let (places, best) = best.expect("some were tried");
+    let most = runs.iter().map(|(_, run)| run.per_s).fold(0.0, f64::max);
+    // Of those that do as well the one with the fewest, which answers soonest.
+    let (places, best) = runs.into_iter().find(|(_, run)| run.per_s >= AS_GOOD * most).expect("one does most");
     println!("best static: {places}: {best}");
+    // The law tries for more, less often each time that it comes to nothing: after this it has seldom to.
+    let settling = Duration::from_secs(30);
     let (mut seeing, mut blind) = (Vec::new(), Vec::new());
     for seed in 2..=SERVERS {
         let mut farm = Farm::new(seed).await;
         let before = farm.of_static(places, warm, span).await;
-        let (with_sight, without) = ours(&mut farm, Duration::from_secs(10), span).await;
+        let (with_sight, without) = ours(&mut farm, settling, span).await;
         let after = farm.of_static(places, warm, span).await;
         println!("static {places}: before {before}, after {after}");
         let p99 = (before.p99 + after.p99) / 2;

@@ -103,7 +103,8 @@ async fn a_leader_killed_or_asked_to_end_is_followed_in_time_and_no_threshold_ju
     member.active_after(Stamp { epoch: seen.epoch + 3, ..seen }).await;
 
     for (how, documented) in [("killed", TAKEOVER), ("asked to end", Duration::from_secs(1))] {
-        let (seen, then, before) = (member.stamp(), Instant::now(), member.rate());
+        // In this order: what is looked at after `then` is no older than `before`.
+        let (seen, before, then) = (member.stamp(), member.rate(), Instant::now());
         let leads = standing.iter().position(|one| one.lines().iter().any(|line| line.contains(" leading")));
         let mut leader = standing.remove(leads.expect("one leads"));
         if how == "killed" {
@@ -116,7 +117,7 @@ async fn a_leader_killed_or_asked_to_end_is_followed_in_time_and_no_threshold_ju
         // Longer than what the old leader gave lives on.
         let later = member.stamp();
         member.active_after(Stamp { epoch: later.epoch + 7, ..later }).await;
-        let rates: Vec<f64> = offers.since(then).iter().map(|seen| seen.rate).collect();
+        let rates: Vec<f64> = offers.since(then).iter().skip(1).map(|seen| seen.rate).collect();
         let (least, most) =
             rates.iter().fold((before, before), |(least, most), rate| (least.min(*rate), most.max(*rate)));
         println!(

@@ -1,8 +1,10 @@
 //! Meters that members count together: what the leader grants and tells of them, and what operators are told.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
+use tidegate::client::{self, Client, ClientParams};
 use tidegate::clock::{MonoTime, UnixMillis};
 use tidegate::controller::law::LawParams;
 use tidegate::controller::planner::PoolPlanner;
@@ -11,9 +13,11 @@ use tidegate::observation::{Counters, MeterReport, PoolReport, TenantReport, Uni
 use tidegate::plan::{Algorithm, Grant, Pulse, Rate, Target};
 use tidegate::provider::Dialect;
 use tidegate::quota::{Grantee, Meter, Unit, Window};
+use tidegate::telemetry::Telemetry;
 
 use crate::operators::{Office, POOL};
 use crate::planner::{pool, tenant, tick};
+use crate::stand::store;
 use crate::world::{eventually, tidegate};
 
 const RPM: Meter = Meter::REQUESTS_PER_MINUTE;
@@ -277,10 +281,23 @@ async fn a_switch_is_live_and_is_told_wherever_one_looks() {
     assert!(said.out.contains("counted together in Redis: the pool's bucket of requests/minute gives "), "{said:?}");
     assert!(said.out.contains("add up to 1.1 × CAPACITY, a constant") && !said.out.contains("lent, for"), "{said:?}");
 
+    // One that has nowhere to count goes by its share, and all can see it.
+    let params = ClientParams::new(vec![client::PoolParams::new(POOL.parse().expect("valid"), Dialect::OpenAi)]);
+    let endpoint = [office.etcd.endpoint().to_owned()];
+    let apart = Client::start(params, Arc::new(store(&endpoint).await), Arc::new(Telemetry::new())).await;
+    let said = eventually("status warns of it", async || {
+        let told = office.json(&["status"]);
+        told["warnings"].as_array().and_then(|all| all.first()).cloned()
+    })
+    .await;
+    assert_eq!(said, format!("{POOL}: 1 of 1 members reach no Redis to count in: they go by shares"));
+
     switch("local");
     eventually("the pulse tells it no more", async || pulse().get("shared").is_none().then_some(())).await;
     let told = office.json(&["limits", "get", POOL, "acme", "--effective"]);
     assert_eq!(told["shared"], json!({}));
+    eventually("nobody has to count", async || (office.json(&["status"])["warnings"] == json!([])).then_some(())).await;
+    apart.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

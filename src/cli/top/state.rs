@@ -193,6 +193,9 @@ impl State {
                 Some(_) => {}
                 None => tell(false, format!("{id}: no member reports")),
             }
+            if let Some(words) = told.by_share() {
+                tell(false, format!("{id}: {words}"));
+            }
             if !told.mode.enforces() {
                 tell(false, format!("{id}: limits are not enforced ({})", told.mode.as_str()));
             }

@@ -7,7 +7,8 @@
 //! flight within that time: it may be cut too little, and again by the next answer, but not below what the far side can work at.
 //! A queue longer than all that we have in flight is that of others: N = 0.7·N, once within that time.
 //! *Growth.* For some seconds after an answer by which nothing waits there, while the places are used: by 3 % a second, by a half at
-//! least; a tenth of that about where it was last cut, so that it stays there most of the time.
+//! least; a tenth of that about where it was last cut, so that it stays there most of the time; and half as fast after each try that
+//! was cut back to the same place, as what nobody has freed is not free sooner for being asked after.
 //! *Hold.* While an answer is between nothing and the aim; while the query that cut last is silent: what it taught goes on to hold,
 //! and answers that become slow lower it still ([`LatencyLaw`](super::LatencyLaw)). While no member tells how many are in flight.
 //! *End.* Places that are not half used for 30 s limit nobody.
@@ -38,6 +39,9 @@ pub struct CongestionParams {
     pub growth_min_per_s: f64,
     /// What is left of that about the last cut, 0–1. Smaller finds freed room later, larger has others wait more often.
     pub growth_at_knee: f64,
+    /// So often that is halved at most, by tries that came to nothing. More leaves a server's queue alone for longer, and finds
+    /// freed room later.
+    pub halvings_max: u8,
     /// From where it was cut to so many times it, and by one place at least.
     pub knee: f64,
     /// For so long after an answer. Longer grows on what may be no longer so.
@@ -60,12 +64,25 @@ impl Default for CongestionParams {
             growth_per_s: 0.03,
             growth_min_per_s: 0.5,
             growth_at_knee: 0.1,
+            halvings_max: 3,
             knee: 1.02,
             growth_for: Duration::from_secs(10),
             for_others: 0.7,
             spare: 0.5,
             spare_for: Duration::from_secs(30),
         }
+    }
+}
+
+impl CongestionParams {
+    /// Whether so many places are those of the last cut or a try beyond them.
+    fn is_about(&self, knee: f64, places: f64) -> bool {
+        places >= knee && self.is_same(knee, places)
+    }
+
+    /// Whether two cuts led to the same place.
+    fn is_same(&self, knee: f64, again: f64) -> bool {
+        (again - knee).abs() < ((self.knee - 1.0) * knee).max(1.0)
     }
 }
 
@@ -105,6 +122,8 @@ pub struct CongestionLaw {
     unheard_until: Option<MonoTime>,
     /// To where it was last cut.
     knee: Option<f64>,
+    /// How often in turn it was cut to there again.
+    tries: u8,
     /// When a queue of others was last given way to.
     gave_way_at: Option<MonoTime>,
     spare_since: Option<MonoTime>,
@@ -122,6 +141,7 @@ impl CongestionLaw {
             in_flight: VecDeque::new(),
             unheard_until: None,
             knee: None,
+            tries: 0,
             gave_way_at: None,
             spare_since: None,
         }
@@ -147,7 +167,7 @@ impl CongestionLaw {
             by.is_silent = silent(&by.query);
             // Nobody tells any more what a try beyond the knee came to.
             if let (true, Some(places), Some(knee)) = (by.is_silent, &mut self.step.places, self.knee)
-                && (knee..(self.params.knee * knee).max(knee + 1.0)).contains(places)
+                && self.params.is_about(knee, *places)
             {
                 *places = knee;
             }
@@ -196,6 +216,8 @@ impl CongestionLaw {
             let (query, aim) = (pressure.query.clone(), pressure.aim);
             self.step =
                 CongestionStep { places: Some(bound), by: Some(CutBy { query, told: value, aim, is_silent: false }) };
+            let is_again = self.knee.is_some_and(|knee| self.params.is_same(knee, bound));
+            self.tries = if is_again { self.tries.saturating_add(1) } else { 0 };
             (self.knee, self.spare_since) = (Some(bound), None);
         }
     }
@@ -210,8 +232,12 @@ impl CongestionLaw {
         let is_recent = fresh().any(|(_, told)| now.since(told.at) <= params.growth_for);
         // A part of a place is nobody's.
         if has_room && is_recent && in_flight >= params.used * places.floor() {
-            let about_knee = |knee: f64| (knee..(params.knee * knee).max(knee + 1.0)).contains(places);
-            let slowly = if self.knee.is_some_and(about_knee) { params.growth_at_knee } else { 1.0 };
+            let slowly = match self.knee.filter(|knee| params.is_about(*knee, *places)) {
+                // Another place is given: it is a try until an answer has come, or this has been left.
+                Some(knee) if *places >= knee.floor() + 1.0 => params.growth_at_knee,
+                Some(_) => params.growth_at_knee * 0.5_f64.powi(self.tries.min(params.halvings_max).into()),
+                None => 1.0,
+            };
             *places += (params.growth_per_s * *places).max(params.growth_min_per_s) * slowly * span_s;
             *places = places.min(params.places_max);
         }

@@ -26,8 +26,9 @@ impl PoolPlanner {
                 shares.entry(member).or_default().insert(grantee.clone(), lease);
             }
         }
-        let members = self.signal.heard(now).map(|(member, age)| MemberAccount {
+        let members = self.signal.heard(now).map(|(member, age, by_share)| MemberAccount {
             member: member.to_owned(),
+            by_share,
             report_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
             shares: shares.remove(member).unwrap_or_default(),
         });
@@ -116,7 +117,7 @@ impl PoolPlanner {
         let mut tell = |metric, value: f64| samples.push(Sample::number(metric, &[id], value));
         tell(Metric::Mode, self.params.mode.number());
         tell(Metric::Members, f64::from(u32::try_from(self.members(now)).unwrap_or(u32::MAX)));
-        if let Some(age) = self.signal.heard(now).map(|(_, age)| age).max() {
+        if let Some(age) = self.signal.heard(now).map(|(_, age, _)| age).max() {
             tell(Metric::ReportAge, age.as_secs_f64());
         }
         tell(Metric::PoolInFlight, self.rows.iter().map(|row| row.asked.in_flight).sum());

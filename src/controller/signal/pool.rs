@@ -89,6 +89,8 @@ impl Told {
 #[derive(Debug)]
 struct Member {
     seen_at: MonoTime,
+    /// As it said in its newest report.
+    by_share: bool,
     /// Whose traffic it has told of.
     tenants: BTreeSet<Grantee>,
     /// Cumulative units taken and not given back, over time. Below zero when more came back than was taken since it was
@@ -234,6 +236,7 @@ impl PoolSignal {
         let doubted = self.take_readings(name, report, now);
         let member = self.members.entry(name.to_owned()).or_insert_with(|| Member {
             seen_at: now,
+            by_share: report.by_share,
             tenants: BTreeSet::new(),
             history: VecDeque::from([(now, Units::default())]),
             sequence: report.sequence,
@@ -244,7 +247,7 @@ impl PoolSignal {
         if report.sequence < member.sequence {
             return Urgency { doubted, overtaken: true, ..Urgency::default() };
         }
-        member.sequence = report.sequence;
+        (member.sequence, member.by_share) = (report.sequence, report.by_share);
 
         let mut ended = Ended { at: now, resolved: 0, refused: [0; Unit::ALL.len()] };
         let mut total = member.history.back().map_or_else(Units::default, |(_, units)| *units);
@@ -362,10 +365,10 @@ impl PoolSignal {
         self.members.values().filter(|member| now.since(member.seen_at) <= MEMBER_SILENT_MAX).count()
     }
 
-    /// Members that have reported lately, and how long ago.
-    pub fn heard(&self, now: MonoTime) -> impl Iterator<Item = (&str, Duration)> {
-        let heard = self.members.iter().map(move |(name, member)| (name.as_str(), now.since(member.seen_at)));
-        heard.filter(|(_, age)| *age <= MEMBER_SILENT_MAX)
+    /// Members that have reported lately, how long ago, and whether each goes by its share where others count together.
+    pub fn heard(&self, now: MonoTime) -> impl Iterator<Item = (&str, Duration, bool)> {
+        let heard = self.members.iter().map(move |(name, of)| (name.as_str(), now.since(of.seen_at), of.by_share));
+        heard.filter(|(_, age, _)| *age <= MEMBER_SILENT_MAX)
     }
 
     /// Units that all members had taken by `at`, less what was given back, cumulative; between reports on a straight line, after the last one

@@ -214,7 +214,7 @@ impl Courier {
         let (name, most) = (self.queue.name.as_str(), self.queue.params.dead_max);
         let reason: String = fault.reason.chars().take(REASON_CHARS_MAX).collect();
         loop {
-            match self.queue.ledger.bury(lane.number, &item.id, most, &reason, WORKER_TIMEOUT).await {
+            match self.queue.ledger.bury(lane.number, &lane.token, &item.id, most, &reason, WORKER_TIMEOUT).await {
                 Ok(Moved::Done) => {
                     info!(queue = name, reason, "a request was given up");
                     self.queue.telemetry.add(Metric::QueueDead, &[name, fault.kind], 1.0);

@@ -175,11 +175,12 @@ return redis.call('XDEL', KEYS[1], ARGV[2])
     ))
 });
 
-/// Puts an entry among the dead letters, unless there are so many already. KEYS: stream, tries, dead letters. ARGV: group, entry,
-/// how many, lane, reason.
+/// Puts an entry among the dead letters, unless there are so many already, or the lane is somebody else's, who sends it. KEYS: stream,
+/// tries, dead letters, lease. ARGV: group, entry, how many, lane, reason, token.
 static BURY: LazyLock<Script> = LazyLock::new(|| {
     Script::new(even_when_full!(
         r"
+if redis.call('GET', KEYS[4]) ~= ARGV[6] then return 'gone' end
 local found = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])
 if #found == 0 then return 'gone' end
 if redis.call('XLEN', KEYS[3]) >= tonumber(ARGV[3]) then return 'full' end
@@ -413,18 +414,19 @@ impl Ledger {
         self.run(within, script).await
     }
 
-    /// Puts an entry among the dead letters, if there are fewer than `most`.
+    /// Puts an entry among the dead letters, if there are fewer than `most`, and the lane is held by this token.
     pub(super) async fn bury(
         &self,
         lane: usize,
+        token: &str,
         entry: &str,
         most: usize,
         reason: &str,
         within: Duration,
     ) -> Result<Moved, Unreachable> {
         let (mut script, keys) = (BURY.prepare_invoke(), &self.lanes[lane]);
-        script.key(&keys.stream).key(&keys.tries).key(&self.dead);
-        script.arg(GROUP).arg(entry).arg(most).arg(lane).arg(reason);
+        script.key(&keys.stream).key(&keys.tries).key(&self.dead).key(&keys.lease);
+        script.arg(GROUP).arg(entry).arg(most).arg(lane).arg(reason).arg(token);
         Ok(Moved::read(&self.run::<String>(within, script).await?))
     }
 

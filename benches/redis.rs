@@ -49,7 +49,8 @@ fn acme() -> TenantId {
 async fn client(server: &RedisServer, rate: f64, members: u32) -> (Client, Pool) {
     let (store, keys) = (MemoryStore::new(), Keyspace::default());
     let stamp = Stamp { term: 1, epoch: 1 };
-    let rate = Rate { rate, burst: rate };
+    // A second's worth: so much a bucket begins with.
+    let rate = Rate { rate, burst: rate / 60.0 };
     let rates = METERS.map(|meter| (meter, rate));
     let thresholds = Thresholds { rates: rates.into(), concurrency: None };
     let reason = Reason { code: "bench".to_owned(), text: String::new() };
@@ -96,7 +97,12 @@ async fn client(server: &RedisServer, rate: f64, members: u32) -> (Client, Pool)
     };
     let client = Client::start(params, Arc::new(store), Arc::new(Telemetry::new())).await;
     let pool = client.pool("pool").expect("named");
-    while !pool.tuning().limits.contains_key(&grantee) {
+    // The grant comes first, and that its meters are counted together with the pulse.
+    let is_shared = || {
+        let limits = pool.tuning().limits;
+        limits.get(&grantee).is_some_and(|limits| limits.meters.values().all(|meter| meter.together.is_some()))
+    };
+    while !is_shared() {
         sleep(Duration::from_millis(1)).await;
     }
     (client, pool)

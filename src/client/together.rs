@@ -131,21 +131,14 @@ impl Together {
         (&mut heard.told).await.ok()
     }
 
-    /// Nobody goes by this answer: what it took goes back, and what was owed with it, which is still told of as owed.
+    /// Nobody goes by this answer: what it took goes back. Not what was owed, of which nobody knows how much was taken.
     fn return_unused(&self, question: &Question, taken: Taken) {
-        let Taken::All { marks, extra, .. } = taken else { return self.return_owed(question) };
+        let Taken::All { marks, extra, .. } = taken else { return };
         let counts = question.counts.iter().zip(marks).map(|(count, marks)| {
-            let units = count.units + count.owed + if extra { count.extra } else { 0 };
+            let units = count.units + if extra { count.extra } else { 0 };
             (count.clone(), marks, i64::try_from(units).unwrap_or(i64::MAX))
         });
-        self.settle(Settlement { account: question.account.clone(), counts: counts.collect() });
-    }
-
-    /// The same where only what was owed was taken. Of a window nobody knows which: there it stays, on the safe side.
-    fn return_owed(&self, question: &Question) {
-        let owed = question.counts.iter().filter(|count| count.owed > 0);
-        let counts: Vec<_> =
-            owed.map(|count| (count.clone(), [0; 2], i64::try_from(count.owed).unwrap_or(i64::MAX))).collect();
+        let counts: Vec<_> = counts.filter(|(_, _, units)| *units > 0).collect();
         if !counts.is_empty() {
             self.settle(Settlement { account: question.account.clone(), counts });
         }
@@ -308,7 +301,6 @@ impl Core {
         }
         let question = Question { account: gates.account().clone(), counts };
         if self.together.take(question).await.is_none() {
-            // Whoever is answered late gives it back.
             for (account, owed) in owing {
                 account.gate.not_told(&owed);
             }

@@ -67,7 +67,7 @@ impl PoolAccount {
     #[must_use]
     pub fn by_share(&self) -> Option<String> {
         let (apart, all) = (self.members.iter().filter(|member| member.by_share).count(), self.members.len());
-        (apart > 0).then(|| format!("{apart} of {all} members reach no Redis to count in: they go by shares"))
+        (apart > 0).then(|| format!("{apart} of {all} members do not count in Redis now: they go by shares"))
     }
 }
 

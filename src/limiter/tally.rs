@@ -16,7 +16,8 @@
 //!
 //! What went by a member's share while the store was away is *owed*: it is counted with the next question, whatever that is
 //! answered. Nobody knows when it went: of a bucket it is taken before what has flowed in meanwhile is cut to the burst, and leaves
-//! a burst's debt at the most; of a window it takes no more than is left of that one.
+//! a burst's debt at the most; of a window it takes no more than is left of that one. An answer that came too late is as good as
+//! none: what was owed is told again, and counted twice within these bounds, on the safe side.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -194,7 +195,8 @@ enum Room {
 }
 
 impl Tallies {
-    fn look(&self, count: &Count, nth: usize, now_us: u64) -> Looked {
+    /// `before` are those that this question has looked at already: what is owed by several tenants is taken from one pool.
+    fn look(&self, before: &[[Looked; 2]], count: &Count, nth: usize, now_us: u64) -> Looked {
         let (grantee, rule) = if nth == 0 { (Some(count.grantee.clone()), count.tenant) } else { (None, count.all) };
         let kind = match rule {
             TallyRule::TokenBucket { .. } => 0,
@@ -202,7 +204,8 @@ impl Tallies {
             TallyRule::SlidingWindow { .. } => 2,
         };
         let key = (count.pool.clone(), grantee, count.meter, kind);
-        let known = self.all.get(&key).copied();
+        let earlier = before.iter().rev().flatten().find(|one| one.key == key);
+        let known = earlier.map(|one| one.state).or_else(|| self.all.get(&key).copied());
         let state = match (rule, known) {
             (
                 TallyRule::TokenBucket { rate_per_s, burst },
@@ -243,7 +246,7 @@ impl Tallies {
         let mut borrowed = Vec::with_capacity(question.counts.len());
         for (nth, count) in question.counts.iter().enumerate() {
             let mut pair = [0, 1].map(|of| {
-                let mut one = self.look(count, of, now_us);
+                let mut one = self.look(&looked, count, of, now_us);
                 one.take_owed(count.owed, now_us);
                 extra &= matches!(one.room(count.units.saturating_add(count.extra), false, now_us), Room::Now);
                 one
@@ -295,7 +298,7 @@ impl Tallies {
     pub fn settle(&mut self, settlement: &Settlement, now_us: u64) {
         for (count, marks, back) in &settlement.counts {
             for (of, mark) in marks.iter().enumerate() {
-                let mut one = self.look(count, of, now_us);
+                let mut one = self.look(&[], count, of, now_us);
                 let is_fresh = !self.all.contains_key(&one.key);
                 one.settle(*mark, *back, now_us);
                 // Of a bucket that is not known nothing is missing.

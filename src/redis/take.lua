@@ -10,6 +10,7 @@ local us = time[1] * 1000000 + time[2]
 local ms = math.floor(us / 1000)
 local n = #KEYS
 local found = {}
+local seen = {} -- what several tenants owe is taken from one pool
 local longest, which, fits, extra, any_extra, left = 0, 0, true, true, false, -1
 
 local function slack(units)
@@ -25,9 +26,12 @@ for i = 1, n do
   local after = nil -- nil: there is room; -1: nobody can tell
   any_extra = any_extra or more > 0
   if kind == 'b' then
-    local raw = redis.call('GET', KEYS[i])
+    local before, raw = seen[KEYS[i]], redis.call('GET', KEYS[i])
     local level = math.min(a, b)
-    if raw then
+    if before then
+      level = math.max(before.level - owed, math.min(before.level, -b))
+      one.waited = before.waited
+    elseif raw then
       local was, since, rate, burst, waited = string.match(raw, '(%S+) (%S+) (%S+) (%S+) (%S+)')
       -- What went by shares meanwhile is taken before what flowed in is cut to the burst, and leaves a burst's debt at the most.
       level = math.min(was + rate * math.max(0, us - since) / 1e6 - owed, burst + 0, b)
@@ -46,8 +50,8 @@ for i = 1, n do
     -- One that is new begins to fill now, be there room or not.
     one.level, one.is_new = level, not raw
   elseif kind == 'f' then
-    local raw = redis.call('GET', KEYS[i])
-    local count = tonumber(raw or 0)
+    local before, raw = seen[KEYS[i]], redis.call('GET', KEYS[i])
+    local count = before and before.count or tonumber(raw or 0)
     local ttl = -2
     if raw then
       ttl = redis.call('PTTL', KEYS[i])
@@ -59,6 +63,9 @@ for i = 1, n do
     end
     one.runs = ttl >= 0
     one.ends = ms + math.max(ttl, 0)
+    if before then
+      one.runs, one.ends = before.runs or before.owed > 0, before.ends
+    end
     owed = math.min(owed, math.floor(math.max(0, a - count)))
     one.owed = owed
     if owed > 0 and not one.runs then
@@ -73,8 +80,10 @@ for i = 1, n do
   else
     local index = math.floor(ms / b)
     local current, earlier = 0, 0
-    local raw = redis.call('GET', KEYS[i])
-    if raw then
+    local before, raw = seen[KEYS[i]], redis.call('GET', KEYS[i])
+    if before then
+      current, earlier = before.current, before.earlier
+    elseif raw then
       local was, then_current, then_earlier = string.match(raw, '(%S+) (%S+) (%S+)')
       if was + 0 == index then
         current, earlier = then_current + 0, then_earlier + 0
@@ -102,7 +111,7 @@ for i = 1, n do
     one.index, one.current, one.earlier, one.mark = index, current, earlier, index
   end
   one.after = after
-  found[i] = one
+  found[i], seen[KEYS[i]] = one, one
 end
 
 -- To wait until both are over; -1 if one never is.

@@ -280,6 +280,43 @@ fn to_a_queue_of_others_some_is_left_and_it_is_given_way_to_once_within_its_lag(
 }
 
 #[test]
+fn when_others_have_gone_their_room_is_found_as_soon_as_any() {
+    let mut law = CongestionLaw::new(CongestionParams::default());
+    let told = |value, second| pressure(Counts::Requests, 0.5, 2, Reading::Fresh(Measured { at: at(second), value }));
+    let mut places = 16.0_f64;
+    for second in 0..60 {
+        places = law.step(at(second), Some(places.floor()), &[told(50.0, second)]).places.expect("limited");
+    }
+    assert_eq!(places, 1.0, "given way to, again and again");
+    let two = (60..200).find(|second| {
+        places = law.step(at(*second), Some(places.floor()), &[told(0.0, *second)]).places.expect("limited");
+        places >= 2.0
+    });
+    assert!(two.is_some_and(|second| second <= 82), "{two:?}");
+}
+
+/// An average, or a part: what is cut to is hardly ever a whole place.
+#[test]
+fn tries_become_rare_wherever_between_two_places_the_cut_leads() {
+    for surplus in [0.51, 0.55, 0.75, 0.99] {
+        let mut law = CongestionLaw::new(CongestionParams::default());
+        let told =
+            |value, second| pressure(Counts::Requests, 0.5, 2, Reading::Fresh(Measured { at: at(second), value }));
+        let (mut in_flight, mut tries) = (17.0, Vec::new());
+        for second in 0..900 {
+            let value = if in_flight > 16.0 { surplus } else { 0.0 };
+            let places = law.step(at(second), Some(in_flight), &[told(value, second)]).places.expect("limited");
+            if in_flight <= 16.0 && places >= 17.0 {
+                tries.push(second);
+            }
+            in_flight = places.floor();
+        }
+        let late: Vec<_> = tries.windows(2).map(|two| two[1] - two[0]).skip(4).collect();
+        assert!(!late.is_empty() && late.iter().all(|between| *between >= 80), "{surplus}: tries at {tries:?}");
+    }
+}
+
+#[test]
 fn places_are_numbers_within_their_bounds_whatever_is_told() {
     let mut random = fastrand::Rng::with_seed(8);
     let values = [0.0, 1e-9, 0.5, 1.0, 2.0, 100.0, 1e12, f64::MAX];

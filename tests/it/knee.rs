@@ -324,7 +324,8 @@ async fn throughput_at_the_knee_is_that_of_the_best_static_limit() {
     }
     for (name, ratios) in [("ours", seeing), ("ours, Prometheus killed", blind)] {
         println!("{name} ÷ best static, server by server (throughput, p99): {ratios:.3?}");
-        let (throughput, p99) = (median(&ratios, |of| of.0), median(&ratios, |of| of.1));
+        // Throughput against the most of any, p99 against the one with the fewest places that does as well.
+        let (throughput, p99) = (median(&ratios, |of| of.0) * best.per_s / most, median(&ratios, |of| of.1));
         println!("{name} ÷ best static, median: throughput {throughput:.3}, p99 {p99:.3}");
         assert!(throughput >= 0.95, "{name}: {throughput}");
         assert!(p99 <= 1.0 + NOISE, "{name}: {p99}");

@@ -216,6 +216,43 @@ async fn what_is_given_back_of_a_window_that_is_over_goes_nowhere() {
     assert!(!is_all(&tally.take(&question(&[one])).await.expect("redis answers")), "the new window is full");
 }
 
+/// An outage of which many tenants of one pool tell in one question.
+#[tokio::test]
+async fn what_several_tenants_owe_is_all_taken_from_their_pool() {
+    let server = RedisServer::start().await.expect("redis starts");
+    let (tally, mut connection) = (tally(&server), raw(&server).await);
+    let (mut twin, wide) = (Tallies::default(), TallyRule::TokenBucket { rate_per_s: 1e6, burst: 1e6 });
+    let pools = [
+        TallyRule::TokenBucket { rate_per_s: 1.0, burst: 100.0 },
+        TallyRule::FixedWindow { limit: 20.0, window_ms: 86_400_000, left_ms: None },
+        TallyRule::SlidingWindow { limit: 20.0, window_ms: 86_400_000 },
+    ];
+    for rule in pools {
+        let of = |name: &str, units, owed| {
+            let whose = Count { grantee: grantee(name), tenant: wide, units, owed, ..count(RPM, rule, 0) };
+            [whose]
+        };
+        let owed = ["a", "b", "c"].map(|name| of(name, 0, 4)).concat();
+        let mut ask = async |counts: &[Count]| {
+            let question = question(counts);
+            let ours = twin.take(&question, server_us(&mut connection).await);
+            (tally.take(&question).await.expect("redis answers"), ours)
+        };
+        ask(&owed).await;
+        let (theirs, ours) = ask(&of("d", 9, 0)).await;
+        for taken in [&theirs, &ours] {
+            let Taken::None { after, .. } = taken else { panic!("{rule:?}: twelve of twenty are gone: {taken:?}") };
+            // The bucket began with one, and owes eleven.
+            let is_bucket = matches!(rule, TallyRule::TokenBucket { .. });
+            let is_due = |after: Duration| (19.0..=20.0).contains(&after.as_secs_f64());
+            assert!(!is_bucket || after.is_some_and(is_due), "{rule:?}: {taken:?}");
+        }
+        let (theirs, ours) = ask(&of("d", 8, 0)).await;
+        let fits = !matches!(rule, TallyRule::TokenBucket { .. });
+        assert_eq!((is_all(&theirs), is_all(&ours)), (fits, fits), "{rule:?}: {theirs:?}, {ours:?}");
+    }
+}
+
 /// All or nothing over meters: what one refuses is not taken from another.
 #[tokio::test]
 async fn what_one_meter_refuses_no_other_counts() {

@@ -200,6 +200,7 @@ impl CongestionLaw {
             return;
         }
         let most = self.in_flight.iter().map(|(_, n)| *n).fold(0.0, f64::max);
+        let mut is_ours = true;
         let bound = match pressure.counts {
             Counts::Part => most * pressure.aim / value,
             Counts::Requests if value - pressure.aim < most => most - value + pressure.aim,
@@ -207,17 +208,20 @@ impl CongestionLaw {
                 if self.gave_way_at.is_some_and(|at| now.since(at) <= pressure.lag) {
                     return;
                 }
-                self.gave_way_at = Some(now);
+                (self.gave_way_at, is_ours) = (Some(now), false);
                 self.params.for_others * self.step.places.unwrap_or(most).min(most)
             }
         };
+        // A part of a place is nobody's; nor is it to be so much of one that the next is tried at once.
+        let bound = if is_ours { bound.min(bound.floor() + 0.5) } else { bound };
         let bound = bound.clamp(self.params.places_min, self.params.places_max);
         if self.step.places.is_none_or(|places| bound < places) {
+            let is_again = is_ours && self.knee.is_some_and(|knee| self.params.is_same(knee, bound));
+            let has_tried = self.step.places.zip(self.knee).is_some_and(|(places, knee)| places >= knee.floor() + 1.0);
+            self.tries = if is_again { self.tries.saturating_add(has_tried.into()) } else { 0 };
             let (query, aim) = (pressure.query.clone(), pressure.aim);
             self.step =
                 CongestionStep { places: Some(bound), by: Some(CutBy { query, told: value, aim, is_silent: false }) };
-            let is_again = self.knee.is_some_and(|knee| self.params.is_same(knee, bound));
-            self.tries = if is_again { self.tries.saturating_add(1) } else { 0 };
             (self.knee, self.spare_since) = (Some(bound), None);
         }
     }

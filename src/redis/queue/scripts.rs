@@ -17,7 +17,7 @@ use super::super::connection::{Redis, Unreachable};
 pub(super) const LANES: usize = 32;
 /// The consumer group of each stream.
 const GROUP: &str = "workers";
-/// Entries of a lane that are read at a time: Redis does nothing else meanwhile, and each may have a large body.
+/// Entries that are read at a time, of all lanes: Redis does nothing else meanwhile, and each may have a large body.
 const READ_MAX: usize = 16;
 
 /// What begins the scripts that empty a queue: a Redis that takes no more would otherwise never have room again.
@@ -97,8 +97,8 @@ local function field(fields, name)
   end
   return ''
 end
-local function read(stream, from, into)
-  local got = redis.pcall('XREADGROUP', 'GROUP', group, 'worker', 'COUNT', most, 'STREAMS', stream, from)
+local function read(stream, from, count, into)
+  local got = redis.pcall('XREADGROUP', 'GROUP', group, 'worker', 'COUNT', count, 'STREAMS', stream, from)
   if not got then return {} end
   if got.err then
     redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
@@ -115,21 +115,24 @@ local function read(stream, from, into)
   return entries
 end
 
-local length, answer = 0, {}
-for lane = 1, lanes do
+-- Whichever lane comes first may take all that is read; the next time it is another one.
+local length, answer, left = 0, {}, tonumber(most)
+for step = 1, lanes do
+  local lane = (now + step) % lanes + 1
   local stream, from, entries = KEYS[2 + 2 * lane], ARGV[6 + lanes + lane], {}
   if state[lane] == 2 then from = '0-0' end
-  if state[lane] > 0 and works and from ~= '-' then
+  if state[lane] > 0 and works and from ~= '-' and left > 0 then
     if from ~= '>' then
-      local before = read(stream, from, entries)
-      from = #before < tonumber(most) and '>' or before[#before][1]
+      local before = read(stream, from, left, entries)
+      from = #before < left and '>' or before[#before][1]
+      left = left - #before
     end
-    if from == '>' and #entries == 0 then read(stream, '>', entries) end
+    if from == '>' and #entries == 0 then left = left - #read(stream, '>', left, entries) end
   end
   length = length + redis.call('XLEN', stream)
   answer[lane] = { state[lane], from, entries }
 end
-return { now, length, redis.call('XLEN', KEYS[2]), part, answer }
+return { now, length, redis.call('XLEN', KEYS[2]), part, left == 0 and 1 or 0, answer }
 "
     ))
 });
@@ -255,6 +258,8 @@ pub(super) struct Turn {
     pub dead: u64,
     /// How many lanes are one worker's part.
     pub part: usize,
+    /// As many were read as may be at a time: there may be more.
+    pub more: bool,
     /// Each lane.
     pub lanes: Vec<LaneTurn>,
 }
@@ -364,13 +369,8 @@ impl Ledger {
         for word in tokens.into_iter().chain(cursors) {
             script.arg(word);
         }
-        let (now_ms, length, dead, part, lanes) = self.run(within, script).await?;
-        Ok(Turn { now_ms, length, dead, part, lanes })
-    }
-
-    /// Whether a turn's answer about a lane was as full as it can be: there may be more.
-    pub(super) fn is_full(entries: &[Entry]) -> bool {
-        entries.len() >= READ_MAX
+        let (now_ms, length, dead, part, more, lanes) = self.run(within, script).await?;
+        Ok(Turn { now_ms, length, dead, part, more, lanes })
     }
 
     /// Gives lanes up, by number and token; whoever does not stay is no worker any more.

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::delivery::{Courier, serve};
 use super::lane::Lane;
-use super::scripts::{LANES, LaneTurn, Ledger, Turn};
+use super::scripts::{LANES, LaneTurn, Turn};
 use super::{Queue, RequeueStream, Unreachable};
 use crate::client::{AnswerStore, BoxError, CacheKey, Pool, Priority};
 use crate::clock::UnixMillis;
@@ -34,7 +34,8 @@ pub struct WorkerParams {
     pub name: String,
     /// Most tenants served at a time, one request of each in flight.
     pub in_flight_max: usize,
-    /// So many real sends that fail make a dead letter; what the limiter would never admit counts as one. At least 1.
+    /// So many sends that fail make a dead letter; what the limiter would never admit counts as one, and so does a send that was
+    /// not begun because Redis counted it without saying so in time. At least 1.
     pub tries_max: u32,
     /// The pause after the first try that failed; doubled after each further one.
     pub retry_first: Duration,
@@ -227,7 +228,7 @@ struct Desk {
 /// A lane, and how far it has been read.
 struct Held {
     lane: Arc<Lane>,
-    /// As [`Ledger::turn`] wants it.
+    /// As [`Ledger::turn`](super::scripts::Ledger::turn) wants it.
     cursor: String,
     /// The last entry that was seen.
     last: String,
@@ -285,10 +286,8 @@ impl Desk {
         self.turns += 1;
         let reads_again = self.reads_again_at.take_if(|at| *at <= self.turns).is_some();
         self.courier.reachable.send_replace(true);
-        let Turn { now_ms, length, dead, part, lanes } = turn;
-        let mut more = false;
+        let Turn { now_ms, length, dead, part, more, lanes } = turn;
         for (number, lane) in lanes.into_iter().enumerate().take(LANES) {
-            more |= works && Ledger::is_full(&lane.2);
             self.apply(number, lane, &fresh);
             if let Some(held) = self.lanes[number].as_mut().filter(|_| reads_again) {
                 FROM_THE_START.clone_into(&mut held.cursor);

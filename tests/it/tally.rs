@@ -1,5 +1,6 @@
 //! Counting together in Redis: the script against its pure twin, and what members do with it.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,14 +10,14 @@ use tidegate::limiter::{Count, Question, Settlement, Taken, Tallies, TallyRule};
 use tidegate::plan::{Algorithm, Grant, Pulse, Rate};
 use tidegate::provider::Dialect;
 use tidegate::quota::{Cost, Meter};
-use tidegate::redis::{Redis, RedisParams, RedisTally};
-use tidegate::sim::RedisServer;
-use tidegate::sim::process::Process;
+use tidegate::redis::{Redis, RedisParams, RedisTally, Topology};
+use tidegate::sim::process::{Process, find_program, free_port};
+use tidegate::sim::{RedisServer, RedisSetup, Seat};
 use tidegate::telemetry::{Metric, Telemetry};
 use tokio::time::Instant;
 
 use super::by_hand::{Hand, RPM, TPM, grant, grantee, pool, pulse, rates, stamp, tenant};
-use super::world::eventually;
+use super::world::{PATIENCE, eventually};
 
 pub async fn raw(server: &RedisServer) -> MultiplexedConnection {
     let client = redis::Client::open(server.url()).expect("a URL");
@@ -251,6 +252,60 @@ async fn what_several_tenants_owe_is_all_taken_from_their_pool() {
         let fits = !matches!(rule, TallyRule::TokenBucket { .. });
         assert_eq!((is_all(&theirs), is_all(&ours)), (fits, fits), "{rule:?}: {theirs:?}, {ours:?}");
     }
+}
+
+/// A group of two that a sentinel watches: the one that leads is killed, the other leads on, and counts on from there.
+#[tokio::test]
+async fn where_a_sentinel_says_who_leads_the_next_one_counts_on() {
+    let mut leads = RedisServer::start().await.expect("redis starts");
+    let follows =
+        RedisSetup { settings: vec![format!("replicaof 127.0.0.1 {}", leads.port())], ..RedisSetup::default() };
+    let follows = RedisServer::start_as(&follows).await.expect("redis starts");
+    let seat = Seat::take().expect("a seat");
+    let (folder, port) = (seat.folder("sentinel").expect("a folder"), free_port().expect("a port"));
+    let config = folder.join("sentinel.conf");
+    let text = format!(
+        "bind 127.0.0.1\nport {port}\ndir {}\nsentinel monitor front 127.0.0.1 {} 1\n\
+         sentinel down-after-milliseconds front 500\nsentinel failover-timeout front 3000\n",
+        folder.display(),
+        leads.port()
+    );
+    std::fs::write(&config, text).expect("written");
+    let mut command = Command::new(find_program("redis-server", "redis-server").expect("redis-server"));
+    command.arg(&config).arg("--sentinel");
+    let mut sentinel = Process::spawn("sentinel", command, None).expect("it starts");
+    // It knows who follows by then.
+    sentinel.wait_for_line(|line| line.contains("+slave "), PATIENCE).await.expect("it finds both");
+
+    let params = RedisParams {
+        topology: Topology::Sentinel("front".to_owned()),
+        ..RedisParams::new(&format!("redis://127.0.0.1:{port}"))
+    };
+    let tally = RedisTally::new(Redis::new(params).expect("a URL"));
+    let rule = TallyRule::FixedWindow { limit: 3.0, window_ms: 600_000, left_ms: None };
+    let one = question(&[count(RPM, rule, 1)]);
+    assert!(is_all(&tally.take(&one).await.expect("redis answers")));
+    let mut second = raw(&follows).await;
+    eventually("the one that follows has it", async || {
+        let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut second).await.expect("redis answers");
+        (keys.len() == 2).then_some(())
+    })
+    .await;
+    leads.kill().expect("kill -9");
+    let began = Instant::now();
+    let taken = eventually("the next one answers", async || match tally.take(&one).await {
+        Ok(taken) => Some(taken),
+        Err(_) => {
+            tally.start_over();
+            None
+        }
+    })
+    .await;
+    println!("the next one answers after {:.1?}", began.elapsed());
+    assert!(is_all(&taken));
+    assert!(is_all(&tally.take(&one).await.expect("redis answers")));
+    assert!(!is_all(&tally.take(&one).await.expect("redis answers")), "three of three are counted");
+    sentinel.terminate().await.expect("it ends");
 }
 
 /// All or nothing over meters: what one refuses is not taken from another.

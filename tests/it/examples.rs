@@ -96,6 +96,7 @@ async fn the_worker_example_sends_what_was_refused_and_keeps_its_answer() {
     let redis = RedisServer::start().await.expect("redis starts");
     let (lines, state) = run("requeue_worker", &[("TIDEGATE_REDIS", &redis.url())]).await;
     let expected = [
+        "in the queue before: 0",
         "good morning: 200 OK by a provider",
         "good day: 202 Accepted by requeued",
         "good night: 202 Accepted by requeued",

@@ -313,8 +313,9 @@ async fn a_table_of_faults(meter: &str, limit: usize, window_ms: u64, setup: Red
     for (fault, counts, in_span, bound) in &table {
         assert!(counts.len() >= 3, "{fault}: {counts:?}");
         assert!(counts.iter().all(|count| count <= bound), "{fault}: {counts:?}, at most {bound}");
-        // A window that is lost is followed by another one at once.
-        assert!(*in_span <= 2 * limit, "{fault}: {in_span} in a window's length");
+        // Any span of that length has parts of two windows; and while Redis is away, half a limit goes by the safe shares beside.
+        let by_shares = if fault.starts_with("redis") { limit / 2 } else { 0 };
+        assert!(*in_span <= 2 * limit + by_shares, "{fault}: {in_span} in a window's length");
         // Shares are less, while the store is away; and on a busy machine it is too late for a moment.
         let used = counts.iter().sum::<usize>() as f64 / (counts.len() * limit) as f64;
         assert!(used >= 0.5, "{fault}: it is used: {counts:?}");

@@ -293,12 +293,12 @@ async fn where_a_sentinel_says_who_leads_the_next_one_counts_on() {
     .await;
     leads.kill().expect("kill -9");
     let began = Instant::now();
-    let taken = eventually("the next one answers", async || match tally.take(&one).await {
-        Ok(taken) => Some(taken),
-        Err(_) => {
+    let taken = eventually("the next one answers", async || {
+        let taken = tally.take(&one).await;
+        if taken.is_err() {
             tally.start_over();
-            None
         }
+        taken.ok()
     })
     .await;
     println!("the next one answers after {:.1?}", began.elapsed());

@@ -50,7 +50,8 @@ impl Default for AnswersParams {
 ///
 /// Redis holds your callers' answers as they are. The names of its keys are hashes of tenant and [`CacheKey`]. How much it holds is
 /// bounded by [`ttl`](AnswersParams::ttl) and by its own `maxmemory`: with a `maxmemory-policy` of `volatile-lru` or `volatile-ttl`
-/// answers make room for each other; so would tallies, so that members that count together do so in another Redis. Without Redis there are no answers from before, and nobody waits longer for that.
+/// answers make room for each other; tallies would too, so members that count together do so in another Redis. Without Redis there are
+/// no answers from before, and nobody waits longer for that.
 #[derive(Clone)]
 pub struct AnswersInRedis(Arc<Inner>);
 

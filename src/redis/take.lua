@@ -10,7 +10,7 @@ local us = time[1] * 1000000 + time[2]
 local ms = math.floor(us / 1000)
 local n = #KEYS
 local found = {}
-local seen = {} -- what several tenants owe is taken from one pool
+local seen = {} -- by key: what several tenants owe is taken from one pool, one after the other
 local longest, which, fits, extra, any_extra, left = 0, 0, true, true, false, -1
 
 local function slack(units)

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use super::by_hand::tenant;
 use super::etcd_tls::Papers;
 use super::middleware::{http, serve};
-use super::requeue::wide;
+use super::requeue::{cli, redis, wide};
 use super::world::eventually;
 
 /// On a machine that is busy with other tests.
@@ -89,16 +89,6 @@ impl Side {
 
 fn key(name: &str) -> CacheKey {
     CacheKey(name.to_owned())
-}
-
-async fn redis() -> RedisServer {
-    RedisServer::start().await.expect("redis starts")
-}
-
-fn cli(redis: &RedisServer, args: &[&str]) -> String {
-    let output = redis.redis_cli().expect("installed").args(args).output().expect("it runs");
-    assert!(output.status.success(), "redis-cli {args:?}: {output:?}");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]

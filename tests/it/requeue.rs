@@ -192,11 +192,11 @@ impl Provider {
     }
 }
 
-async fn redis() -> RedisServer {
+pub async fn redis() -> RedisServer {
     RedisServer::start().await.expect("redis starts")
 }
 
-fn cli(redis: &RedisServer, args: &[&str]) -> String {
+pub fn cli(redis: &RedisServer, args: &[&str]) -> String {
     let output = redis.redis_cli().expect("installed").args(args).output().expect("it runs");
     assert!(output.status.success(), "redis-cli {args:?}: {output:?}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()

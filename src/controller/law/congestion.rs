@@ -122,7 +122,7 @@ pub struct CongestionLaw {
     unheard_until: Option<MonoTime>,
     /// To where it was last cut.
     knee: Option<f64>,
-    /// How often in turn it was cut to there again.
+    /// How many tries in turn were cut back to there.
     tries: u8,
     /// When a queue of others was last given way to.
     gave_way_at: Option<MonoTime>,

@@ -124,8 +124,8 @@ pub enum QueueError {
 ///
 /// What Redis has written down when it said yes is Redis's to promise: with `appendonly yes` and `appendfsync always` all, with
 /// `everysec` what is older than a second, after a failover what the replica had. It must not evict what has no time to live: a
-/// `maxmemory-policy` of `noeviction` or `volatile-…` (`noeviction` alone where members count together in the same Redis); a full one takes no
-/// requests, and is emptied all the same. A queue is on one node of a cluster. Redis 7.0 or newer.
+/// `maxmemory-policy` of `noeviction` or `volatile-…` (`noeviction` alone where members count together in the same Redis); a full
+/// one takes no requests, and is emptied all the same. A queue is on one node of a cluster. Redis 7.0 or newer.
 #[derive(Clone)]
 pub struct RequeueStream(Arc<Queue>);
 
